@@ -1,0 +1,163 @@
+"""The command line: a subcommand if the first word is one, else a sweep; everything else is Hydra's."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lrsweep import __version__
+from lrsweep.errors import InputError, LrsweepError
+
+
+def main() -> None:
+    """Runs the command line and exits with its code; a fault is one line on stderr."""
+    try:
+        code = run(sys.argv[1:])
+    except LrsweepError as fault:
+        print(f"lrsweep: {fault}", file=sys.stderr)
+        code = fault.exit_code
+    except KeyboardInterrupt:
+        print("lrsweep: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is left to print goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Does what `argv` says; returns the exit code. Raises LrsweepError."""
+    if argv and argv[0] in _COMMANDS:
+        return _COMMANDS[argv[0]](argv[1:])
+    if argv == ["--version"]:
+        print(f"lrsweep {__version__}")
+        return 0
+    from lrsweep import compose
+
+    if any(argument.startswith("-") and "=" not in argument for argument in argv):
+        compose.hydra_flags(argv)
+        return 0
+    if not argv:
+        raise InputError(
+            f"choose a sweep: lrsweep +sweep=NAME (there are {', '.join(compose.sweep_names())}); more: --help"
+        )
+    if "=" not in argv[0]:
+        raise InputError(
+            f"{argv[0]}: no such command (choices: {', '.join(_COMMANDS)}); a sweep is run with +sweep=NAME"
+        )
+    return _sweep(argv)
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from lrsweep import compose
+
+    config = compose.sweep_config(argv)
+    _quiet_libraries()
+    from rich.console import Console
+
+    from lrsweep.outputs import SweepFolder
+    from lrsweep.report.screen import open_screen
+    from lrsweep.report.text import print_summary
+    from lrsweep.sweep import run as run_sweep
+
+    console = Console()
+    summary = run_sweep(config, open_screen(console))
+    print_summary(console, summary, SweepFolder(config.name))
+    return 0
+
+
+def _export(argv: Sequence[str]) -> int:
+    parser = _parser("export", "write the best config of a sweep for your trainer")
+    parser.add_argument("name", metavar="NAME", help="the sweep: its folder under outputs/")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="hydra or transformers")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: the terminal)")
+    arguments = parser.parse_args(argv)
+    from lrsweep import interop, outputs
+    from lrsweep.report.summary import read_summary
+
+    text = interop.export(read_summary(outputs.sweep_folder(arguments.name)), arguments.to)
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        outputs.write(arguments.out, text)
+        print(f"wrote {arguments.out}")
+    return 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = _parser("report", "show a sweep's result and write its report.html anew")
+    parser.add_argument("name", metavar="NAME", help="the sweep: its folder under outputs/")
+    arguments = parser.parse_args(argv)
+    from rich.console import Console
+
+    from lrsweep import outputs
+    from lrsweep.report.conclusion import conclude
+    from lrsweep.report.summary import read_summary
+    from lrsweep.report.text import print_summary
+
+    folder = outputs.sweep_folder(arguments.name)
+    summary = read_summary(folder)
+    conclude(summary, folder)
+    print_summary(Console(), summary, folder)
+    return 0
+
+
+def _ui(argv: Sequence[str]) -> int:
+    parser = _parser("ui", "MLflow's UI on this folder's runs, on 127.0.0.1")
+    parser.add_argument("--uri", help="another tracking store (default: sqlite:///mlflow.db)")
+    parser.add_argument("--port", type=int, default=5000, help="default: 5000")
+    arguments = parser.parse_args(argv)
+    from lrsweep.tracking import default_uri, serve_ui
+
+    return serve_ui(arguments.uri or default_uri(), port=arguments.port)
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    _parser("doctor", "what this machine has and what will be used").parse_args(argv)
+    from rich.console import Console
+
+    from lrsweep.machine import doctor
+
+    doctor(Console())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong argument is one line like any other fault."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog.removeprefix('lrsweep ')}: {message}; see {self.prog} --help")
+
+
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(prog=f"lrsweep {command}", description=description)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars off, telemetry off, and chatter kept from the terminal (it goes to the sweep's log)."""
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "warning"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    # Without a handler of its own, Python would print warnings to stderr.
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "export": _export,
+    "report": _report,
+    "ui": _ui,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The door: argv -> Hydra -> SweepConfig. DictConfig does not go past this file.
+
+Groups come from the packaged `conf/` and the user's own `./conf`; sweeps from the packaged `sweeps/` and `./sweeps`.
+"""
+
+import difflib
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lrsweep.config import SweepConfig, did_you_mean, validate
+from lrsweep.errors import InputError
+
+_PACKAGE = Path(__file__).parent
+
+
+def _packaged(installed: str, checkout: str) -> Path:
+    """A folder of configs: inside the wheel, or beside the package in a checkout (editable installs have only that)."""
+    folder = _PACKAGE / installed
+    return folder if folder.is_dir() else _PACKAGE.parent / checkout
+
+
+CONF = _packaged("_conf", "conf")
+SWEEPS = _packaged("_sweeps", "sweeps")
+
+
+def sweep_config(overrides: Sequence[str]) -> SweepConfig:
+    """The composed, validated config. Raises InputError with one line for anything wrong with it."""
+    config, choices = _composed([_normal(override) for override in overrides])
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise InputError(f"{missing[0]}: missing; set {missing[0]}=...")
+        tree: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as fault:
+        raise InputError(_one_line(fault)) from None
+    if tree["name"] is None:
+        tree["name"] = choices.get("sweep") or "sweep"
+    return validate(tree)
+
+
+def hydra_flags(argv: Sequence[str]) -> None:
+    """Hydra's own flags (--help, --cfg job, --info): printed by Hydra itself, and nothing is run."""
+    if "-m" in argv or "--multirun" in argv:
+        raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
+    arguments = [_normal(argument) for argument in argv]
+    # Composed here first, so that what is wrong with it is told as everywhere else.
+    _composed([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
+    sys.argv = ["lrsweep", *_own_conf(), *arguments]
+    hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
+
+
+def sweep_names() -> list[str]:
+    """Every sweep that +sweep= can name here."""
+    return sorted(_sweep_files())
+
+
+def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """Hydra's config, and the option chosen in each group."""
+    with warnings.catch_warnings():
+        # A sweep file's header is read by _offer_sweeps; Hydra has no way to be told so.
+        warnings.simplefilter("ignore", UserWarning)
+        _offer_sweeps(overrides)
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
+                config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as fault:
+            raise InputError(_one_line(fault)) from None
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config, choices
+
+
+def _run_nothing(_: DictConfig) -> None:
+    raise InputError("that flag goes with --cfg job or --help only")
+
+
+def _normal(override: str) -> str:
+    """Lets `sweep=x` stand for `+sweep=x`, and new keys be set where the config is open: space, kwargs, data.columns."""
+    if override.startswith("sweep="):
+        return f"+{override}"
+    open_places = r"(space|data\.columns|\w+\.kwargs)[.=]"
+    return f"++{override}" if re.match(open_places, override) else override
+
+
+def _own_conf() -> list[str]:
+    own = Path.cwd() / "conf"
+    return [f"hydra.searchpath=[file://{own}]"] if own.is_dir() and own.resolve() != CONF.resolve() else []
+
+
+def _sweep_files() -> dict[str, Path]:
+    folders = [SWEEPS, Path.cwd() / "sweeps"]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _offer_sweeps(overrides: Sequence[str]) -> None:
+    """Registers every sweep file as an option of the group `sweep`; a broken one counts only if it is asked for."""
+    chosen = {
+        value for key, _, value in (override.lstrip("+").partition("=") for override in overrides) if key == "sweep"
+    }
+    store = ConfigStore.instance()
+    for name, path in _sweep_files().items():
+        try:
+            node = OmegaConf.load(path)
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as fault:
+            if name in chosen:
+                raise InputError(f"{_shown(path)}: not valid YAML: {_first_line(fault)}") from None
+            continue
+        if not isinstance(node, DictConfig):
+            if name in chosen:
+                raise InputError(f"{_shown(path)}: a sweep file is a mapping of config keys")
+            continue
+        store.store(group="sweep", name=name, node=node, package="_global_", provider="sweeps")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _first_line(fault: Exception) -> str:
+    mark = getattr(fault, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: {getattr(fault, 'problem', '')}"
+    return str(fault).strip().splitlines()[0]
+
+
+def _one_line(fault: Exception) -> str:
+    """Hydra's error as one line that names the key, the rule and the choices."""
+    text = str(fault)
+    if isinstance(fault, MissingConfigException) and fault.missing_cfg_file:
+        group, _, option = str(fault.missing_cfg_file).rpartition("/")
+        choices = sweep_names() if group == "sweep" else sorted(fault.options or [])
+        near = difflib.get_close_matches(option, choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{group}={option}: no such option{hint} (choices: {', '.join(choices)})"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        groups = [child.name for child in CONF.iterdir() if child.is_dir() and "." not in key]
+        near = difflib.get_close_matches(key, groups, n=1)
+        return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else did_you_mean(key))
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = match[1].partition("=")
+        return f"{match[1]}: several values make an axis; write space.{key.lstrip('+')}=[{values}]"
+    if isinstance(fault, OverrideParseException):
+        return f"{fault.override}: not an override; write key=value, and quote values that have spaces or brackets"
+    if isinstance(fault, yaml.YAMLError):
+        where = getattr(getattr(fault, "problem_mark", None), "name", "config")
+        return f"{where}: not valid YAML: {_first_line(fault)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    return f"{key}: {lines[0]}" if key else lines[0]

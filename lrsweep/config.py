@@ -1,0 +1,292 @@
+"""The schema of a sweep: frozen, typed, validated once. Past this point nobody sees a DictConfig.
+
+Names are the field's: torch's for optimizers, transformers' for schedules and metrics, PEFT's for LoRA.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from lrsweep.errors import InputError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adafactor", "rmsprop", "sgd"]
+SchedulerName = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "reduce_lr_on_plateau",
+]
+DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """`path` is a local folder, a hub id, or `embedded` for the small model that ships with lrsweep."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    attn_implementation: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code runs the repository's code: pin model.revision to a 40-digit commit")
+        return self
+
+
+class DataConfig(_Section):
+    """`path` is a file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`.
+
+    The eval set is `eval_path`, or else the share `eval_fraction` of `path`.
+    """
+
+    path: str
+    format: DataFormat
+    name: str | None = None
+    split: str = "train"
+    eval_path: str | None = None
+    eval_split: str | None = None
+    eval_fraction: Fraction = 0.1
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    max_train_rows: Count | None = None
+    max_eval_rows: Count | None = None
+    packing: bool = False
+    columns: Annotated[Mapping[str, str], Strict(False)] = Field(default_factory=dict)
+
+
+class FinetuneConfig(_Section):
+    """What is trained. LoRA options count in mode `lora`, `trainable_layers` in mode `freeze`."""
+
+    mode: Literal["lora", "full", "freeze"]
+    r: Count = 8
+    alpha: Positive = 16.0
+    dropout: Fraction = 0.0
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)] = (
+        "all-linear"
+    )
+    dora: bool = False
+    rslora: bool = False
+    trainable_layers: Count = 2
+
+
+class OptimizerConfig(_Section):
+    """A torch.optim optimizer. `betas` and `eps` reach those optimizers that have them."""
+
+    name: OptimizerName
+    lr: Positive
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class SchedulerConfig(_Section):
+    """A transformers schedule. Warm-up is given in steps or as a share of the schedule, not both."""
+
+    name: SchedulerName
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_ratio: Fraction | None = None
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("give warmup_steps or warmup_ratio, not both (set the other to null)")
+        return self
+
+    def warmup(self, schedule_steps: int) -> int:
+        """Warm-up steps of a schedule of `schedule_steps` optimizer steps (a ratio is rounded up, as transformers does)."""
+        return (
+            self.warmup_steps
+            if self.warmup_steps is not None
+            else math.ceil((self.warmup_ratio or 0.0) * schedule_steps)
+        )
+
+
+class TrainingConfig(_Section):
+    """One trial: `max_steps` optimizer steps of `batch_size` x `gradient_accumulation_steps` rows.
+
+    `horizon` is the length of the real run: the schedule is the real run's, and the trial stops early in it.
+    """
+
+    max_steps: Count
+    batch_size: Count
+    gradient_accumulation_steps: Count = 1
+    max_grad_norm: NonNegative = 1.0
+    eval_every: Count
+    eval_batch_size: Count = 32
+    seed: Seed = 0
+    gradient_checkpointing: bool = False
+    horizon: Count | None = None
+    save_adapter: bool = True
+
+    @model_validator(mode="after")
+    def _horizon_reaches_past_the_trial(self) -> Self:
+        if self.horizon is not None and self.horizon < self.max_steps:
+            raise ValueError(f"horizon ({self.horizon}) is the real run's steps: at least max_steps ({self.max_steps})")
+        return self
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning-rate schedule, in optimizer steps."""
+        return self.horizon or self.max_steps
+
+
+class SearchConfig(_Section):
+    """How Optuna picks trials. `n_trials` is a total over all runs of the sweep; null means the whole grid.
+
+    `lr_scaling` ties the learning rate to the batch size: an axis value belongs to the base config's batch, and a trial
+    with another batch gets it times the ratio (`linear`) or its square root (`sqrt`).
+    """
+
+    method: Literal["grid", "tpe", "random", "qmc", "gp", "cmaes"]
+    n_trials: Count | None = None
+    seed: Seed = 0
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    storage: str | None = None
+
+    @model_validator(mode="after")
+    def _samplers_need_a_total(self) -> Self:
+        if self.method != "grid" and self.n_trials is None:
+            raise ValueError(
+                f"method {self.method} never ends by itself: set search.n_trials, the total number of trials"
+            )
+        return self
+
+
+class PrunerConfig(_Section):
+    """An Optuna pruner, fed with eval_loss at every evaluation; `kwargs` are its constructor's."""
+
+    name: Literal["none", "median", "successive_halving", "hyperband"]
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class EngineConfig(_Section):
+    """What trains the trials: `trainer` is stock transformers Trainer + PEFT, one trial at a time."""
+
+    name: Literal["trainer"]
+
+
+class ExecutorConfig(_Section):
+    """Where workers run: `local` is this process."""
+
+    name: Literal["local"]
+
+
+class TrackingConfig(_Section):
+    """Where loss curves go. `uri` null is sqlite:///mlflow.db in the working folder."""
+
+    name: Literal["mlflow", "none"]
+    uri: str | None = None
+    experiment: str | None = None
+    system_metrics: bool = True
+
+
+class SweepConfig(_Section):
+    """A whole sweep. `space` mirrors this tree; its leaves are lists of choices or ranges."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    model: ModelConfig
+    data: DataConfig
+    finetune: FinetuneConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    training: TrainingConfig
+    search: SearchConfig
+    space: dict[str, Any]
+    pruner: PrunerConfig
+    engine: EngineConfig
+    executor: ExecutorConfig
+    tracking: TrackingConfig
+
+
+def validate(tree: Mapping[str, Any]) -> SweepConfig:
+    """The tree as a SweepConfig. Raises InputError naming the first bad key, its value, the rule and the nearest name."""
+    try:
+        return SweepConfig.model_validate(dict(tree))
+    except ValidationError as fault:
+        raise InputError(_one_line(fault)) from None
+
+
+def replace(config: SweepConfig, changes: Mapping[str, Any]) -> SweepConfig:
+    """The config with dotted keys set (`{"optimizer.lr": 1e-4}`), validated anew."""
+    tree = config.model_dump()
+    for key, value in changes.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    return validate(tree)
+
+
+def keys(section: type[BaseModel] = SweepConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema that holds a value (`optimizer.lr`), in order."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys; lists stay whole, and so does an empty mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def did_you_mean(key: str) -> str:
+    """A hint with the schema's nearest key, or nothing."""
+    known = keys()
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        near = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _one_line(fault: ValidationError) -> str:
+    error = fault.errors()[0]
+    # Union branches and validators add parts to the location that are no config keys.
+    key = ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key{did_you_mean(key)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; set {key}=..."
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key}={error['input']!r}: letters, digits, '.', '_' and '-' only, starting with a letter or digit"
+    rule = error["msg"].removeprefix("Value error, ")
+    rule = rule[:1].lower() + rule[1:]
+    if isinstance(error["input"], Mapping):
+        return f"{key}: {rule}"
+    return f"{key}={error['input']!r}: {rule}"

@@ -1,0 +1,63 @@
+"""What an engine is: it takes trials, trains them and says what happened. It knows nothing of Hydra, Optuna or MLflow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from lrsweep.config import SweepConfig
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One hyperparameter set to train: the whole config with its axis values in place, and the folder it may write to."""
+
+    number: int
+    config: SweepConfig
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a trial measured after `step` optimizer steps, under transformers' names.
+
+    Training: `loss`, `grad_norm` (before clipping), `learning_rate`. Evaluation: `eval_loss`, also at step 0.
+    """
+
+    number: int
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, after `step` optimizer steps.
+
+    complete: full budget. stopped: the host asked for it. diverged: a loss or gradient that is not finite. failed: an error,
+    told in `reason`.
+    """
+
+    number: int
+    step: int
+    status: Literal["complete", "stopped", "diverged", "failed"]
+    reason: str = ""
+
+
+class Host(Protocol):
+    """What an engine sees of the sweep."""
+
+    def next_trial(self) -> Trial | None:
+        """The next trial to train, or None when there is none left."""
+
+    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+        """Hears what trials measured; answers the numbers of those that should stop now."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hears that a trial has ended; called once for each trial taken."""
+
+
+class Engine(Protocol):
+    """Trains trials until the host has none left."""
+
+    def run(self, host: Host) -> None:
+        """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""

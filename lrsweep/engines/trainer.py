@@ -1,0 +1,197 @@
+"""The reference engine: one trial at a time on stock transformers Trainer and stock PEFT."""
+
+import functools
+import gc
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lrsweep.config import SweepConfig
+from lrsweep.engines import Host, Measurement, Outcome, Trial
+from lrsweep.errors import LrsweepError
+from lrsweep.finetune.data import FinetuneData, collate
+from lrsweep.finetune.evaluation import evaluate
+from lrsweep.finetune.inputs import inputs
+from lrsweep.finetune.model import load_model, make_trainable, resolve_dtype
+from lrsweep.finetune.optimizer import optimizer_class
+
+log = logging.getLogger(__name__)
+
+
+class TrainerEngine:
+    """Trains the host's trials one after another, each from a freshly loaded base."""
+
+    def __init__(self) -> None:
+        # A trial's loss at step 0 is the base's, whatever its hyperparameters: measured once.
+        self._base_loss: dict[tuple[str, str, int], float] = {}
+
+    def run(self, host: Host) -> None:
+        """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""
+        while trial := host.next_trial():
+            try:
+                outcome = self._train(trial, host)
+            except LrsweepError as fault:
+                outcome = Outcome(trial.number, 0, "failed", str(fault))
+            except torch.OutOfMemoryError as fault:
+                log.exception("trial %d", trial.number)
+                outcome = Outcome(trial.number, 0, "failed", f"out of GPU memory: {str(fault).splitlines()[0]}")
+            except Exception as fault:
+                log.exception("trial %d", trial.number)
+                reason = str(fault).strip().splitlines() or [""]
+                outcome = Outcome(trial.number, 0, "failed", f"{type(fault).__name__}: {reason[0]}")
+            host.finish(outcome)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train(self, trial: Trial, host: Host) -> Outcome:
+        config = trial.config
+        tokenizer, data = inputs(config.model, config.data)
+        model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
+        reporter = _Reporter(trial, host)
+        trainer = _Trainer(
+            schedule_steps=config.training.schedule_steps,
+            data=data,
+            model=model,
+            args=training_arguments(trial),
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=[reporter],
+            optimizer_cls_and_kwargs=optimizer_class(config.optimizer),
+        )
+        base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
+        if base not in self._base_loss:
+            self._base_loss[base] = trainer.evaluate()["eval_loss"]
+        reporter.measured(0, {"eval_loss": self._base_loss[base]})
+        if reporter.ended is None:
+            trainer.train()
+        outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete")
+        if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
+            trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
+        return outcome
+
+
+def training_arguments(trial: Trial) -> TrainingArguments:
+    """The trial as stock TrainingArguments. Logging is every step, and a NaN is logged as what it is."""
+    config, training = trial.config, trial.config.training
+    compute = resolve_dtype(config.model)
+    arguments = TrainingArguments(
+        output_dir=str(trial.folder),
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        per_device_eval_batch_size=training.eval_batch_size,
+        learning_rate=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type=config.scheduler.name,
+        lr_scheduler_kwargs=config.scheduler.kwargs,
+        warmup_steps=config.scheduler.warmup(training.schedule_steps),
+        seed=training.seed,
+        bf16=compute == torch.bfloat16,
+        fp16=compute == torch.float16,
+        **_checkpointing(training.gradient_checkpointing),
+        eval_strategy="steps",
+        eval_steps=training.eval_every,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    # Several visible GPUs would make Trainer split each batch over them, and so change the batch size.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Activation checkpointing, under the name that the installed transformers has for it."""
+    if not wanted:
+        return {}
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class _Trainer(Trainer):
+    """Stock, but for two things: the schedule may be longer than the run, and the eval loss weighs every token the same."""
+
+    def __init__(self, *, schedule_steps: int, data: FinetuneData, **stock: Any) -> None:
+        super().__init__(**stock)
+        self.control: TrainerControl
+        self.remove_callback(PrinterCallback)  # the screen is the host's
+        self._schedule_steps = schedule_steps
+        self._data = data
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return super().create_scheduler(self._schedule_steps, optimizer)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        with self.compute_loss_context_manager():
+            loss = evaluate(
+                self.model, self._data.evaluation, self.args.eval_batch_size, self.processing_class.pad_token_id
+            )
+        metrics = {"eval_loss": loss}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Reporter(TrainerCallback):
+    """Passes every measurement to the host; ends the run when the host says so or when a number is not finite."""
+
+    def __init__(self, trial: Trial, host: Host) -> None:
+        self._trial = trial
+        self._host = host
+        self.ended: Outcome | None = None
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        number = self._trial.number
+        stop = self._host.report([Measurement(number, step, metrics)])
+        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if self.ended is not None:
+            return
+        if wrong:
+            self.ended = Outcome(number, step, "diverged", f"{wrong[0]} at step {step}")
+        elif number in stop and step < self._trial.config.training.max_steps:
+            self.ended = Outcome(number, step, "stopped")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        # The last step is evaluated whether or not eval_every divides it.
+        control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
+        return control
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> TrainerControl:
+        if "loss" in logs:
+            names = ("loss", "grad_norm", "learning_rate")
+            self.measured(state.global_step, {name: float(logs[name]) for name in names if name in logs})
+            control.should_training_stop = control.should_training_stop or self.ended is not None
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> TrainerControl:
+        if state.global_step > 0:
+            self.measured(state.global_step, metrics)
+            control.should_training_stop = control.should_training_stop or self.ended is not None
+        return control
+
+
+def check(config: SweepConfig) -> FinetuneData:
+    """Loads what every trial needs, so that what is wrong with it shows before trial 0. Raises InputError."""
+    optimizer_class(config.optimizer)
+    return inputs(config.model, config.data)[1]

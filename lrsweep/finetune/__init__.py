@@ -1,0 +1,1 @@
+"""Model, data, optimizer, schedule, evaluation: what every engine shares."""

@@ -1,0 +1,168 @@
+"""The files of a sweep: where they are, and how they are written so that a kill leaves each whole or absent."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from lrsweep.config import SweepConfig
+from lrsweep.errors import InputError, StorageError
+
+OUTPUTS = Path("outputs")
+
+
+class SweepFolder:
+    """`outputs/NAME`: the paths of one sweep. Nothing is created until `create`."""
+
+    def __init__(self, name: str) -> None:
+        self.path = OUTPUTS / name
+        self.study = self.path / "study.db"
+        self.config = self.path / "config.yaml"
+        self.best = self.path / "best"
+        self.report = self.path / "report.html"
+        self.summary = self.path / "summary.json"
+        self.log = self.path / "lrsweep.log"
+
+    def trial(self, number: int) -> Path:
+        """A trial's own folder."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def create(self) -> None:
+        """Makes the folder. Raises StorageError if the disk refuses."""
+        with disk_faults(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the sweep for this process; the kernel lets go of it however the process ends."""
+        with disk_faults(self.path), open(self.path / ".lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"{self.path}: another process is running this sweep; wait for it, or stop it"
+                ) from None
+            yield
+
+
+class MetricsLog:
+    """A trial's metrics.jsonl: one JSON object a measurement, append-only, on disk once `sync` returns."""
+
+    def __init__(self, trial_folder: Path) -> None:
+        self.path = trial_folder / "metrics.jsonl"
+        with disk_faults(self.path):
+            trial_folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one line. A value that is not finite is written as a word (NaN, Infinity), as Python's json reads it."""
+        with disk_faults(self.path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def sync(self) -> None:
+        """Returns when all lines are on disk."""
+        with disk_faults(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Syncs and closes."""
+        self.sync()
+        self._file.close()
+
+
+def read_metrics(trial_folder: Path) -> list[dict[str, float]]:
+    """The lines of a trial's metrics.jsonl; a torn last line is left out. Empty where there is no file."""
+    try:
+        lines = (trial_folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a whole file or nothing: temporary file, fsync, rename."""
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """YAML whose floats read as numbers everywhere: 1.0e-05, where PyYAML itself would read 1e-05 as a string."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+def _sequence(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+
+
+_PlainDumper.add_representer(float, _float)
+_PlainDumper.add_representer(list, _sequence)
+_PlainDumper.add_representer(tuple, _sequence)
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """The tree as YAML, keys in their order, lists on one line, floats that every YAML reader takes as numbers."""
+    return yaml.dump(dict(tree), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def masked(config: SweepConfig) -> dict[str, Any]:
+    """The config as a plain tree, passwords in URLs masked."""
+
+    def mask(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: mask(inner) for key, inner in value.items()}
+        return mask_url(value) if isinstance(value, str) else value
+
+    tree: dict[str, Any] = mask(config.model_dump())
+    return tree
+
+
+def mask_url(text: str) -> str:
+    """The text with any `user:password@` as `user:***@`."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+
+
+def sweep_folder(name: str) -> SweepFolder:
+    """The folder of a finished or running sweep. Raises InputError listing those there are."""
+    folder = SweepFolder(name)
+    if not folder.config.is_file():
+        there = sorted(path.parent.name for path in OUTPUTS.glob("*/config.yaml"))
+        raise InputError(f"{name}: no such sweep under {OUTPUTS}/ (there: {', '.join(there) or 'none'})")
+    return folder
+
+
+@contextlib.contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Names the path when the disk is full or refuses, as a StorageError."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(f"disk full: {path}; make room, then run the same command to go on") from None
+        raise StorageError(f"{path}: {fault.strerror or fault}") from None

@@ -1,0 +1,33 @@
+"""What is written when a sweep ends: report.html and the folder best/."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from lrsweep import interop, outputs
+from lrsweep.errors import InputError
+from lrsweep.outputs import SweepFolder
+from lrsweep.report.page import write_page
+from lrsweep.report.summary import Summary
+
+
+def conclude(summary: Summary, folder: SweepFolder) -> None:
+    """Writes the page, and the best config in every dialect that can say it, with its adapter."""
+    write_page(summary, folder)
+    best = summary.verdict.best
+    if best is None:
+        return
+    for dialect, file in (("hydra", "recommended.yaml"), ("transformers", "transformers.yaml")):
+        with contextlib.suppress(InputError):
+            outputs.write(folder.best / file, interop.export(summary, dialect))
+    adapter = folder.trial(best.number) / "adapter"
+    if adapter.is_dir():
+        with outputs.disk_faults(folder.best):
+            shutil.rmtree(folder.best / "adapter", ignore_errors=True)
+            shutil.copytree(adapter, folder.best / "adapter")
+
+
+def artifacts(folder: SweepFolder) -> list[Path]:
+    """What MLflow's parent run carries."""
+    files = [folder.config, folder.summary, folder.report, folder.best]
+    return [path for path in [*files, *sorted(folder.path.glob("*.png"))] if path.exists()]

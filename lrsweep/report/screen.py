@@ -1,0 +1,180 @@
+"""The terminal while a sweep runs: a live table, or plain lines where there is no terminal."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from lrsweep.config import SweepConfig
+from lrsweep.engines import Measurement
+from lrsweep.report.words import duration, loss, shown
+
+_ROWS = 16
+_STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim", "interrupted": "yellow"}
+
+
+class Screen(Protocol):
+    """What the loop tells a person."""
+
+    def running(self, trials: int, done: int, steps: int) -> contextlib.AbstractContextManager[None]:
+        """Surrounds the run: `trials` in all, `done` of them before, `steps` each."""
+
+    def note(self, text: str) -> None:
+        """One line, now."""
+
+    def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
+        """A trial begins."""
+
+    def measured(self, measurement: Measurement) -> None:
+        """A trial measured something."""
+
+    def trial_finished(self, number: int, status: str, reason: str) -> None:
+        """A trial ended."""
+
+
+@dataclass
+class _Row:
+    values: Mapping[str, Any]
+    max_steps: int
+    state: str = "running"
+    step: int = 0
+    loss: float | None = None
+    eval_loss: float | None = None
+
+
+class Clock:
+    """Time left, from the steps done so far in this run."""
+
+    def __init__(self, trials: int, done: int, steps: int) -> None:
+        self._start = time.monotonic()
+        self._steps = steps
+        self._total = (trials - done) * steps
+        self._ended = 0
+        self._running: dict[int, int] = {}
+
+    def at(self, number: int, step: int) -> None:
+        """A trial has come to `step`."""
+        self._running[number] = step
+
+    def ended(self, number: int) -> None:
+        """A trial is over; steps it did not use are not waited for."""
+        self._running.pop(number, None)
+        self._ended += self._steps
+
+    def left(self) -> str:
+        """Like `2:05`, or `?` before the first step."""
+        done = self._ended + sum(self._running.values())
+        elapsed = time.monotonic() - self._start
+        return duration(elapsed / done * (self._total - done)) if done else "?"
+
+
+class LiveScreen:
+    """A table of the trials and one progress bar, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rows: dict[int, _Row] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]} left"),
+            console=console,
+        )  # fmt: skip
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw, transient=True)
+
+    @contextlib.contextmanager
+    def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
+        self._clock = Clock(trials, done, steps)
+        self._task = self._progress.add_task("trials", total=trials, completed=done, left="?")
+        with self._live:
+            yield
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+    def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
+        self._rows[number] = _Row(values, config.training.max_steps)
+
+    def measured(self, measurement: Measurement) -> None:
+        row = self._rows[measurement.number]
+        row.step = measurement.step
+        row.loss = measurement.metrics.get("loss", row.loss)
+        row.eval_loss = measurement.metrics.get("eval_loss", row.eval_loss)
+        self._clock.at(measurement.number, measurement.step)
+        self._progress.update(self._task, left=self._clock.left())
+
+    def trial_finished(self, number: int, status: str, reason: str) -> None:
+        self._rows[number].state = status
+        self._clock.ended(number)
+        self._progress.update(self._task, advance=1, left=self._clock.left())
+
+    def _draw(self) -> Group:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        rows = list(self._rows.items())[-_ROWS:]
+        table.add_column("trial", justify="right")
+        for key in rows[0][1].values if rows else ():
+            table.add_column(key.rsplit(".", 1)[-1], justify="right")
+        for name in ("step", "loss", "eval loss"):
+            table.add_column(name, justify="right")
+        table.add_column("state")
+        for number, row in rows:
+            table.add_row(
+                str(number), *(shown(value) for value in row.values.values()), f"{row.step}/{row.max_steps}",
+                loss(row.loss), loss(row.eval_loss), row.state, style=_STYLES.get(row.state),
+            )  # fmt: skip
+        return Group(table, self._progress)
+
+
+class PlainScreen:
+    """One line an evaluation, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rows: dict[int, _Row] = {}
+        self._done = 0
+        self._total = 0
+
+    @contextlib.contextmanager
+    def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
+        self._clock = Clock(trials, done, steps)
+        self._total, self._done = trials, done
+        yield
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
+        self._rows[number] = _Row(values, config.training.max_steps)
+
+    def measured(self, measurement: Measurement) -> None:
+        row = self._rows[measurement.number]
+        row.loss = measurement.metrics.get("loss", row.loss)
+        self._clock.at(measurement.number, measurement.step)
+        if "eval_loss" in measurement.metrics and measurement.step > 0:
+            self.note(
+                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, loss {loss(row.loss)}, "
+                f"eval loss {loss(measurement.metrics['eval_loss'])}"
+            )
+
+    def trial_finished(self, number: int, status: str, reason: str) -> None:
+        self._clock.ended(number)
+        self._done += 1
+        because = f" ({reason})" if reason else ""
+        self.note(
+            f"{self._name(number)}: {status}{because}; {self._done} of {self._total} done, {self._clock.left()} left"
+        )
+
+    def _name(self, number: int) -> str:
+        values = " ".join(
+            f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in self._rows[number].values.items()
+        )
+        return f"trial {number} {values}"
+
+
+def open_screen(console: Console) -> Screen:
+    """Live where the console is a terminal, plain elsewhere."""
+    return LiveScreen(console) if console.is_terminal else PlainScreen(console)

@@ -1,0 +1,195 @@
+"""Axes: what a sweep searches. `space` in the config mirrors the config's tree; its leaves become axes.
+
+An axis speaks two tongues. Values are what the config takes (0.1, [0.9, 0.999]); Optuna's are what its storage takes,
+where a list is its JSON text.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lrsweep.config import SweepConfig, did_you_mean, keys, replace
+from lrsweep.errors import InputError
+
+# These say how to search; they are not searched.
+_FIXED = ("name", "space", "search", "pruner", "engine", "executor", "tracking")
+_RANGE_KEYS = {"low", "high", "log", "num", "step"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """An axis with listed values, in the order given."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        return CategoricalDistribution([_stored(value) for value in self.values])
+
+    def points(self) -> tuple[Any, ...]:
+        """The values of a grid."""
+        return self.values
+
+    def value(self, stored: Any) -> Any:
+        """The config's value for what Optuna stored."""
+        return next(value for value in self.values if _stored(value) == stored)
+
+
+@dataclass(frozen=True)
+class Range:
+    """An axis from `low` to `high`, both included; `num` is the number of grid points along it."""
+
+    key: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    num: int | None
+    step: float | None
+
+    @property
+    def distribution(self) -> BaseDistribution:
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def points(self) -> tuple[Any, ...]:
+        """`num` values, evenly spaced (in the logarithm if `log`), rounded to 6 digits."""
+        if self.num is None:
+            raise InputError(f"space.{self.key}: a grid over a range needs its number of points: add num: 5")
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        places = [low + (high - low) * i / max(self.num - 1, 1) for i in range(self.num)]
+        values = [float(f"{math.exp(place) if self.log else place:.6g}") for place in places]
+        return tuple(dict.fromkeys(round(value) for value in values)) if self.integer else tuple(values)
+
+    def value(self, stored: Any) -> Any:
+        """The config's value for what Optuna stored: the same number."""
+        return stored
+
+
+Axis = Choices | Range
+
+
+def axes(config: SweepConfig) -> tuple[Axis, ...]:
+    """The config's axes, each value of each checked against the schema. Raises InputError."""
+    found = tuple(_axes(config, config.space, ""))
+    if not found:
+        raise InputError(
+            "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
+        )
+    if config.search.method == "grid":
+        grid(found)
+    if config.search.method == "cmaes" and any(isinstance(axis, Choices) for axis in found):
+        raise InputError("search.method='cmaes': takes ranges only; write each axis as {low: ..., high: ...}")
+    return found
+
+
+def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Every combination of the axes' points, in Optuna's tongue; the last axis changes fastest."""
+    columns = [[_stored(value) for value in axis.points()] for axis in axes]
+    return [dict(zip([axis.key for axis in axes], row, strict=True)) for row in itertools.product(*columns)]
+
+
+def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's values for one trial's stored parameters."""
+    return {axis.key: axis.value(stored[axis.key]) for axis in axes}
+
+
+def trial_config(config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any]) -> SweepConfig:
+    """The sweep's config with one trial's axis values in place, and lr scaled to the batch if `search.lr_scaling` says so."""
+    trial = replace(config, values(axes, stored))
+    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
+    factor = (_batch(trial) / _batch(config)) ** power
+    return replace(trial, {"optimizer.lr": trial.optimizer.lr * factor}) if factor != 1.0 else trial
+
+
+def _batch(config: SweepConfig) -> int:
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def _axes(config: SweepConfig, tree: Mapping[str, Any], prefix: str) -> list[Axis]:
+    found: list[Axis] = []
+    for name, leaf in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(leaf, Mapping) and not ({"low", "high"} & leaf.keys()):
+            found += _axes(config, leaf, f"{key}.")
+        else:
+            _check_key(key)
+            found.append(_range(config, key, leaf) if isinstance(leaf, Mapping) else _choices(config, key, leaf))
+    return found
+
+
+def _check_key(key: str) -> None:
+    parents = {key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)}
+    if key not in keys() and not any(parent in keys() and parent.endswith(".kwargs") for parent in parents):
+        raise InputError(f"space.{key}: the config has no such key{did_you_mean(key)}")
+    if key.split(".")[0] in _FIXED:
+        raise InputError(f"space.{key}: says how to search and cannot be searched itself")
+
+
+def _choices(config: SweepConfig, key: str, leaf: Any) -> Choices:
+    if not isinstance(leaf, list):
+        raise InputError(f"space.{key}={leaf!r}: an axis is a list of choices, or a range {{low: ..., high: ...}}")
+    if not leaf:
+        raise InputError(f"space.{key}=[]: an axis needs at least one value")
+    stored = [_stored(value) for value in leaf]
+    for i, value in enumerate(stored):
+        if value in stored[:i]:
+            raise InputError(f"space.{key}: {leaf[i]!r} is listed twice")
+    for value in leaf:
+        _check_value(config, key, value)
+    return Choices(key, tuple(leaf))
+
+
+def _range(config: SweepConfig, key: str, leaf: Mapping[str, Any]) -> Range:
+    for name in leaf:
+        if name not in _RANGE_KEYS:
+            raise InputError(f"space.{key}.{name}: a range has the keys {', '.join(sorted(_RANGE_KEYS))}")
+    low, high = leaf.get("low"), leaf.get("high")
+    log, num, step = leaf.get("log", False), leaf.get("num"), leaf.get("step")
+    for name, number in (("low", low), ("high", high)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(f"space.{key}.{name}={number!r}: must be a finite number")
+        _check_value(config, key, number)
+    assert low is not None
+    assert high is not None
+    if not isinstance(log, bool):
+        raise InputError(f"space.{key}.log={log!r}: must be true or false")
+    if low >= high:
+        raise InputError(f"space.{key}: low ({low}) must be below high ({high})")
+    if log and low <= 0:
+        raise InputError(f"space.{key}.low={low}: a log range starts above 0")
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 2):
+        raise InputError(f"space.{key}.num={num!r}: must be a whole number, at least 2")
+    if step is not None and (log or isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
+        raise InputError(f"space.{key}.step={step!r}: must be a number above 0, and does not go with log")
+    return Range(key, low, high, log, _takes_whole_numbers(config, key, low), num, step)
+
+
+def _takes_whole_numbers(config: SweepConfig, key: str, low: float) -> bool:
+    if not isinstance(low, int):
+        return False
+    try:
+        replace(config, {key: low + 0.5})
+    except InputError:
+        return True
+    return False
+
+
+def _check_value(config: SweepConfig, key: str, value: Any) -> None:
+    try:
+        replace(config, {key: value})
+    except InputError as fault:
+        raise InputError(
+            f"space.{fault}" if str(fault).startswith(key) else f"space.{key}={value!r}: {fault}"
+        ) from None
+
+
+def _stored(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,0 +1,232 @@
+"""The sweep's memory: an Optuna study that knows a total, resumes dead trials, and keeps diverged apart from failed."""
+
+import contextlib
+import json
+import logging
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from lrsweep.config import PrunerConfig, SearchConfig, SweepConfig, flatten
+from lrsweep.errors import InputError, StorageError
+from lrsweep.space import Axis, grid
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+log = logging.getLogger(__name__)
+
+Status = Literal["complete", "pruned", "diverged", "failed"]
+# What may change between two runs of one sweep: it decides how far and where, not what is measured.
+_FREE = ("search.n_trials", "search.storage", "executor.", "tracking.", "training.save_adapter")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial: its stored axis values, how it ended, and its last eval loss (None if it never had one)."""
+
+    number: int
+    params: dict[str, Any]
+    status: Status
+    step: int
+    eval_loss: float | None
+    reason: str
+
+
+class Study:
+    """One sweep's trials in Optuna's storage. Open it with `open_study`."""
+
+    def __init__(self, study: optuna.Study, axes: Sequence[Axis], search: SearchConfig) -> None:
+        self._study = study
+        self._axes = axes
+        points = len(grid(axes)) if search.method == "grid" else None
+        # The total that the sweep runs to, over all its runs.
+        self.total = min(search.n_trials or points, points) if points is not None else search.n_trials or 0
+        self._running: dict[int, optuna.Trial] = {}
+        self._orphans = [
+            optuna.Trial(study, frozen._trial_id)
+            for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        ]
+
+    @property
+    def sweep_id(self) -> str:
+        """Made once with the study; ties MLflow's runs to it."""
+        return str(self._study.user_attrs["sweep_id"])
+
+    def next(self) -> tuple[int, dict[str, Any]] | None:
+        """The next trial's number and stored axis values; first those that a killed run left behind. None at the total."""
+        if self._orphans:
+            trial = self._orphans.pop(0)
+        elif self._started() < self.total:
+            trial = self._study.ask()
+        else:
+            return None
+        params = {axis.key: _suggest(trial, axis) for axis in self._axes}
+        self._running[trial.number] = trial
+        return trial.number, params
+
+    def report(self, number: int, step: int, eval_loss: float) -> bool:
+        """Records an evaluation; true if the pruner would stop the trial."""
+        trial = self._running[number]
+        with warnings.catch_warnings():
+            # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
+            warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
+            trial.report(eval_loss, step)
+        return bool(trial.should_prune())
+
+    def tell(self, record: Record) -> None:
+        """Ends a trial. A diverged one is told to the sampler as worse than all it knows, and never counts as the best."""
+        trial = self._running.pop(record.number)
+        trial.set_user_attr("outcome", {"status": record.status, "step": record.step, "reason": record.reason})
+        if record.eval_loss is not None:
+            trial.set_user_attr("eval_loss", record.eval_loss)
+        if record.status == "complete":
+            self._study.tell(trial, record.eval_loss)
+        elif record.status == "diverged":
+            self._study.tell(trial, self._worse_than_all(record))
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
+
+    def records(self) -> list[Record]:
+        """Every finished trial, by number."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        return [_record(frozen) for frozen in done]
+
+    def finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self._orphans and not self._running and len(self.records()) >= self.total
+
+    def check_same(self, identity: dict[str, Any]) -> None:
+        """Refuses to go on under a changed config. Raises InputError naming the first change."""
+        before = json.loads(self._study.user_attrs["identity"])
+        now = json.loads(json.dumps(identity))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise InputError(
+                    f"{key}: was {before.get(key)!r} and is now {now.get(key)!r}, but the sweep {self._study.study_name} has "
+                    "trials already; set name=... for a new sweep, or remove its folder to start over"
+                )
+
+    def _started(self) -> int:
+        return sum(frozen.state != TrialState.WAITING for frozen in self._study.get_trials(deepcopy=False))
+
+    def _worse_than_all(self, record: Record) -> float:
+        seen = [
+            value for frozen in self._study.get_trials(deepcopy=False) for value in frozen.intermediate_values.values()
+        ]
+        return 2.0 * max([1.0, record.eval_loss or 0.0, *seen])
+
+
+def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
+    """What makes two runs the same sweep: the config, less what may change, and the data's fingerprint."""
+    flat = flatten(config.model_dump())
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {"data fingerprint": fingerprint}
+
+
+def check_search(config: SweepConfig) -> None:
+    """Builds the sampler and the pruner once, so that a bad option shows before any work. Raises InputError."""
+    _pruner(config.pruner)
+    try:
+        _sampler(config.search, 0)
+    except ImportError as fault:
+        raise InputError(
+            f"search.method={config.search.method!r}: needs a package that is not installed: {fault}"
+        ) from None
+
+
+def exists(config: SweepConfig, folder: Path) -> bool:
+    """Whether the sweep has a study already."""
+    if config.search.storage is None:
+        return (folder / "study.db").exists()
+    with _storage_faults(config, folder):
+        return config.name in optuna.get_all_study_names(_url(config, folder))
+
+
+def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str | None = None) -> Study:
+    """Opens the sweep's study, or creates it with all its grid points where there is none.
+
+    `fingerprint` may be None to look at an existing study without its data. Raises InputError if the config or the data
+    have changed, StorageError if the storage does not answer.
+    """
+    with _storage_faults(config, folder):
+        study = optuna.create_study(
+            storage=_url(config, folder), study_name=config.name, direction="minimize", load_if_exists=True,
+            pruner=_pruner(config.pruner),
+        )  # fmt: skip
+        if "identity" not in study.user_attrs:
+            study.set_user_attr("sweep_id", uuid.uuid4().hex)
+            study.set_user_attr("identity", json.dumps(identity(config, fingerprint or "")))
+        # A seeded sampler would draw again on resume what it drew at first, so the seed moves with the trials.
+        study.sampler = _sampler(config.search, len(study.get_trials(deepcopy=False)))
+        if config.search.method == "grid" and "enqueued" not in study.user_attrs:
+            for point in grid(axes):
+                study.enqueue_trial(point, skip_if_exists=True)
+            study.set_user_attr("enqueued", True)
+        opened = Study(study, axes, config.search)
+        stored = json.loads(study.user_attrs["identity"])["data fingerprint"]
+        opened.check_same(identity(config, stored if fingerprint is None else fingerprint))
+        return opened
+
+
+@contextlib.contextmanager
+def _storage_faults(config: SweepConfig, folder: Path) -> Iterator[None]:
+    """Turns the storage's own errors into one line."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as fault:
+        where = "search.storage" if config.search.storage else str(folder / "study.db")
+        log.exception("the study's storage failed")
+        raise StorageError(f"{where}: not usable as a study: {str(fault).splitlines()[0]}") from None
+
+
+def _url(config: SweepConfig, folder: Path) -> str:
+    return config.search.storage or f"sqlite:///{folder / 'study.db'}"
+
+
+def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
+    """The stored value of one axis; a trial that has it already keeps it."""
+    spread = axis.distribution
+    if isinstance(spread, CategoricalDistribution):
+        return trial.suggest_categorical(axis.key, spread.choices)
+    if isinstance(spread, IntDistribution):
+        return trial.suggest_int(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
+    assert isinstance(spread, FloatDistribution)
+    return trial.suggest_float(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
+
+
+def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
+    seed = search.seed + trials
+    match search.method:
+        case "tpe":
+            return TPESampler(seed=seed)
+        case "qmc":
+            # A Sobol sequence goes on by the number of trials, and has to keep its seed.
+            return QMCSampler(seed=search.seed, warn_independent_sampling=False)
+        case "gp":
+            return GPSampler(seed=seed)
+        case "cmaes":
+            return CmaEsSampler(seed=seed)
+        case "random" | "grid":
+            return RandomSampler(seed=seed)
+
+
+def _pruner(pruner: PrunerConfig) -> BasePruner:
+    kinds = {"none": NopPruner, "median": MedianPruner, "successive_halving": SuccessiveHalvingPruner}
+    kind: Any = kinds.get(pruner.name, HyperbandPruner)
+    try:
+        return kind(**pruner.kwargs)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"pruner.kwargs={pruner.kwargs}: {fault}") from None
+
+
+def _record(frozen: FrozenTrial) -> Record:
+    outcome = frozen.user_attrs.get("outcome", {"status": "failed", "step": 0, "reason": "ended outside lrsweep"})
+    return Record(frozen.number, dict(frozen.params), eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)

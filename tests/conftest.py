@@ -1,0 +1,64 @@
+"""Shared by all tests: an offline, single-threaded torch, the command line as a process, and one finished sweep."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    OMP_NUM_THREADS="1",
+    DO_NOT_TRACK="true",
+)
+
+# The default sweep in small: four learning rates around the best, enough steps for a U.
+SMALL = (
+    "+sweep=lora_lr",
+    "space.optimizer.lr=[1e-5,1e-3,3e-3,1e-1]",
+    "training.max_steps=16",
+    "training.eval_every=4",
+    "data.max_eval_rows=48",
+)
+
+Lrsweep = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def lrsweep(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m lrsweep` in `cwd` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "lrsweep", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class FinishedSweep:
+    """A working folder in which the sweep `name` has run to its end, and what it printed."""
+
+    folder: Path
+    name: str
+    stdout: str
+
+    @property
+    def outputs(self) -> Path:
+        return self.folder / "outputs" / self.name
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
+    """One real sweep, run once; tests that use it share a process (xdist_group "finished_sweep") and leave it as it is."""
+    folder = tmp_path_factory.mktemp("sweep")
+    run = lrsweep(*SMALL, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    return FinishedSweep(folder, "lora_lr", run.stdout)

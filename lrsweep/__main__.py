@@ -138,8 +138,10 @@ def _parser(command: str, description: str) -> _Parser:
 
 
 def _quiet_libraries() -> None:
-    """Progress bars off, telemetry off, and chatter kept from the terminal (it goes to the sweep's log)."""
+    """Progress bars off, telemetry off, chatter kept from the terminal (it goes to the sweep's log), threads that yield."""
     for name, value in (
+        # On a shared machine, torch's waiting threads spin against the others': a trial of 4 s then takes minutes.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),

@@ -208,8 +208,10 @@ def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
         case "tpe":
             return TPESampler(seed=seed)
         case "qmc":
-            # A Sobol sequence goes on by the number of trials, and has to keep its seed.
-            return QMCSampler(seed=search.seed, warn_independent_sampling=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                # A Sobol sequence goes on by the number of trials, and has to keep its seed.
+                return QMCSampler(seed=search.seed, warn_independent_sampling=False)
         case "gp":
             return GPSampler(seed=seed)
         case "cmaes":

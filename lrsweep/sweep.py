@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from lrsweep.config import SweepConfig, flatten
 from lrsweep.engines import Engine, Measurement, Outcome, Trial
 from lrsweep.errors import LrsweepError, NoWinnerError
 from lrsweep.finetune.data import check_paths
+from lrsweep.finetune.folder import check_path
 from lrsweep.outputs import MetricsLog, SweepFolder
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
@@ -141,7 +143,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     with folder.locked(), _logging_to(folder), Interrupt() as interrupt:
         study = open_study(config, axes, folder.path, dataset.fingerprint)
         outputs.write(folder.config, outputs.to_yaml(outputs.masked(config)))
-        tracker = open_tracker(config.tracking, folder.path)
+        tracker = open_tracker(config.tracking, Path.cwd())
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
         worker = Worker(config, axes, folder, study, tracker, screen, interrupt)
         with screen.running(study.total, len(study.records()), config.training.max_steps):
@@ -169,12 +171,12 @@ def title(number: int, values: Mapping[str, Any]) -> str:
 
 def _prepare(config: SweepConfig) -> tuple[Engine, DatasetInfo]:
     """Everything that a trial will need, looked at before anything is created. Raises InputError."""
+    check_path(config.model)
     check_paths(config.data)
     # torch and transformers take seconds to import: after what can be refused without them.
     from lrsweep.engines.trainer import TrainerEngine, check
-    from lrsweep.finetune.model import check_path, check_quantization
+    from lrsweep.finetune.model import check_quantization
 
-    check_path(config.model)
     check_quantization(config.model, config.finetune)
     data = check(config)
     dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))

@@ -16,8 +16,9 @@ from lrsweep.engines import Measurement, Outcome, Trial
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
 from lrsweep.finetune.data import collate
+from lrsweep.finetune.folder import check_path
 from lrsweep.finetune.inputs import inputs
-from lrsweep.finetune.model import check_path, check_quantization, load_model, make_trainable
+from lrsweep.finetune.model import check_quantization, load_model, make_trainable
 
 TINY = (
     "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",

@@ -102,19 +102,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(stacks, key=len)
 
 
-def check_path(model: ModelConfig) -> None:
-    """A quick look before anything is loaded: a local folder must hold a model in safetensors. Raises InputError."""
-    path = Path(model.path).expanduser()
-    if not path.exists():
-        if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
-            raise InputError(f"model.path={model.path!r}: no such folder")
-        return
-    if not (path / "config.json").is_file():
-        raise InputError(f"model.path={model.path!r}: not a model folder: it has no config.json")
-    if not any(path.glob("*.safetensors")):
-        raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
-
-
 def check_quantization(model: ModelConfig, finetune: FinetuneConfig) -> None:
     """A quantized base needs CUDA, bitsandbytes and LoRA. Raises InputError naming what is missing."""
     if model.quantization is None:

@@ -55,7 +55,8 @@ def page(summary: Summary, over_axis: str, curves: str) -> str:
 <h2>Compare in MLflow</h2>
 <pre>{html.escape(summary.ui_command or "tracking is off")}</pre>
 <h2>The config</h2>
-<pre>{html.escape(outputs.to_yaml(outputs.masked(summary.config)))}</pre>
+<details><summary>What was swept over, in full</summary>
+<pre>{html.escape(outputs.to_yaml(outputs.masked(summary.config)))}</pre></details>
 </body></html>
 """
 

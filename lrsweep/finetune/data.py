@@ -1,0 +1,140 @@
+"""The data of a fine-tune: rows from a file or the hub, tokenised, masked, split. The same for every engine."""
+
+import hashlib
+import os
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lrsweep.config import DataConfig
+from lrsweep.errors import InputError
+from lrsweep.finetune.collate import IGNORED, Example, collate, pack
+from lrsweep.finetune.encode import Encoder
+from lrsweep.finetune.formats import check_columns
+from lrsweep.finetune.rows import Given, Rows, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["IGNORED", "Example", "FinetuneData", "check_paths", "collate", "load"]
+
+EMBEDDED = "embedded"
+# Not a trial's seed: every trial is to see the same eval set and the same rows.
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """Tokenised train and eval sets. `train` holds packed blocks under `data.packing`, `evaluation` never does.
+
+    `fingerprint` (SHA-256, hex) covers every token and label of both; `source` is the config's path(s), for people;
+    `dropped` counts the rows left out because `data.max_length` cut off all they have to learn.
+    """
+
+    train: Sequence[Example]
+    evaluation: Sequence[Example]
+    fingerprint: str
+    source: str
+    dropped: int
+
+
+def check_paths(config: DataConfig) -> None:
+    """Raises InputError for what is wrong with the config's files as they lie there; reads no row, imports no library."""
+    check_columns(config.format, config.columns)
+    train, evaluation = _sources(config)
+    if train is None:
+        if config.format != "prompt_completion" or config.columns:
+            raise InputError(
+                "data.path=embedded: its rows are prompt_completion; set data.format so, and no data.columns"
+            )
+    else:
+        train.check()
+    if evaluation is not None:
+        evaluation.check()
+        if train is not None and _same(train, evaluation):
+            raise InputError(
+                f"{evaluation}: the eval rows are the training rows; give other rows, or null to split some off"
+            )
+    elif train is not None and config.eval_fraction == 0:
+        raise InputError("data.eval_fraction=0.0: no eval rows; set it above 0, or set data.eval_path")
+
+
+def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneData:
+    """Read, split, cap, tokenise and, where asked, pack.
+
+    The eval set is `eval_path`; or split `eval_split` of `path`; or the share `eval_fraction` of its rows, at least one,
+    the same rows in every trial. The caps take random rows, also the same ones in every trial. `embedded` brings its
+    own eval set. Raises InputError: bad config, file or row (FILE:LINE), or nothing left to learn.
+    """
+    check_paths(config)
+    encoder = Encoder.of(tokenizer, config)
+    train, train_order, evaluation, eval_order = _split(config)
+    train_examples, train_dropped = encoder.encode(train, train_order[: config.max_train_rows], "train")
+    eval_examples, eval_dropped = encoder.encode(evaluation, eval_order[: config.max_eval_rows], "eval")
+    if config.packing:
+        train_examples = pack(train_examples, config.max_length)
+    return FinetuneData(
+        train=tuple(train_examples),
+        evaluation=tuple(eval_examples),
+        fingerprint=_fingerprint(train_examples, eval_examples),
+        source=config.path if config.eval_path is None else f"{config.path}, eval {config.eval_path}",
+        dropped=train_dropped + eval_dropped,
+    )
+
+
+def _sources(config: DataConfig) -> tuple[Source | None, Source | None]:
+    """Where train and eval rows come from. No train source: the embedded rows. No eval source: a share of the train's."""
+    train = Source("data.path", config.path, config.name, config.split) if config.path != EMBEDDED else None
+    if config.eval_path is not None:
+        return train, Source("data.eval_path", config.eval_path, None, config.eval_split or "train")
+    if config.eval_split is not None and train is not None:
+        return train, Source("data.path", config.path, config.name, config.eval_split)
+    return train, None
+
+
+def _same(train: Source, evaluation: Source) -> bool:
+    return train.split == evaluation.split and os.path.realpath(train.path) == os.path.realpath(evaluation.path)
+
+
+def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
+    """Train rows and the order to take them in, then the same for eval rows."""
+    source, eval_source = _sources(config)
+    train: Rows
+    evaluation: Rows | None = None
+    if source is None:
+        from lrsweep.embedded import corpus
+
+        train_rows, eval_rows = corpus.rows()
+        train, evaluation = Given("embedded train rows", train_rows), Given("embedded eval rows", eval_rows)
+    else:
+        train = source.open()
+    if eval_source is not None:
+        evaluation = eval_source.open()
+    order = _shuffled(len(train))
+    if evaluation is not None:
+        return train, order, evaluation, _shuffled(len(evaluation))
+    held_out = max(1, round(len(train) * config.eval_fraction))
+    if held_out >= len(train):
+        raise InputError(
+            f"data.path={config.path}: {len(train)} row(s) with data.eval_fraction={config.eval_fraction} leave nothing "
+            "to train on; give more rows or a data.eval_path"
+        )
+    return train, order[held_out:], train, order[:held_out]
+
+
+def _shuffled(count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(SPLIT_SEED).shuffle(order)
+    return order
+
+
+def _fingerprint(*sets: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for examples in sets:
+        digest.update(array("q", [len(examples)]))
+        for example in examples:
+            for numbers in (example.input_ids, example.labels, example.segments):
+                digest.update(array("q", [len(numbers), *numbers]))
+    return digest.hexdigest()

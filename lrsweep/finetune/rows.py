@@ -1,0 +1,302 @@
+"""Raw rows: from a JSON, JSON lines, CSV or Parquet file, a folder of them, or the hub; each knows where it stands.
+
+JSON and CSV are read here rather than by `datasets`: it guesses types (a date becomes a timestamp, the answer "None" a
+null, the answer "42" a number), fills in missing fields and loses the line a row came from.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lrsweep.errors import InputError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+class Rows(Protocol):
+    """Rows by number. `where` names one for an error message."""
+
+    def __len__(self) -> int: ...
+
+    def where(self, index: int) -> str: ...
+
+    def read(self, indices: Sequence[int]) -> Iterator[object]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a config points at. `key` is the config key to blame: `data.path` or `data.eval_path`."""
+
+    key: str
+    path: str
+    name: str | None
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.path}"
+
+    @property
+    def local(self) -> Path | None:
+        """The file or folder meant, whether it exists or not; None for a hub id."""
+        path = Path(self.path).expanduser()
+        looks_local = (
+            path.is_absolute() or self.path.startswith(".") or len(path.parts) > 2 or path.suffix.lower() in SUFFIXES
+        )
+        return path if looks_local or path.exists() else None
+
+    def check(self) -> None:
+        """Raises InputError for what shows without reading a row: no such file, empty, not a format we read."""
+        path = self.local
+        if path is None:
+            return
+        if not path.exists():
+            raise InputError(
+                f"{self}: no such file or folder; give a file ({', '.join(SUFFIXES)}), a folder or a hub id"
+            )
+        if path.is_dir():
+            if not any(_is_data_file(file, path) for file in path.rglob("*")):
+                raise InputError(f"{self}: the folder holds no data file ({', '.join(SUFFIXES)})")
+            return
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{self}: unknown extension {path.suffix or '(none)'}; use one of {', '.join(SUFFIXES)}")
+        if path.stat().st_size == 0:
+            raise InputError(f"{self}: the file is empty; it needs at least one row")
+        if self.name is not None or self.split != "train":
+            what = f"configuration {self.name}" if self.name is not None else f"split {self.split}"
+            raise InputError(f"{self}: a single file has no {what}; only a folder or a hub dataset does")
+
+    def open(self) -> Rows:
+        """The rows, at least one. Raises InputError; a bad row may show only when it is read."""
+        self.check()
+        path = self.local
+        if path is None:
+            rows = self._open_hub()
+        elif path.is_dir():
+            rows = self._open_folder(path)
+        else:
+            rows = self._open_files([path])
+        if not len(rows):
+            raise InputError(f"{self}: no rows in it; it needs at least one")
+        return rows
+
+    def _open_files(self, files: list[Path]) -> Rows:
+        if all(file.suffix.lower() == ".parquet" for file in files):
+            return self._open_table("parquet", data_files=[str(file) for file in files], split="train")
+        lines: list[_Line] = []
+        for file in files:
+            try:
+                content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+            except OSError as fault:
+                raise InputError(f"{self}: {file} cannot be read: {fault.strerror}") from None
+            lines += _csv(file, content) if file.suffix.lower() == ".csv" else _json(file, content)
+        return _Lines(lines)
+
+    def _open_folder(self, folder: Path) -> Rows:
+        import datasets
+
+        _hush()
+        try:
+            # Which files make which split is the hub's convention (file names, the README's header): theirs to say.
+            found = datasets.load_dataset_builder(str(folder.resolve()), self.name).config.data_files or {}
+        except Exception as fault:
+            raise InputError(f"{self}: {first_line(fault)}") from None
+        splits = {str(split): [Path(file) for file in files] for split, files in found.items()}
+        if self.split not in splits:
+            split_key = "data.split" if self.key == "data.path" else "data.eval_split"
+            raise InputError(f"{self}: no split {self.split} in it; set {split_key} to one of: {', '.join(splits)}")
+        files = splits[self.split]
+        suffixes = {file.suffix.lower() for file in files}
+        if not suffixes <= set(SUFFIXES) or (len(suffixes) > 1 and ".parquet" in suffixes):
+            raise InputError(f"{self}: cannot read {', '.join(sorted(suffixes))} files together; give one file")
+        used = {file.resolve() for files in splits.values() for file in files}
+        left_out = [
+            file.name
+            for file in sorted(folder.rglob("*"))
+            if _is_data_file(file, folder) and file.resolve() not in used
+        ]
+        if left_out and not (folder / "README.md").exists():
+            raise InputError(
+                f"{self}: {left_out[0]} would be left out; keep one kind of file in a folder, or give the file"
+            )
+        return self._open_files(files)
+
+    def _open_hub(self) -> Rows:
+        from huggingface_hub import HfApi, constants
+
+        if not constants.HF_HUB_OFFLINE:
+            try:
+                # One quick question first: load_dataset retries an unreachable hub for half a minute.
+                HfApi().dataset_info(self.path, timeout=10)
+            except Exception as fault:
+                raise InputError(
+                    f"{self}: no such file or folder here, and the hub does not give it: {first_line(fault)}; "
+                    "without a network, set HF_HUB_OFFLINE=1 to use a cached copy"
+                ) from None
+        return self._open_table(self.path, name=self.name, split=self.split)
+
+    def _open_table(self, path: str, **options: Any) -> Rows:
+        import datasets
+
+        _hush()
+        try:
+            table = datasets.load_dataset(path, **options)
+        except Exception as fault:
+            # datasets wraps what went wrong in "An error occurred while generating the dataset".
+            raise InputError(f"{self}: {first_line(fault.__cause__ or fault)}") from None
+        return Given(self.path, table)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of a text file. `content` is the row, or a JSON line not parsed yet."""
+
+    file: Path
+    number: int
+    content: object
+
+
+@dataclass(frozen=True)
+class _Lines:
+    lines: list[_Line]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def where(self, index: int) -> str:
+        return f"{self.lines[index].file}:{self.lines[index].number}"
+
+    def read(self, indices: Sequence[int]) -> Iterator[object]:
+        for index in indices:
+            line = self.lines[index]
+            yield _parse(line) if isinstance(line.content, bytes) else line.content
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows that have numbers but no lines: a table's, or a list's."""
+
+    name: str
+    rows: Any  # a Sequence, or a datasets.Dataset, which is one in all but type
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        return f"{self.name}: row {index + 1}"
+
+    def read(self, indices: Sequence[int]) -> Iterator[object]:
+        return (self.rows[index] for index in indices)
+
+
+def _json(file: Path, content: bytes) -> list[_Line]:
+    """The rows of a JSON array, or of JSON lines."""
+    if content.lstrip()[:1] != b"[":
+        lines = enumerate(content.split(b"\n"), start=1)
+        return [_Line(file, number, line) for number, line in lines if line.strip()]
+    text = _decode(file, content)
+    decode = json.JSONDecoder().raw_decode
+    rows: list[_Line] = []
+    number, at, counted = 1, text.index("[") + 1, 0
+    while True:
+        at = _skip_space(text, at)
+        if text[at : at + 1] == "]" and not rows:
+            break
+        number, counted = number + text.count("\n", counted, at), at
+        try:
+            row, at = decode(text, at)
+        except (ValueError, RecursionError) as fault:
+            raise InputError(f"{file}:{_line_of(fault, number)}: bad JSON: {_reason(fault)}") from None
+        rows.append(_Line(file, number, row))
+        at = _skip_space(text, at)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            raise InputError(f"{file}:{text.count(chr(10), 0, at) + 1}: bad JSON: expected , or ] after a row")
+        at += 1
+    rest = _skip_space(text, at + 1)
+    if rest < len(text):
+        raise InputError(f"{file}:{text.count(chr(10), 0, rest) + 1}: bad JSON: text after the array's end")
+    return rows
+
+
+def _csv(file: Path, content: bytes) -> list[_Line]:
+    """The rows of a CSV file with a header; every value is a string."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(_decode(file, content), newline=""), strict=True)
+    rows: list[_Line] = []
+    header: list[str] = []
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as fault:
+            raise InputError(f"{file}:{number}: bad CSV: {fault}") from None
+        if cells is None:
+            return rows
+        if not cells:
+            continue
+        if not header:
+            header = cells
+        elif len(cells) != len(header):
+            raise InputError(f"{file}:{number}: {len(cells)} cells, but the header has {len(header)}")
+        else:
+            rows.append(_Line(file, number, dict(zip(header, cells, strict=True))))
+
+
+def _parse(line: _Line) -> object:
+    assert isinstance(line.content, bytes)
+    text = _decode(line.file, line.content, line.number)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise InputError(f"{line.file}:{line.number}: bad JSON: {_reason(fault)}") from None
+
+
+def _decode(file: Path, content: bytes, first_line: int = 1) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as fault:
+        line = first_line + content.count(b"\n", 0, fault.start)
+        raise InputError(
+            f"{file}:{line}: not UTF-8 (byte 0x{content[fault.start]:02x}); save the file as UTF-8"
+        ) from None
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
+        at += 1
+    return at
+
+
+def _line_of(fault: BaseException, otherwise: int) -> int:
+    return fault.lineno if isinstance(fault, json.JSONDecodeError) else otherwise
+
+
+def _reason(fault: BaseException) -> str:
+    return fault.msg.lower() if isinstance(fault, json.JSONDecodeError) else first_line(fault)
+
+
+def first_line(fault: BaseException) -> str:
+    """A library's error message in one line."""
+    text = str(fault).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(fault).__name__
+
+
+def _is_data_file(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and file.is_file() and not hidden
+
+
+def _hush() -> None:
+    """Keep `datasets` from writing to the terminal: its bars and warnings are about its cache, not our rows."""
+    import datasets
+    import huggingface_hub
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity(40)  # ERROR

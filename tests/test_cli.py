@@ -1,0 +1,161 @@
+"""The command line: help at once, and every mistake one line, exit 2, nothing created."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FinishedSweep, lrsweep
+
+GOOD_ROW = {"instruction": "Say yes", "output": "yes"}
+
+
+def test_help_lists_commands_groups_and_sweeps(tmp_path: Path) -> None:
+    said = lrsweep("--help", cwd=tmp_path).stdout
+    for word in (
+        "lrsweep export NAME",
+        "lrsweep ui",
+        "lrsweep doctor",
+        "lora_lr",
+        "finetune: freeze, full, lora, qlora",
+    ):
+        assert word in said
+
+
+def test_cfg_shows_the_composed_config_and_runs_nothing(tmp_path: Path) -> None:
+    shown = lrsweep("+sweep=full_lr", "optimizer.eps=1e-6", "--cfg", "job", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "mode: full" in shown.stdout
+    assert "eps: 1.0e-06" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["export", "report", "ui", "doctor"])
+def test_each_command_has_help(tmp_path: Path, command: str) -> None:
+    answer = lrsweep(command, "--help", cwd=tmp_path)
+    assert answer.returncode == 0
+    assert f"usage: lrsweep {command}" in answer.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    from lrsweep import __version__
+
+    assert lrsweep("--version", cwd=tmp_path).stdout == f"lrsweep {__version__}\n"
+
+
+def test_doctor_says_what_will_be_used_and_why(tmp_path: Path) -> None:
+    said = lrsweep("doctor", cwd=tmp_path).stdout
+    for word in ("will use", "model.dtype", "torch 2", "mlflow.db", "engine"):
+        assert word in said
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    ([], "choose a sweep: lrsweep +sweep=NAME"),
+    (["swep"], "swep: no such command (choices: export, report, ui, doctor)"),
+    (["+sweep=lora"], "sweep=lora: no such option; did you mean lora_lr?"),
+    (["+sweep=lora_lr", "optimizer.lrr=1"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
+    (["+sweep=lora_lr", "optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
+    (["+sweep=lora_lr", "optimizer.lr=nan"], "optimizer.lr=nan"),
+    (["+sweep=lora_lr", "training.max_steps=many"], "training.max_steps='many'"),
+    (["+sweep=lora_lr", "space.optimizer.lr=[]"], "space.optimizer.lr=[]"),
+    (["+sweep=lora_lr", "-m"], "--multirun is Hydra's own grid"),
+    (["+sweep=lora_lr", "optimizer.lr=1e-4,1e-3"], "write space.optimizer.lr=[1e-4,1e-3]"),
+    (["+sweep=lora_lr", "model=local", "model.path=./nowhere"], "model.path='./nowhere': no such folder"),
+    (["+sweep=lora_lr", "model=local", "model.path=."], "model.path='.': not a model folder"),
+    (["+sweep=lora_lr", "finetune=qlora"], "model.quantization='4bit': needs a CUDA GPU"),
+    (["+sweep=lora_lr", "data=local", "data.format=alpaca"], "data.path: missing"),
+    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=none.jsonl"], "none.jsonl"),
+    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=empty.jsonl"], "empty.jsonl"),
+    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=bad.jsonl"], "bad.jsonl:3: "),
+    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=field.jsonl"], "field.jsonl:2: "),
+    (
+        ["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=good.jsonl", "data.eval_fraction=0"],
+        "data.eval_",
+    ),
+    (["+sweep=lora_lr", "optimizer.kwargs={momentum: 1}"], "optimizer.kwargs.momentum: adamw takes"),
+    (["+sweep=lora_lr", "pruner=median", "pruner.kwargs={n_start: 1}"], "pruner.kwargs="),
+    (["export"], "export: the following arguments are required: NAME, --to"),
+    (["export", "nowhere", "--to", "hydra"], "nowhere: no such sweep under outputs/"),
+    (["report", "nowhere"], "nowhere: no such sweep under outputs/"),
+    (["report", "--all"], "report: the following arguments are required: NAME"),
+    (["ui", "--port", "http"], "ui: argument --port: invalid int value"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), BAD_INPUT, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arguments: list[str], said: str) -> None:
+    good = json.dumps(GOOD_ROW) + "\n"
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "good.jsonl").write_text(good * 20)
+    (tmp_path / "bad.jsonl").write_text(good * 2 + '{"instruction": "torn\n' + good * 20)
+    (tmp_path / "field.jsonl").write_text(good + json.dumps({"instruction": "no answer"}) + "\n" + good * 20)
+    before = sorted(tmp_path.rglob("*"))
+    run = lrsweep(*arguments, cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("lrsweep: ")
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert said in run.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.xdist_group("finished_sweep")
+def test_export_to_transformers_is_read_by_its_own_parser(finished_sweep: FinishedSweep, tmp_path: Path) -> None:
+    out = tmp_path / "args.yaml"
+    exported = lrsweep("export", "lora_lr", "--to", "transformers", "--out", str(out), cwd=finished_sweep.folder)
+    assert exported.returncode == 0, exported.stderr
+    from transformers import HfArgumentParser, TrainingArguments
+
+    text = out.read_text()
+    assert "the sweep lora_lr" in text.replace("lrsweep sweep", "sweep")
+    assert "effective batch of 8 rows" in text
+    (parsed,) = HfArgumentParser(TrainingArguments).parse_yaml_file(str(out))
+    assert parsed.learning_rate == 3e-3
+    assert (parsed.adam_beta1, parsed.adam_beta2, parsed.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert parsed.lr_scheduler_type == "cosine"
+    assert parsed.warmup_steps == 0.1
+    assert parsed.per_device_train_batch_size == 8
+    assert parsed.logging_nan_inf_filter is False
+
+
+@pytest.mark.xdist_group("finished_sweep")
+def test_export_to_hydra_composes_to_the_winning_trial(
+    finished_sweep: FinishedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    out = tmp_path / "sweeps" / "best.yaml"
+    exported = lrsweep("export", "lora_lr", "--to", "hydra", "--out", str(out), cwd=finished_sweep.folder)
+    assert exported.returncode == 0, exported.stderr
+    from lrsweep import outputs
+    from lrsweep.compose import sweep_config
+    from lrsweep.report.summary import read_summary
+
+    monkeypatch.chdir(finished_sweep.folder)
+    best = read_summary(outputs.sweep_folder("lora_lr")).verdict.best
+    assert best is not None
+    monkeypatch.chdir(tmp_path)
+    composed = sweep_config(["+sweep=best"])
+    for section in ("model", "data", "finetune", "optimizer", "scheduler", "training"):
+        assert getattr(composed, section) == getattr(best.config, section)
+
+
+@pytest.mark.xdist_group("finished_sweep")
+def test_export_refuses_what_it_cannot_say(finished_sweep: FinishedSweep) -> None:
+    refused = lrsweep("export", "lora_lr", "--to", "tensorflow", cwd=finished_sweep.folder)
+    assert refused.returncode == 2
+    assert refused.stderr == "lrsweep: --to tensorflow: no such format (choices: hydra, transformers)\n"
+
+
+def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:
+    """Speed itself is not asserted here (benchmarks/startup.py has the figure); this is its cause."""
+    script = (
+        "import sys; from lrsweep.__main__ import run\n"
+        "try: run(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'mlflow', 'optuna', 'datasets') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("[]\n")

@@ -1,0 +1,173 @@
+"""The study: grid points once, totals kept, dead trials taken up again, diverged told apart from failed."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from lrsweep import space
+from lrsweep.compose import sweep_config
+from lrsweep.config import SweepConfig
+from lrsweep.errors import InputError, StorageError
+from lrsweep.study import Record, Study, check_search, exists, open_study
+
+LRS = [1e-5, 1e-4, 1e-3]
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def config(*overrides: str) -> SweepConfig:
+    return sweep_config(["+sweep=lora_lr", f"space.optimizer.lr={LRS}", *overrides])
+
+
+def tpe(total: int, *overrides: str) -> SweepConfig:
+    lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
+    return sweep_config(["search=tpe", f"search.n_trials={total}", lr, *overrides])
+
+
+def opened(config: SweepConfig, folder: Path, fingerprint: str = "data") -> Study:
+    return open_study(config, space.axes(config), folder, fingerprint)
+
+
+def run(
+    study: Study, at_most: int = 1000, loss: Any = lambda params: params["optimizer.lr"]
+) -> list[tuple[int, float]]:
+    done = []
+    while len(done) < at_most and (taken := study.next()):
+        number, params = taken
+        study.tell(Record(number, params, "complete", 10, loss(params), ""))
+        done.append((number, params["optimizer.lr"]))
+    return done
+
+
+def test_a_grid_runs_each_point_once_in_order(tmp_path: Path) -> None:
+    assert run(opened(config(), tmp_path)) == [(0, 1e-5), (1, 1e-4), (2, 1e-3)]
+    again = opened(config(), tmp_path)
+    assert again.finished()
+    assert again.next() is None
+
+
+def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    run(opened(config(), tmp_path), at_most=1)
+    assert run(opened(config(), tmp_path)) == [(1, 1e-4), (2, 1e-3)]
+
+
+def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> None:
+    killed = opened(config(), tmp_path)
+    run(killed, at_most=1)
+    assert killed.next() == (1, {"optimizer.lr": 1e-4})
+    resumed = opened(config(), tmp_path)
+    assert not resumed.finished()
+    assert run(resumed) == [(1, 1e-4), (2, 1e-3)]
+    assert [record.number for record in resumed.records()] == [0, 1, 2]
+
+
+def test_a_trial_begun_anew_may_report_its_steps_again(tmp_path: Path) -> None:
+    killed = opened(config(), tmp_path)
+    number, _ = killed.next() or (-1, {})
+    killed.report(number, 10, 2.0)
+    resumed = opened(config(), tmp_path)
+    number, _ = resumed.next() or (-1, {})
+    assert not resumed.report(number, 10, 2.0)
+
+
+def test_n_trials_is_a_total_and_may_grow(tmp_path: Path) -> None:
+    assert len(run(opened(tpe(4), tmp_path))) == 4
+    assert opened(tpe(4), tmp_path).finished()
+    assert len(run(opened(tpe(7), tmp_path))) == 3
+
+
+def test_n_trials_caps_a_grid(tmp_path: Path) -> None:
+    assert len(run(opened(config("search.n_trials=2"), tmp_path))) == 2
+    assert len(run(opened(config("search.n_trials=50"), tmp_path))) == 1
+
+
+def test_resuming_does_not_draw_the_same_points_again(tmp_path: Path) -> None:
+    first = run(opened(tpe(3), tmp_path))
+    second = run(opened(tpe(6), tmp_path))
+    assert len({lr for _, lr in first + second}) == 6
+
+
+def test_the_same_seed_gives_the_same_sweep(tmp_path: Path) -> None:
+    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    for folder in (a, b, c):
+        folder.mkdir()
+    assert run(opened(tpe(5), a)) == run(opened(tpe(5), b)) != run(opened(tpe(5, "search.seed=1"), c))
+
+
+@pytest.mark.parametrize("method", ["random", "qmc", "gp"])
+def test_other_samplers_reach_their_total(tmp_path: Path, method: str) -> None:
+    lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
+    done = run(opened(sweep_config([f"search={method}", "search.n_trials=4", lr]), tmp_path))
+    assert len({value for _, value in done}) == 4
+
+
+def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    losses = [("complete", 3.0), ("diverged", None), ("failed", None)]
+    for status, loss in losses:
+        number, params = study.next() or (-1, {})
+        if loss is not None:
+            study.report(number, 10, loss)
+        study.tell(Record(number, params, status, 10, loss, "because"))  # type: ignore[arg-type]
+    assert [record.status for record in study.records()] == ["complete", "diverged", "failed"]
+    raw = optuna.load_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
+    assert raw.best_trial.number == 0
+    assert raw.trials[1].state == optuna.trial.TrialState.COMPLETE
+    assert raw.trials[1].value is not None
+    assert 3.0 < raw.trials[1].value < float("inf")
+    assert raw.trials[2].state == optuna.trial.TrialState.FAIL
+
+
+def test_a_pruner_stops_what_is_worse(tmp_path: Path) -> None:
+    study = opened(config("pruner=median", "pruner.kwargs={n_startup_trials: 1}"), tmp_path)
+    number, params = study.next() or (-1, {})
+    assert not study.report(number, 20, 1.0)
+    study.tell(Record(number, params, "complete", 20, 1.0, ""))
+    number, params = study.next() or (-1, {})
+    assert study.report(number, 20, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fingerprint", "named"),
+    [
+        (("optimizer.weight_decay=0.5",), "data", "optimizer.weight_decay: was 0.0 and is now 0.5"),
+        (("space.optimizer.lr=[1e-5]",), "data", "space.optimizer.lr"),
+        ((), "other data", "data fingerprint"),
+    ],
+)
+def test_a_changed_sweep_of_the_same_name_is_refused(
+    tmp_path: Path, overrides: tuple[str, ...], fingerprint: str, named: str
+) -> None:
+    opened(config(), tmp_path)
+    with pytest.raises(InputError) as refusal:
+        opened(config(*overrides), tmp_path, fingerprint)
+    assert named in str(refusal.value)
+
+
+def test_what_does_not_change_the_measurements_may_change(tmp_path: Path) -> None:
+    run(opened(config(), tmp_path), at_most=1)
+    assert len(run(opened(config("tracking=none", "search.n_trials=2"), tmp_path))) == 1
+
+
+def test_looking_at_a_study_needs_no_data(tmp_path: Path) -> None:
+    assert not exists(config(), tmp_path)
+    run(opened(config(), tmp_path))
+    assert exists(config(), tmp_path)
+    assert open_study(config(), space.axes(config()), tmp_path).finished()
+
+
+def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("not a database, but somebody's notes\n" * 50)
+    with pytest.raises(StorageError, match=r"study\.db: not usable as a study"):
+        opened(config(), tmp_path)
+    assert (tmp_path / "study.db").read_text().startswith("not a database")
+
+
+def test_a_bad_pruner_option_is_refused() -> None:
+    with pytest.raises(InputError, match=r"pruner\.kwargs"):
+        check_search(config("pruner=median", "pruner.kwargs={n_startups: 1}"))

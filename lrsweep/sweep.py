@@ -23,7 +23,7 @@ from lrsweep.finetune.folder import check_path
 from lrsweep.outputs import MetricsLog, SweepFolder
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
-from lrsweep.report.summary import Summary, read_summary, summarise
+from lrsweep.report.summary import Links, Summary, read_summary, summarise
 from lrsweep.report.words import shown
 from lrsweep.space import Axis
 from lrsweep.study import Record, Study, check_search, exists, open_study
@@ -146,13 +146,17 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         tracker = open_tracker(config.tracking, Path.cwd())
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
         worker = Worker(config, axes, folder, study, tracker, screen, interrupt)
-        with screen.running(study.total, len(study.records()), config.training.max_steps):
-            engine.run(worker)
-        summary = summarise(config, axes, study.records(), folder, dataset, tracker.ui_command())
-        if interrupt.signum is not None:
+        try:
+            with screen.running(study.total, len(study.records()), config.training.max_steps):
+                engine.run(worker)
+            links = Links(tracker.ui_command(), tracker.compare_url())
+            summary = summarise(config, axes, study.records(), folder, dataset, links)
+            if interrupt.signum is not None:
+                raise InterruptedSweepError(interrupt.signum)
+            conclude(summary, folder)
+        except BaseException:
             tracker.finish("interrupted", {}, [])
-            raise InterruptedSweepError(interrupt.signum)
-        conclude(summary, folder)
+            raise
         best = summary.verdict.best
         tracker.finish(
             "complete" if best else "failed",

@@ -84,7 +84,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         for start in range(0, per_step, t.batch_size):
             batch = collate(rows[start : start + t.batch_size], tokenizer.pad_token_id)
             labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1].float()  # as transformers' loss does, also for float64
+            logits = model(**batch).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
             ) / tokens  # fmt: skip
@@ -113,8 +113,8 @@ def test_a_trial_is_what_a_plain_loop_gives(tmp_path: Path, overrides: tuple[str
     trial = config("model.dtype=float64", *overrides)
     host = train(tmp_path, trial)
     losses, norms = plain_loop(trial)
-    assert list(host.curve("loss").values()) == pytest.approx(losses, abs=1e-6)
-    assert list(host.curve("grad_norm").values()) == pytest.approx(norms, rel=1e-6)
+    assert list(host.curve("loss").values()) == pytest.approx(losses, abs=1e-6)  # Trainer sums what it logs in float32
+    assert list(host.curve("grad_norm").values()) == pytest.approx(norms, rel=1e-10)
     assert host.outcomes == [Outcome(0, 6, "complete")]
 
 

@@ -1,11 +1,16 @@
 """What an engine is: it takes trials, trains them and says what happened. It knows nothing of Hydra, Optuna or MLflow."""
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from lrsweep.config import SweepConfig
+from lrsweep.errors import LrsweepError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Measurement:
     step: int
     metrics: Mapping[str, float]
 
+    @property
+    def not_finite(self) -> str:
+        """What is not a finite number, like `loss is nan`; empty where all is well."""
+        return next((f"{name} is {value}" for name, value in self.metrics.items() if not math.isfinite(value)), "")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -41,6 +51,16 @@ class Outcome:
     step: int
     status: Literal["complete", "stopped", "diverged", "failed"]
     reason: str = ""
+
+
+def failed(trial: Trial, fault: Exception) -> Outcome:
+    """The outcome of a trial that an error ended; its traceback goes to the log."""
+    if isinstance(fault, LrsweepError):
+        return Outcome(trial.number, 0, "failed", str(fault))
+    log.error("trial %d", trial.number, exc_info=fault)
+    first_line = (str(fault).strip().splitlines() or [""])[0]
+    kind = "out of GPU memory" if type(fault).__name__ == "OutOfMemoryError" else type(fault).__name__
+    return Outcome(trial.number, 0, "failed", f"{kind}: {first_line}")
 
 
 class Host(Protocol):

@@ -2,8 +2,6 @@
 
 import functools
 import gc
-import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +9,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrsweep.config import SweepConfig
-from lrsweep.engines import Host, Measurement, Outcome, Trial
-from lrsweep.errors import LrsweepError
+from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
 from lrsweep.finetune.data import FinetuneData, collate
 from lrsweep.finetune.evaluation import evaluate
 from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import load_model, make_trainable, resolve_dtype
 from lrsweep.finetune.optimizer import optimizer_class
-
-log = logging.getLogger(__name__)
 
 
 class TrainerEngine:
@@ -34,15 +29,8 @@ class TrainerEngine:
         while trial := host.next_trial():
             try:
                 outcome = self._train(trial, host)
-            except LrsweepError as fault:
-                outcome = Outcome(trial.number, 0, "failed", str(fault))
-            except torch.OutOfMemoryError as fault:
-                log.exception("trial %d", trial.number)
-                outcome = Outcome(trial.number, 0, "failed", f"out of GPU memory: {str(fault).splitlines()[0]}")
             except Exception as fault:
-                log.exception("trial %d", trial.number)
-                reason = str(fault).strip().splitlines() or [""]
-                outcome = Outcome(trial.number, 0, "failed", f"{type(fault).__name__}: {reason[0]}")
+                outcome = failed(trial, fault)
             host.finish(outcome)
             gc.collect()
             if torch.cuda.is_available():
@@ -63,6 +51,7 @@ class TrainerEngine:
             data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[reporter],
+            compute_loss_func=_float64_loss if resolve_dtype(config.model) == torch.float64 else None,
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer),
         )
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
@@ -115,6 +104,13 @@ def training_arguments(trial: Trial) -> TrainingArguments:
     return arguments
 
 
+def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """Stock's loss, but for its cast to float32, which would leave a float64 run with float32's gradients."""
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    return loss / num_items_in_batch
+
+
 def _checkpointing(wanted: bool) -> dict[str, Any]:
     """Activation checkpointing, under the name that the installed transformers has for it."""
     if not wanted:
@@ -157,12 +153,12 @@ class _Reporter(TrainerCallback):
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
         number = self._trial.number
-        stop = self._host.report([Measurement(number, step, metrics)])
-        wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        measurement = Measurement(number, step, metrics)
+        stop = self._host.report([measurement])
         if self.ended is not None:
             return
-        if wrong:
-            self.ended = Outcome(number, step, "diverged", f"{wrong[0]} at step {step}")
+        if measurement.not_finite:
+            self.ended = Outcome(number, step, "diverged", f"{measurement.not_finite} at step {step}")
         elif number in stop and step < self._trial.config.training.max_steps:
             self.ended = Outcome(number, step, "stopped")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -74,12 +75,19 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         model.requires_grad_(False)
         layers[-finetune.trainable_layers :].requires_grad_(True)
         return model
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    set_seed(seed)
+    try:
+        return get_peft_model(model, lora_config(finetune))
+    except ValueError as fault:
+        raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
+
+
+def lora_config(finetune: FinetuneConfig) -> LoraConfig:
+    """The config's LoRA options as PEFT's."""
     targets = finetune.target_modules if isinstance(finetune.target_modules, str) else list(finetune.target_modules)
-    lora = LoraConfig(
+    return LoraConfig(
         r=finetune.r,
         # PEFT takes a float; its type says int.
         lora_alpha=finetune.alpha,
@@ -89,11 +97,6 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         use_rslora=finetune.rslora,
         task_type="CAUSAL_LM",
     )
-    set_seed(seed)
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as fault:
-        raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

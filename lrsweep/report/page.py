@@ -53,12 +53,19 @@ def page(summary: Summary, over_axis: str, curves: str) -> str:
 <h2>Trials</h2>
 {_table(summary)}
 <h2>Compare in MLflow</h2>
-<pre>{html.escape(summary.ui_command or "tracking is off")}</pre>
+{_mlflow(summary)}
 <h2>The config</h2>
 <details><summary>What was swept over, in full</summary>
 <pre>{html.escape(outputs.to_yaml(outputs.masked(summary.config)))}</pre></details>
 </body></html>
 """
+
+
+def _mlflow(summary: Summary) -> str:
+    if not summary.links.ui_command:
+        return "<p>Tracking was off.</p>"
+    url = html.escape(summary.links.compare_url)
+    return f'<pre>{html.escape(summary.links.ui_command)}</pre><p>then <a href="{url}">the trials, best first</a></p>'
 
 
 def _table(summary: Summary) -> str:

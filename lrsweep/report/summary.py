@@ -16,6 +16,14 @@ from lrsweep.verdict import Result, Verdict, judge
 
 
 @dataclass(frozen=True)
+class Links:
+    """How to look at the runs in MLflow: the command that starts its UI, and the page there. Empty without tracking."""
+
+    ui_command: str
+    compare_url: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """A sweep as it stands. `base_loss` is the eval loss before any training, in nats a token."""
 
@@ -24,7 +32,7 @@ class Summary:
     verdict: Verdict
     dataset: DatasetInfo
     base_loss: float | None
-    ui_command: str
+    links: Links
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -34,7 +42,7 @@ class Summary:
 
 def summarise(
     config: SweepConfig, axes: Sequence[Axis], records: Sequence[Record], folder: SweepFolder, dataset: DatasetInfo,
-    ui_command: str,
+    links: Links,
 ) -> Summary:  # fmt: skip
     """Gathers the finished trials, judges them and writes summary.json."""
     results = tuple(
@@ -46,7 +54,7 @@ def summarise(
     )  # fmt: skip
     firsts = (outputs.read_metrics(folder.trial(result.number))[:1] for result in results)
     base_loss = next((rows[0].get("eval_loss") for rows in firsts if rows and rows[0]["step"] == 0), None)
-    summary = Summary(config, results, judge(results), dataset, base_loss, ui_command)
+    summary = Summary(config, results, judge(results), dataset, base_loss, links)
     outputs.write(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
     return summary
 
@@ -58,7 +66,7 @@ def read_summary(folder: SweepFolder) -> Summary:
         config = validate(tree["config"])
         results = tuple(Result(**{**trial, "config": replace(config, trial["config"])}) for trial in tree["trials"])
         return Summary(
-            config, results, judge(results), DatasetInfo(**tree["dataset"]), tree["base_loss"], tree["ui_command"]
+            config, results, judge(results), DatasetInfo(**tree["dataset"]), tree["base_loss"], Links(**tree["links"])
         )
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
@@ -75,7 +83,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "edges": [asdict(edge) for edge in summary.verdict.edges],
         "base_loss": summary.base_loss,
         "dataset": asdict(summary.dataset),
-        "ui_command": summary.ui_command,
+        "links": asdict(summary.links),
         "trials": [{**vars(result), "config": _changes(summary.config, result.config)} for result in summary.results],
         "config": outputs.masked(summary.config),
     }

@@ -34,11 +34,12 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     for label, text in (
         ("Report", str(folder.report)),
         ("Config", str(folder.best / "recommended.yaml")),
-        ("Compare", summary.ui_command),
+        ("Compare", summary.links.ui_command),
+        ("", summary.links.compare_url),
         ("Take away", f"lrsweep export {name} --to transformers"),
     ):
         if text:
-            console.print(f"{label + ':':<10} {text}", highlight=False, soft_wrap=True)
+            console.print(f"{f'{label}:' if label else '':<10} {text}", highlight=False, soft_wrap=True)
 
 
 def sentences(summary: Summary) -> list[str]:

@@ -1,0 +1,135 @@
+"""Text for the embedded base and its task: the sources of the running Python's standard library.
+
+Nothing of it ships with lrsweep; it is read where it is installed. The files differ a little between Python versions,
+the split does not: a module is on one side by its name, in every version.
+"""
+
+import ast
+import contextlib
+import functools
+import gc
+import hashlib
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from lrsweep.errors import InputError
+
+# Applications, jokes and generated tables: not installed everywhere, or not code and prose as people write them.
+LEFT_OUT = {"antigravity", "encodings", "idlelib", "lib2to3", "pydoc_data", "this", "turtledemo"}
+TEST_FOLDERS = {"idle_test", "test", "tests"}
+
+# In characters. So bounded, and starting with a letter or digit, a completion is tokenized the same with its prompt and
+# without, and every row fits in 128 tokens of the base's tokenizer.
+SHORTEST_COMPLETION, LONGEST_COMPLETION, LONGEST_PROMPT = 16, 100, 200
+
+
+def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Train and eval rows, `{"prompt": 'module.function(args)\\n\"\"\"', "completion": first line of its docstring}`.
+
+    In order of module and line, each prompt once. The two sides share no package, and no eval completion is a line of
+    any text on the train side. Raises InputError where Python is installed without its sources.
+    """
+    train, evaluation = _split_pairs()
+    if not train or not evaluation:
+        raise InputError("data.path='embedded': this Python has no standard library sources; set data.path to a file")
+    return _as_rows(train), _as_rows(evaluation)
+
+
+def pretraining_texts() -> list[str]:
+    """Sources of the modules that are not evaluated, in order of module."""
+    return [text for module, text in _sources() if not is_evaluated(module)]
+
+
+def held_out_texts() -> list[str]:
+    """Sources of the evaluated modules, in order of module."""
+    return [text for module, text in _sources() if is_evaluated(module)]
+
+
+def is_evaluated(module: str) -> bool:
+    """Whether a module (dotted path) is on the eval side: one package in five, by a hash of its name.
+
+    A package stays whole and `_pydatetime` goes with `datetime`: code that moves between the files of a package, as it
+    does from one Python version to the next, never crosses the split.
+    """
+    package = re.sub(r"^_(py_?)?", "", module.split(".")[0])
+    return int(hashlib.sha256(package.encode()).hexdigest(), 16) % 5 == 0
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    """(dotted module path, text) of each file that is UTF-8, in order of module."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for name in sorted(sys.stdlib_module_names - LEFT_OUT):
+        for file in [stdlib / f"{name}.py", *sorted((stdlib / name).rglob("*.py"))]:
+            path = file.relative_to(stdlib).with_suffix("").parts
+            if TEST_FOLDERS.intersection(path) or not file.is_file():
+                continue
+            try:
+                text = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+            yield ".".join(path).removesuffix(".__init__"), text
+
+
+# Kept for the life of the process: a sweep reads its data once for every trial.
+@functools.cache
+def _split_pairs() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    train: dict[str, str] = {}
+    evaluation: dict[str, str] = {}
+    train_lines: set[str] = set()
+    with _collector_paused():
+        for module, text in _sources():
+            side = evaluation if is_evaluated(module) else train
+            for signature, docstring in _documented(text):
+                prompt, completion = f'{module}.{signature}\n"""', docstring.splitlines()[0].strip()
+                if (
+                    len(prompt) <= LONGEST_PROMPT
+                    and SHORTEST_COMPLETION <= len(completion) <= LONGEST_COMPLETION
+                    and completion[0].isalnum()
+                ):
+                    side.setdefault(prompt, completion)
+            if side is train:
+                train_lines.update(line.strip(" \t\"'") for line in text.splitlines())
+    train_lines.update(train.values())
+    return tuple(train.items()), tuple(pair for pair in evaluation.items() if pair[1] not in train_lines)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Syntax trees have no cycles to collect, and with torch loaded the collector's rounds cost more than the parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _documented(text: str) -> Iterator[tuple[str, str]]:
+    """(`Class.function(arguments)`, docstring) of the functions and methods of a module, in order of line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a file may hold an escape that this Python warns about
+            module = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return
+    yield from _documented_in(module.body, "")
+
+
+def _documented_in(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, str]]:
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from _documented_in(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if docstring := ast.get_docstring(node):
+                yield f"{prefix}{node.name}({ast.unparse(node.args)})", docstring
+        elif isinstance(node, ast.If | ast.Try):
+            yield from _documented_in(node.body + node.orelse, prefix)
+
+
+def _as_rows(pairs: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]

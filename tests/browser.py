@@ -1,0 +1,115 @@
+"""For the tests: MLflow's server as a process, and a headless Chromium to look at it with."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+# Nothing of the browser's own goes out to the network.
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def chromium() -> str | None:
+    """The browser's path, or None where there is none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class MlflowServer:
+    """`lrsweep ui`'s server on a store: UI and API. It can be killed and started again on the same port."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._script = (
+            f"import sys; from lrsweep.tracking import serve_ui; sys.exit(serve_ui({store!r}, port={self.port}))"
+        )
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self._script],
+            cwd=self._folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(600):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError("MLflow's server does not answer after a minute")
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> str:
+        """Ctrl-C; returns what the server printed in its life."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.communicate(timeout=60)[0]
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its children."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            this = psutil.Process(self.process.pid)
+            for process in [*this.children(recursive=True), this]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.communicate(timeout=60)
+
+
+@contextlib.contextmanager
+def served(store: str, folder: Path) -> Iterator[MlflowServer]:
+    """A running server, killed at the end."""
+    server = MlflowServer(store, folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def browser_page(executable: str) -> Iterator["Page"]:
+    """A page of a fresh browser, wide enough for MLflow's tables; its errors fail the test."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        try:
+            page = browser.new_page(viewport={"width": 1600, "height": 1000})
+            page.set_default_timeout(30_000)
+            yield page
+        finally:
+            browser.close()

@@ -178,16 +178,25 @@ class SearchConfig(_Section):
 
 
 class PrunerConfig(_Section):
-    """An Optuna pruner, fed with eval_loss at every evaluation; `kwargs` are its constructor's."""
+    """Stops trials early, by eval_loss at every evaluation; `kwargs` are the pruner's.
 
-    name: Literal["none", "median", "successive_halving", "hyperband"]
+    `lockstep` is ours, for packs; median, successive_halving and hyperband are Optuna's. `auto` is lockstep for searches
+    that may be packed, none for grids and for the trainer engine.
+    """
+
+    name: Literal["auto", "none", "lockstep", "median", "successive_halving", "hyperband"]
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class EngineConfig(_Section):
-    """What trains the trials: `trainer` is stock transformers Trainer + PEFT, one trial at a time."""
+    """What trains the trials.
 
-    name: Literal["trainer"]
+    `trainer` is stock transformers Trainer + PEFT, one trial at a time; `packed` trains up to `slots` trials at once over one
+    base; `auto` is packed where that can be.
+    """
+
+    name: Literal["auto", "packed", "trainer"]
+    slots: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
 
 
 class ExecutorConfig(_Section):

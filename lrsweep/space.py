@@ -36,6 +36,10 @@ class Choices:
         """The values of a grid."""
         return self.values
 
+    def ends(self) -> tuple[Any, ...]:
+        """Values among which the lowest and the highest are."""
+        return self.values
+
     def value(self, stored: Any) -> Any:
         """The config's value for what Optuna stored."""
         return next(value for value in self.values if _stored(value) == stored)
@@ -67,6 +71,10 @@ class Range:
         places = [low + (high - low) * i / max(self.num - 1, 1) for i in range(self.num)]
         values = [float(f"{math.exp(place) if self.log else place:.6g}") for place in places]
         return tuple(dict.fromkeys(round(value) for value in values)) if self.integer else tuple(values)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The lowest and the highest value."""
+        return self.low, self.high
 
     def value(self, stored: Any) -> Any:
         """The config's value for what Optuna stored: the same number."""

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsweep.config import PrunerConfig, SearchConfig, SweepConfig, flatten
 from lrsweep.errors import InputError, StorageError
+from lrsweep.lockstep import Heard, Lockstep, NoLockstep, Rungs
 from lrsweep.space import Axis, grid
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Status = Literal["complete", "pruned", "diverged", "failed"]
 # What may change between two runs of one sweep: it decides how far and where, not what is measured.
-_FREE = ("search.n_trials", "search.storage", "executor.", "tracking.", "training.save_adapter")
+_FREE = ("search.n_trials", "search.storage", "engine.", "executor.", "tracking.", "training.save_adapter")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,16 @@ class Record:
 class Study:
     """One sweep's trials in Optuna's storage. Open it with `open_study`."""
 
-    def __init__(self, study: optuna.Study, axes: Sequence[Axis], search: SearchConfig) -> None:
+    def __init__(
+        self, study: optuna.Study, axes: Sequence[Axis], search: SearchConfig, lockstep: Lockstep | NoLockstep
+    ) -> None:
         self._study = study
+        self._lockstep = lockstep
+        for frozen in study.get_trials(deepcopy=False):
+            # What earlier runs of the sweep measured stands; their own trials were judged then.
+            max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
+            for step, value in sorted(frozen.intermediate_values.items()):
+                lockstep.hear([Heard(frozen.number, step, max_steps, warmup, value)])
         self._axes = axes
         points = len(grid(axes)) if search.method == "grid" else None
         # The total that the sweep runs to, over all its runs.
@@ -73,14 +82,20 @@ class Study:
         self._running[trial.number] = trial
         return trial.number, params
 
-    def report(self, number: int, step: int, eval_loss: float) -> bool:
-        """Records an evaluation; true if the pruner would stop the trial."""
-        trial = self._running[number]
-        with warnings.catch_warnings():
-            # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
-            warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
-            trial.report(eval_loss, step)
-        return bool(trial.should_prune())
+    def report(self, evals: Sequence[Heard]) -> frozenset[int]:
+        """Records the evaluations of one moment; answers the trials that the pruner stops."""
+        stop = set(self._lockstep.hear(evals))
+        for heard in evals:
+            trial = self._running[heard.number]
+            if "budget" not in trial.user_attrs:
+                trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
+            with warnings.catch_warnings():
+                # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
+                warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
+                trial.report(heard.eval_loss, heard.step)
+            if trial.should_prune():
+                stop.add(heard.number)
+        return frozenset(stop)
 
     def tell(self, record: Record) -> None:
         """Ends a trial. A diverged one is told to the sampler as worse than all it knows, and never counts as the best."""
@@ -170,7 +185,7 @@ def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerpr
             for point in grid(axes):
                 study.enqueue_trial(point, skip_if_exists=True)
             study.set_user_attr("enqueued", True)
-        opened = Study(study, axes, config.search)
+        opened = Study(study, axes, config.search, _lockstep(config))
         stored = json.loads(study.user_attrs["identity"])["data fingerprint"]
         opened.check_same(identity(config, stored if fingerprint is None else fingerprint))
         return opened
@@ -220,11 +235,23 @@ def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
             return RandomSampler(seed=seed)
 
 
+def _lockstep(config: SweepConfig) -> Lockstep | NoLockstep:
+    automatic = config.pruner.name == "auto" and config.search.method != "grid" and config.engine.name != "trainer"
+    return Lockstep(Rungs(**config.pruner.kwargs)) if automatic or config.pruner.name == "lockstep" else NoLockstep()
+
+
 def _pruner(pruner: PrunerConfig) -> BasePruner:
-    kinds = {"none": NopPruner, "median": MedianPruner, "successive_halving": SuccessiveHalvingPruner}
-    kind: Any = kinds.get(pruner.name, HyperbandPruner)
+    kinds: dict[str, Any] = {
+        "median": MedianPruner,
+        "successive_halving": SuccessiveHalvingPruner,
+        "hyperband": HyperbandPruner,
+    }
     try:
-        return kind(**pruner.kwargs)  # type: ignore[no-any-return]
+        if pruner.name in kinds:
+            return kinds[pruner.name](**pruner.kwargs)  # type: ignore[no-any-return]
+        if pruner.name == "lockstep":
+            Rungs(**pruner.kwargs)
+        return NopPruner()
     except (TypeError, ValueError) as fault:
         raise InputError(f"pruner.kwargs={pruner.kwargs}: {fault}") from None
 

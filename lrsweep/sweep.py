@@ -20,6 +20,7 @@ from lrsweep.engines import Engine, Measurement, Outcome, Trial
 from lrsweep.errors import LrsweepError, NoWinnerError
 from lrsweep.finetune.data import check_paths
 from lrsweep.finetune.folder import check_path
+from lrsweep.lockstep import Heard
 from lrsweep.outputs import MetricsLog, SweepFolder
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
@@ -73,6 +74,7 @@ class Worker:
     interrupt: Interrupt
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
     _eval_loss: dict[int, float] = field(default_factory=dict)
+    _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def next_trial(self) -> Trial | None:
         """The next trial to train, its folder and tracking run begun; None when all are done or a signal came."""
@@ -86,6 +88,7 @@ class Worker:
         config = space.trial_config(self.config, self.axes, stored)
         trial = Trial(number, config, self.folder.trial(number))
         self._logs[number] = MetricsLog(trial.folder)
+        self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
         outputs.write(trial.folder / "config.yaml", outputs.to_yaml(outputs.masked(config)))
         self.tracker.start_trial(
             number, title(number, values), flatten(outputs.masked(config)), {"engine": config.engine.name}
@@ -95,21 +98,21 @@ class Worker:
 
     def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
         """Writes, tracks and shows what was measured; answers the trials that the pruner or a signal stops."""
-        stop = set()
+        evals = []
         for measurement in measurements:
             number, step, metrics = measurement.number, measurement.step, measurement.metrics
             self._logs[number].append(step, metrics)
             if "eval_loss" in metrics:
                 self._logs[number].sync()
                 self._eval_loss[number] = metrics["eval_loss"]
-                comparable = step > 0 and math.isfinite(metrics["eval_loss"])
-                if comparable and self.study.report(number, step, metrics["eval_loss"]):
-                    stop.add(number)
+                # Before training all are equal, and what is not finite ends as diverged, not as pruned.
+                if step > 0 and math.isfinite(metrics["eval_loss"]):
+                    evals.append(Heard(number, step, *self._budgets[number], metrics["eval_loss"]))
+        stop = self.study.report(evals)
+        for measurement in measurements:
             self.tracker.log(measurement)
             self.screen.measured(measurement)
-            if self.interrupt.signum is not None:
-                stop.add(number)
-        return frozenset(stop)
+        return stop if self.interrupt.signum is None else frozenset(self._logs)
 
     def finish(self, outcome: Outcome) -> None:
         """Ends a trial everywhere; one that a signal stopped stays open in the study, to be taken up again."""
@@ -138,7 +141,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         screen.note(f"{config.name} is finished: {len(summary.results)} trials, nothing left to run")
         return _with_winner(summary, folder)
     screen.note("loading model and data")
-    engine, dataset = _prepare(config)
+    engine, dataset = _prepare(config, axes)
     folder.create()
     with folder.locked(), _logging_to(folder), Interrupt() as interrupt:
         study = open_study(config, axes, folder.path, dataset.fingerprint)
@@ -173,18 +176,22 @@ def title(number: int, values: Mapping[str, Any]) -> str:
     return f"{number:04d} " + " ".join(f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in values.items())
 
 
-def _prepare(config: SweepConfig) -> tuple[Engine, DatasetInfo]:
+def _prepare(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
     """Everything that a trial will need, looked at before anything is created. Raises InputError."""
     check_path(config.model)
     check_paths(config.data)
     # torch and transformers take seconds to import: after what can be refused without them.
-    from lrsweep.engines.trainer import TrainerEngine, check
+    from lrsweep.engines.choice import choose
+    from lrsweep.finetune.inputs import inputs
     from lrsweep.finetune.model import check_quantization
+    from lrsweep.finetune.optimizer import optimizer_class
 
     check_quantization(config.model, config.finetune)
-    data = check(config)
+    optimizer_class(config.optimizer)
+    _, data = inputs(config.model, config.data)
     dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
-    return TrainerEngine(), dataset
+    ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
+    return choose(config, max([config.finetune.r, *ranks])), dataset
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:

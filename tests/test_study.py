@@ -10,6 +10,7 @@ from lrsweep import space
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError, StorageError
+from lrsweep.lockstep import Heard
 from lrsweep.study import Record, Study, check_search, exists, open_study
 
 LRS = [1e-5, 1e-4, 1e-3]
@@ -69,10 +70,10 @@ def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> N
 def test_a_trial_begun_anew_may_report_its_steps_again(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
     number, _ = killed.next() or (-1, {})
-    killed.report(number, 10, 2.0)
+    killed.report([Heard(number, 10, 60, 6, 2.0)])
     resumed = opened(config(), tmp_path)
     number, _ = resumed.next() or (-1, {})
-    assert not resumed.report(number, 10, 2.0)
+    assert not resumed.report([Heard(number, 10, 60, 6, 2.0)])
 
 
 def test_n_trials_is_a_total_and_may_grow(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
     for status, loss in losses:
         number, params = study.next() or (-1, {})
         if loss is not None:
-            study.report(number, 10, loss)
+            study.report([Heard(number, 10, 60, 6, loss)])
         study.tell(Record(number, params, status, 10, loss, "because"))  # type: ignore[arg-type]
     assert [record.status for record in study.records()] == ["complete", "diverged", "failed"]
     raw = optuna.load_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
@@ -126,10 +127,35 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
 def test_a_pruner_stops_what_is_worse(tmp_path: Path) -> None:
     study = opened(config("pruner=median", "pruner.kwargs={n_startup_trials: 1}"), tmp_path)
     number, params = study.next() or (-1, {})
-    assert not study.report(number, 20, 1.0)
+    assert not study.report([Heard(number, 20, 60, 6, 1.0)])
     study.tell(Record(number, params, "complete", 20, 1.0, ""))
     number, params = study.next() or (-1, {})
-    assert study.report(number, 20, 5.0)
+    assert study.report([Heard(number, 20, 60, 6, 5.0)]) == {number}
+
+
+def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path: Path) -> None:
+    def stopped(name: str, *overrides: str) -> frozenset[int]:
+        folder = tmp_path / name
+        folder.mkdir()
+        study = opened(tpe(4, *overrides) if name != "grid" else config(), folder)
+        pack = [study.next() or (-1, {}) for _ in range(3)]
+        return study.report([Heard(number, 20, 60, 6, float(number)) for number, _ in pack])
+
+    assert stopped("packed") == {2}
+    assert stopped("trainer", "engine=trainer") == frozenset()
+    assert stopped("off", "pruner=none") == frozenset()
+    assert stopped("grid") == frozenset()
+
+
+def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:
+    study = opened(tpe(4), tmp_path)
+    for loss in (1.0, 2.0):
+        number, params = study.next() or (-1, {})
+        study.report([Heard(number, 20, 60, 6, loss)])
+        study.tell(Record(number, params, "complete", 60, loss, ""))
+    resumed = opened(tpe(4), tmp_path)
+    number, _ = resumed.next() or (-1, {})
+    assert resumed.report([Heard(number, 20, 60, 6, 3.0)]) == {number}
 
 
 @pytest.mark.parametrize(

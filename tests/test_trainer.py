@@ -1,7 +1,6 @@
 """The reference engine: it trains what the config says, as a plain loop would, and tells the truth about how it ended."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +8,23 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler, set_seed
 
-from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.embedded import BASE
-from lrsweep.engines import Measurement, Outcome, Trial
+from lrsweep.engines import Outcome
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
 from lrsweep.finetune.data import collate
 from lrsweep.finetune.folder import check_path
 from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import check_quantization, load_model, make_trainable
+from tests.recorder import Recorder, tiny
+from tests.recorder import train as train_with
 
-TINY = (
-    "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",
-    "data.max_train_rows=64", "optimizer.lr=1e-3", "training.save_adapter=false",
-)  # fmt: skip
-
-
-def config(*overrides: str) -> SweepConfig:
-    return sweep_config([*TINY, *overrides])
-
-
-class Recorder:
-    """A host that gives its trials, keeps what it hears, and may stop a trial at a step."""
-
-    def __init__(self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None) -> None:
-        self._trials = [Trial(i, c, folder / str(i)) for i, c in enumerate(configs)]
-        self._stop_at = stop_at
-        self.heard: list[Measurement] = []
-        self.outcomes: list[Outcome] = []
-
-    def next_trial(self) -> Trial | None:
-        return self._trials.pop(0) if self._trials else None
-
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
-        self.heard += measurements
-        return frozenset(m.number for m in measurements if self._stop_at is not None and m.step >= self._stop_at)
-
-    def finish(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-
-    def curve(self, name: str, number: int = 0) -> dict[int, float]:
-        return {m.step: m.metrics[name] for m in self.heard if m.number == number and name in m.metrics}
+config = tiny
 
 
 def train(folder: Path, *configs: SweepConfig, stop_at: int | None = None) -> Recorder:
-    host = Recorder(folder, configs, stop_at)
-    TrainerEngine().run(host)
-    return host
+    return train_with(TrainerEngine(), folder, *configs, stop_at=stop_at)
 
 
 def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lrsweep.config import SweepConfig
 from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
 from lrsweep.finetune.data import FinetuneData, collate
 from lrsweep.finetune.evaluation import evaluate
@@ -108,7 +107,8 @@ def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -
     """Stock's loss, but for its cast to float32, which would leave a float64 run with float32's gradients."""
     logits = outputs.logits[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
-    return loss / num_items_in_batch
+    mean: torch.Tensor = loss / num_items_in_batch
+    return mean
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
@@ -185,9 +185,3 @@ class _Reporter(TrainerCallback):
             self.measured(state.global_step, metrics)
             control.should_training_stop = control.should_training_stop or self.ended is not None
         return control
-
-
-def check(config: SweepConfig) -> FinetuneData:
-    """Loads what every trial needs, so that what is wrong with it shows before trial 0. Raises InputError."""
-    optimizer_class(config.optimizer)
-    return inputs(config.model, config.data)[1]

@@ -99,6 +99,14 @@ def lora_config(finetune: FinetuneConfig) -> LoraConfig:
     )
 
 
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Has the model recompute its activations in the backward pass, under the name that the installed transformers has."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # It is off in eval mode, in which models are loaded.
+    model.train()
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The model's stack of layers: its longest ModuleList."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]

@@ -1,0 +1,24 @@
+"""Which engine trains a sweep's trials."""
+
+from lrsweep.config import SweepConfig
+from lrsweep.engines import Engine
+from lrsweep.engines.packed import PackedEngine, check_packable
+from lrsweep.engines.trainer import TrainerEngine
+from lrsweep.errors import InputError
+from lrsweep.packing import Unpackable
+
+
+def choose(config: SweepConfig, rank: int) -> Engine:
+    """The engine that `engine.name` asks for; `rank` is the highest LoRA rank among the trials.
+
+    Raises InputError where packed is asked for and cannot be.
+    """
+    if config.engine.name == "trainer":
+        return TrainerEngine()
+    if config.engine.name == "packed":
+        try:
+            check_packable(config)
+        except Unpackable as reason:
+            raise InputError(f"engine=packed: {reason}; use engine=trainer, or engine=auto to have it chosen") from None
+        return PackedEngine(config.engine.slots, rank)
+    return PackedEngine(config.engine.slots, rank, otherwise=TrainerEngine())

@@ -1,0 +1,104 @@
+"""What the packed layers of a model share: the slots that the current pass runs, and what sets their trials apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrsweep.packing.arena import Arena, View
+from lrsweep.packing.dropout import keep, layer_keys
+from lrsweep.packing.errors import Unpackable
+
+
+class Window:
+    """The slots start..stop of a pass (k of them), their parameters, LoRA scaling and dropout.
+
+    Rows of a pass are trial-major: row i belongs to the slot start + i // B.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        device, dtype = arena.weights.device, arena.weights.dtype
+        self._arena = arena
+        self._scaling = torch.ones(arena.slots, 1, 1, dtype=dtype, device=device)
+        self._rates = torch.zeros(arena.slots, dtype=dtype, device=device)
+        self._dropout = [0.0] * arena.slots
+        self._seeds = [0] * arena.slots
+        self._passes = [0] * arena.slots
+        self._layers = 0
+        self._keys: Tensor | None = None
+        self.start = self.stop = self.rows = self._tokens = 0
+        self.views: Mapping[str, View] = {}
+        self.scaling = self._scaling[:0]
+
+    def layer(self) -> int:
+        """A number for one more layer that drops its inputs."""
+        self._layers += 1
+        return self._layers - 1
+
+    def admit(self, slot: int, *, scaling: float = 1.0, dropout: float = 0.0, seed: int = 0, passes: int = 0) -> None:
+        """Sets a slot's trial; `passes` is how many training passes it has behind it."""
+        self._scaling[slot] = scaling
+        self._rates[slot] = dropout
+        self._dropout[slot] = dropout
+        self._seeds[slot] = seed
+        self._passes[slot] = passes
+
+    def move(self, source: int, target: int) -> None:
+        """Takes a slot's trial to another slot."""
+        self.admit(target, **self.state(source))
+
+    def state(self, slot: int) -> dict[str, Any]:
+        """What `admit` needs to go on with a slot's trial."""
+        return {
+            "scaling": self._scaling[slot].item(),
+            "dropout": self._dropout[slot],
+            "seed": self._seeds[slot],
+            "passes": self._passes[slot],
+        }
+
+    def select(self, start: int, stop: int, rows: int, length: int, *, training: bool) -> None:
+        """The slots of the next pass, of `rows` rows of `length` tokens in all; holds for its backward too."""
+        if not 0 <= start < stop <= self._arena.slots or rows % (stop - start):
+            raise ValueError(f"{rows} rows cannot be shared out among the slots {start}..{stop} of {self._arena.slots}")
+        self.start, self.stop, self.rows, self._tokens = start, stop, rows, rows * length
+        self.views = self._arena.window(start, stop)
+        self.scaling = self._scaling[start:stop]
+        self._keys = None
+        if training:
+            if any(self._dropout[start:stop]):
+                self._keys = layer_keys(
+                    self._seeds[start:stop], self._passes[start:stop], self._layers, self._scaling.device
+                )
+            for slot in range(start, stop):
+                self._passes[slot] += 1
+
+    def check(self, x: Tensor) -> None:
+        """Raises Unpackable unless x [k*B, T, D] or [k*B*T, D] has all rows of the pass, and so can have them in order."""
+        if x.shape[0] not in (self.rows, self._tokens):
+            raise Unpackable(
+                f"a layer got {tuple(x.shape)}, not all of the pass's {self.rows} rows: whose they are is unknown"
+            )
+
+    def progress(self) -> list[int]:
+        """What `rewind` needs to forget the passes after this moment."""
+        return list(self._passes)
+
+    def rewind(self, progress: list[int]) -> None:
+        """Forgets passes, so that those run again drop the same inputs."""
+        self._passes = list(progress)
+
+    @property
+    def drops(self) -> bool:
+        """Whether any trial of the pass uses dropout."""
+        return self._keys is not None
+
+    def drop(self, layer: int, x: Tensor) -> Tensor:
+        """Each trial's dropout on the layer's input, [k*B, T, D] or [k*B*T, D]."""
+        if self._keys is None:
+            return x
+        k = self.stop - self.start
+        by_trial = x.reshape(k, self.rows // k, -1, x.shape[-1])
+        rates = self._rates[self.start : self.stop]
+        mask = keep(self._keys[layer], by_trial.shape, rates) / (1 - rates).view(-1, 1, 1, 1)
+        return (by_trial * mask.to(x.dtype)).view(x.shape)

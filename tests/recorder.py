@@ -1,0 +1,49 @@
+"""A host for engines under test: it gives its trials, keeps what it hears, and may stop them at a step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrsweep.compose import sweep_config
+from lrsweep.config import SweepConfig
+from lrsweep.engines import Engine, Measurement, Outcome, Trial
+
+TINY = (
+    "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",
+    "data.max_train_rows=64", "optimizer.lr=1e-3", "training.save_adapter=false",
+)  # fmt: skip
+
+
+def tiny(*overrides: str) -> SweepConfig:
+    """A trial of six steps on the embedded model."""
+    return sweep_config([*TINY, *overrides])
+
+
+class Recorder:
+    """The host."""
+
+    def __init__(self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None) -> None:
+        self._trials = [Trial(i, c, folder / str(i)) for i, c in enumerate(configs)]
+        self._stop_at = stop_at
+        self.heard: list[Measurement] = []
+        self.outcomes: list[Outcome] = []
+
+    def next_trial(self) -> Trial | None:
+        return self._trials.pop(0) if self._trials else None
+
+    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+        self.heard += measurements
+        return frozenset(m.number for m in measurements if self._stop_at is not None and m.step >= self._stop_at)
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    def curve(self, name: str, number: int = 0) -> dict[int, float]:
+        """A trial's values of one metric, by step."""
+        return {m.step: m.metrics[name] for m in self.heard if m.number == number and name in m.metrics}
+
+
+def train(engine: Engine, folder: Path, *configs: SweepConfig, stop_at: int | None = None) -> Recorder:
+    """What the engine says of these trials."""
+    host = Recorder(folder, configs, stop_at)
+    engine.run(host)
+    return host

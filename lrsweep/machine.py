@@ -61,7 +61,7 @@ def doctor(console: Console) -> None:
     line("model.dtype", f"auto means {dtype} here")
     quantized = torch.cuda.is_available() and _version("bitsandbytes") is not None
     line("4-bit base", "yes" if quantized else "no: needs CUDA and the extra lrsweep[bnb]")
-    line("engine", "trainer: stock transformers Trainer + PEFT, one trial at a time")
+    line("engine", "auto: packed, many trials over one base; what cannot be packed goes to the trainer")
     disk = shutil.disk_usage(Path.cwd())
     line("outputs", f"{Path.cwd() / 'outputs'}, {_gb(disk.free)} free")
     store = Path.cwd() / "mlflow.db"

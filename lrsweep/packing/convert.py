@@ -33,7 +33,7 @@ def pack_lora(
     `rank` is the highest that a trial may have (by default, config's). A `compute` other than the adapters' dtype makes
     passes run under autocast, as Trainer's `bf16=True` does. Raises Unpackable, and then leaves the model as it was.
     """
-    device = _check(model)
+    device = _check(model, compute)
     head = find_head(model)
     maker = AdapterMaker(model)
     adapter = maker.make(config, seed=0)
@@ -68,7 +68,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
     An output layer tied to the embeddings stays tied, trial by trial. `compute` as in `pack_lora`. Raises Unpackable,
     and then leaves the model as it was.
     """
-    device = _check(model)
+    device = _check(model, compute)
     head = find_head(model)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     dtypes = {str(weight.dtype) for weight in trained.values()}
@@ -95,12 +95,12 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
     return Pack(model, arena, window, head, base=base)
 
 
-def _check(model: PreTrainedModel) -> torch.device:
+def _check(model: PreTrainedModel, compute: torch.dtype | None) -> torch.device:
     """The model's one device. Raises Unpackable for what would tie trials together or change their numbers."""
     devices: set[torch.device] = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
         raise Unpackable(f"the model is spread over {', '.join(sorted(map(str, devices)))}")
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+    if torch.float16 in {compute, *(parameter.dtype for parameter in model.parameters())}:
         raise Unpackable(
             "float16 needs a gradient scaler, which would tie the trials together; use bfloat16 or float32"
         )

@@ -52,10 +52,10 @@ class Head:
             if self.softcap is not None:
                 chunk.mul_(1 - (logits.to(precise) / self.softcap).square())
             dlogits = chunk.to(compute)
-            share = shares[part, None].to(compute)
+            share = shares[part, None].to(precise)
             gradient[part] = dlogits @ weight * share
             if isinstance(self.weight, str):
-                views[self.weight].grad[trial].add_(dlogits.mT @ (rows * share))
+                views[self.weight].grad[trial].add_(dlogits.mT @ (rows * share).to(compute))
             if isinstance(self.bias, str):
                 views[self.bias].grad[trial].add_((dlogits * share).sum(0))
         return losses, gradient

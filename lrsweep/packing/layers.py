@@ -90,7 +90,7 @@ class TrialNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = parameter(self._window.views[self._weight])
         k, width = weight.shape
-        by_trial = x.view(k, -1, *x.shape[1:])
+        by_trial = x.reshape(k, -1, *x.shape[1:])
         return _with_weight(self._original, weight.view(k, *[1] * (x.dim() - 1), width), by_trial).flatten(0, 1)
 
 

@@ -19,7 +19,8 @@ def train_pass(
 
     `batch` is `join`ed from the slots' batches: input_ids and labels [k*B, T], optionally attention_mask, position_ids;
     on the CPU, so that nothing waits for the device. A trial's loss is the sum over its own label tokens, divided by
-    their number, or by `tokens` of it (the label tokens of all the batches that gradients are gathered over).
+    their number, or by `tokens` of it (the label tokens of all the batches that gradients are gathered over). Without
+    any it is nan, and has no gradient.
     """
     hidden, targets, counts = _label_states(pack, start, stop, batch, training=True)
     device = hidden.device

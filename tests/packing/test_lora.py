@@ -140,6 +140,15 @@ def test_refused_models() -> None:
     refused(built(LlamaConfig(**COMMON, attention_dropout=0.2)), "attention_dropout = 0.2")
     refused(built(CohereConfig(**COMMON, logit_scale=0.25, bos_token_id=1, eos_token_id=1)), "changed after it")
     refused(tiny("llama").half(), "float16")
+    routed = tiny("llama")
+    routed.config.output_router_logits = True
+    refused(routed, "auxiliary loss")
+    with pytest.raises(Unpackable, match="float16"):
+        pack_weights(tiny("llama", torch.float32), 2, compute=torch.float16)
+    model = tiny("llama")
+    model.model.layers[0].mlp.experts = nn.ModuleList([nn.Linear(32, 32)])
+    with pytest.raises(Unpackable, match=r"layers\.0\.mlp\.experts\.0 is an expert"):
+        pack_lora(model, Trial(0).lora(), 2)
 
 
 class Gate(nn.Module):

@@ -149,6 +149,19 @@ def test_a_batch_may_be_shorter_than_its_neighbours() -> None:
         assert (grads - pack_alone.arena.grads[0]).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_trial_without_labels_has_no_loss_and_no_gradient(mode: str) -> None:
+    model = tiny("llama")
+    pack = filled(pack_lora(model, Trial(0).lora(), 3) if mode == "lora" else pack_weights(model, 3), trials(3))
+    batches = [trial.batch(0) for trial in trials(3)]
+    batches[1]["labels"].fill_(-100)
+    losses = train_pass(pack, 0, 3, join(batches))
+    assert losses.isnan().tolist() == [False, True, False]
+    assert [row.any().item() for row in pack.arena.grads] == [True, False, True]
+    sums, counts = eval_pass(pack, 0, 3, join(batches))
+    assert (sums[1], counts[1]) == (0, 0)
+
+
 def test_left_padding_keeps_its_mask() -> None:
     batch = Trial(0).batch(0)
     flipped = {key: value.flip(1) for key, value in batch.items()}

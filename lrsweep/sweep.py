@@ -76,6 +76,17 @@ class Worker:
     _eval_loss: dict[int, float] = field(default_factory=dict)
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
 
+    def catch_up(self) -> None:
+        """Tells the tracker of ended trials what a kill kept from it; what they measured is on disk."""
+        records = {record.number: record for record in self.study.records()}
+        for number in self.tracker.missing(list(records)):
+            record = records[number]
+            self._track(number, record.params)
+            for row in outputs.read_metrics(self.folder.trial(number)):
+                step = int(row.pop("step"))
+                self.tracker.log(Measurement(number, step, row))
+            self.tracker.finish_trial(number, record.status, _reason(record.reason))
+
     def next_trial(self) -> Trial | None:
         """The next trial to train, its folder and tracking run begun; None when all are done or a signal came."""
         if self.interrupt.signum is not None:
@@ -90,11 +101,14 @@ class Worker:
         self._logs[number] = MetricsLog(trial.folder)
         self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
         outputs.write(trial.folder / "config.yaml", outputs.to_yaml(outputs.masked(config)))
-        self.tracker.start_trial(
-            number, title(number, values), flatten(outputs.masked(config)), {"engine": config.engine.name}
-        )
+        self._track(number, stored)
         self.screen.trial_started(number, values, config)
         return trial
+
+    def _track(self, number: int, stored: Mapping[str, Any]) -> None:
+        config = space.trial_config(self.config, self.axes, stored)
+        name = title(number, space.values(self.axes, stored))
+        self.tracker.start_trial(number, name, flatten(outputs.masked(config)), {"engine": config.engine.name})
 
     def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
         """Writes, tracks and shows what was measured; answers the trials that the pruner or a signal stops."""
@@ -123,7 +137,7 @@ class Worker:
         status = "interrupted" if interrupted else "pruned" if outcome.status == "stopped" else outcome.status
         if status != "interrupted":
             self.study.tell(Record(number, {}, status, outcome.step, eval_loss, outcome.reason))
-        self.tracker.finish_trial(number, status, {"reason": outcome.reason} if outcome.reason else {})
+        self.tracker.finish_trial(number, status, _reason(outcome.reason))
         self.screen.trial_finished(number, status, outcome.reason)
 
 
@@ -150,6 +164,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
         worker = Worker(config, axes, folder, study, tracker, screen, interrupt)
         try:
+            worker.catch_up()
             with screen.running(study.total, len(study.records()), config.training.max_steps):
                 engine.run(worker)
             links = Links(tracker.ui_command(), tracker.compare_url())
@@ -169,6 +184,10 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         if tracker.unsent:
             screen.note(f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials")
     return _with_winner(summary, folder)
+
+
+def _reason(text: str) -> dict[str, str]:
+    return {"reason": text} if text else {}
 
 
 def title(number: int, values: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """For the tests: MLflow's server as a process, and a headless Chromium to look at it with."""
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -43,22 +42,18 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """`lrsweep ui`'s server on a store: UI and API. It can be killed and started again on the same port."""
+    """`lrsweep ui` in a folder: UI and API. It can be killed and started again on the same port."""
 
-    def __init__(self, store: str, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
-        self._script = (
-            f"import sys; from lrsweep.tracking import serve_ui; sys.exit(serve_ui({store!r}, port={self.port}))"
-        )
 
     def start(self) -> None:
         """Returns when it answers."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self._script],
+            [sys.executable, "-m", "lrsweep", "ui", "--port", str(self.port)],
             cwd=self._folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -90,9 +85,9 @@ class MlflowServer:
 
 
 @contextlib.contextmanager
-def served(store: str, folder: Path) -> Iterator[MlflowServer]:
-    """A running server, killed at the end."""
-    server = MlflowServer(store, folder)
+def served(folder: Path) -> Iterator[MlflowServer]:
+    """A running server on the folder's mlflow.db, killed at the end."""
+    server = MlflowServer(folder)
     server.start()
     try:
         yield server

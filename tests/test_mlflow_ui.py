@@ -1,25 +1,27 @@
 """What somebody sees who opens MLflow's UI on a sweep, in a real browser."""
 
 import json
-import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from lrsweep.config import TrackingConfig
-from lrsweep.engines import Measurement
-from lrsweep.tracking import DatasetInfo, compare_url, default_uri, open_tracker
+from lrsweep.tracking import compare_url, default_uri
+from lrsweep.tracking.store import Store
 from tests.browser import browser_page, chromium, served
+from tests.conftest import FinishedSweep
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 
 BROWSER = chromium()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a Chromium in the PATH")
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="needs a Chromium in the PATH"),
+    pytest.mark.xdist_group("finished_sweep"),
+]
 
 # The data of every chart on the page: run name -> [step, value] pairs, by metric.
 CHARTS = """() => {
@@ -32,49 +34,15 @@ CHARTS = """() => {
 }"""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A finished sweep to look at: its working folder, where mlflow.db is, and its name."""
-
-    folder: Path
-    name: str
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Four trials with curves as a sweep makes them, the last of which blows up."""
-    folder = tmp_path_factory.mktemp("ui")
-    tracker = open_tracker(TrackingConfig(name="mlflow", system_metrics=False), folder)
-    tracker.start(
-        "lora_lr", "id-1", {"optimizer.lr": 1e-4}, {}, DatasetInfo("alpaca", "alpaca.json", "ab" * 32, 90, 10)
-    )
-    for number, lr in enumerate((1e-5, 1e-4, 1e-3, 1e-1)):
-        tracker.start_trial(number, f"{number:04d} lr={lr:g}", {"optimizer.lr": lr}, {"engine": "trainer"})
-        for step in range(0, 101, 5):
-            loss = 1.5 + abs(number - 2) / 3 + 2 * math.exp(-(number + 1) * step / 80)
-            if number == 3:
-                loss = loss + step / 20 if step < 50 else math.nan
-            tracker.log(Measurement(number, step, {"loss": loss, "learning_rate": lr * (1 - step / 100)}))
-            if step % 10 == 0:
-                tracker.log(Measurement(number, step, {"eval_loss": loss + 0.1}))
-        tracker.finish_trial(number, "diverged" if number == 3 else "complete", {})
-    (folder / "report.html").write_text("<h1>The best learning rate</h1>")
-    tracker.finish("complete", {"best_eval_loss": 1.6}, [folder / "report.html"])
-    assert tracker.unsent == 0
-    return Sweep(folder, "lora_lr")
-
-
 class Ui:
     """A browser's page on the UI of a sweep, and what the store itself says should be seen there."""
 
-    def __init__(self, page: "playwright.Page", server: str, sweep: Sweep, screenshots: Path) -> None:
-        from mlflow import MlflowClient
-
+    def __init__(self, page: "playwright.Page", server: str, folder: Path, sweep: str) -> None:
         self.page = page
         self.server = server
-        self._screenshots = screenshots
-        self._client = MlflowClient(default_uri(sweep.folder))
-        self.experiment = self._client.get_experiment_by_name(sweep.name).experiment_id
+        self.sweep = sweep
+        self._client = Store(default_uri(folder), folder).connect()
+        self.experiment = self._client.get_experiment_by_name(sweep).experiment_id
         runs = self._client.search_runs([self.experiment], order_by=["start_time ASC"])
         self.trials = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
         self.names = [run.info.run_name for run in self.trials]
@@ -94,34 +62,40 @@ class Ui:
         return dict(self.page.evaluate(CHARTS)[key])
 
     def screenshot(self, name: str) -> None:
-        # Charts glide into place.
-        self.page.wait_for_timeout(1000)
-        self.page.screenshot(path=self._screenshots / f"{name}.png")
+        """Keeps what the page looks like, if LRSWEEP_SCREENSHOTS names a folder for it."""
+        if folder := os.environ.get("LRSWEEP_SCREENSHOTS"):
+            # Charts glide into place.
+            self.page.wait_for_timeout(1000)
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 @pytest.fixture(scope="module")
-def server(sweep: Sweep) -> Iterator[str]:
-    with served(default_uri(sweep.folder), sweep.folder) as running:
+def folder(finished_sweep: FinishedSweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sweep's working folder: the server may write into it."""
+    return Path(shutil.copytree(finished_sweep.folder, tmp_path_factory.mktemp("ui") / "sweep"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
+    with served(folder) as running:
         yield running.uri
 
 
 @pytest.fixture
-def ui(server: str, sweep: Sweep, tmp_path: Path) -> Iterator[Ui]:
-    screenshots = Path(os.environ.get("LRSWEEP_SCREENSHOTS", tmp_path))
-    screenshots.mkdir(parents=True, exist_ok=True)
+def ui(server: str, folder: Path, finished_sweep: FinishedSweep) -> Iterator[Ui]:
     assert BROWSER is not None
     with browser_page(BROWSER) as page:
         elsewhere: list[str] = []
         page.on("request", lambda request: elsewhere.append(request.url))
-        yield Ui(page, server, sweep, screenshots)
+        yield Ui(page, server, folder, finished_sweep.name)
         assert [url for url in elsewhere if not url.startswith((server, "data:", "blob:"))] == []
 
 
-def test_from_the_home_page_to_the_trials_under_their_sweep(ui: Ui, sweep: Sweep) -> None:
+def test_from_the_home_page_to_the_trials_under_their_sweep(ui: Ui) -> None:
     ui.page.goto(ui.server)
     ui.page.get_by_text("Model training", exact=True).first.click()
-    ui.page.get_by_role("link", name=sweep.name, exact=True).first.click()
-    parent = ui.page.get_by_role("row").filter(has=ui.page.get_by_role("link", name=sweep.name, exact=True))
+    ui.page.get_by_role("link", name=ui.sweep, exact=True).first.click()
+    parent = ui.page.get_by_role("row").filter(has=ui.page.get_by_role("link", name=ui.sweep, exact=True))
     playwright.expect(parent).to_be_visible()
     trials = ui.page.get_by_role("link", name=re.compile(r"^\d{4} "))
     playwright.expect(trials).to_have_count(0)
@@ -159,7 +133,7 @@ def test_comparing_selected_runs_leads_to_their_curves(ui: Ui) -> None:
     }
 
 
-def test_the_sweeps_own_run_carries_its_report(ui: Ui, sweep: Sweep) -> None:
+def test_the_sweeps_own_run_carries_its_report(ui: Ui) -> None:
     parent = ui.trials[0].data.tags["mlflow.parentRunId"]
     ui.page.goto(f"{ui.server}/#/experiments/{ui.experiment}/runs/{parent}/artifacts")
     ui.page.get_by_text("report.html").first.click()

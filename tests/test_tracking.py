@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from lrsweep import tracking
 from lrsweep.config import TrackingConfig
 from lrsweep.engines import Measurement
 from lrsweep.errors import InputError, StorageError
-from lrsweep.tracking import DatasetInfo, MlflowTracker, NoTracker, Tracker, default_uri, open_tracker, serve_ui
+from lrsweep.tracking import DatasetInfo, NoTracker, Tracker, default_uri, mlflow_tracker, open_tracker, serve_ui
+from lrsweep.tracking.mlflow_tracker import MlflowTracker
+from lrsweep.tracking.store import Store
 from tests.browser import MlflowServer, free_port, served
 
 DATA = DatasetInfo("alpaca.json", "alpaca.json", "0123456789abcdef" * 4, train_rows=90, eval_rows=10)
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 def shared_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder)
-    with served(default_uri(folder), folder) as server:
+    with served(folder) as server:
         yield server
 
 
@@ -63,8 +63,10 @@ def server(shared_server: MlflowServer) -> MlflowServer:
 
 
 @pytest.fixture
-def opened(folder: Path) -> Iterator[Open]:
+def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens trackers on the folder's store, or another; those that a test leaves unfinished are stopped at its end."""
+    monkeypatch.setattr(mlflow_tracker, "_SEND_EVERY", 0.1)
+    monkeypatch.setattr(mlflow_tracker, "_PAUSES", (0.2,))
     trackers: list[Tracker] = []
 
     def open_one(**changes: Any) -> Tracker:
@@ -74,7 +76,7 @@ def opened(folder: Path) -> Iterator[Open]:
 
     yield open_one
     for tracker in trackers:
-        if isinstance(tracker, MlflowTracker) and hasattr(tracker, "_stop"):
+        if isinstance(tracker, MlflowTracker) and tracker._thread.is_alive():
             tracker._stop.set()
             tracker._thread.join()
 
@@ -96,6 +98,18 @@ def whole_trial(tracker: Tracker, number: int, steps: int = 20) -> None:
     tracker.start_trial(number, f"{number:04d} lr=0.0001", {"optimizer.lr": 1e-4}, {})
     train(tracker, number, range(steps))
     tracker.finish_trial(number, "complete", {"diagnosis": "healthy"})
+
+
+def wait_until_sent(tracker: Tracker) -> None:
+    deadline = time.monotonic() + 20
+    while tracker.unsent and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker.unsent == 0
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the tracker has warned of."""
+    return [record.message for record in caplog.records if record.name.startswith("lrsweep.tracking")]
 
 
 class Reader:
@@ -150,8 +164,8 @@ def test_a_sweep_reads_back(
     # More points than one batch holds.
     whole_trial(tracker, 1, steps=1200)
     tracker.start_trial(2, "0002 lr=1", {"optimizer.lr": 1.0}, {})
-    tracker.finish_trial(2, "diverged", {"reason": "loss"}, {"best_eval_loss": 3.5})
-    tracker.finish("complete", {"best_eval_loss": 0.2}, [folder / "config.yaml", best], {"best_trial": "1"})
+    tracker.finish_trial(2, "diverged", {"reason": "loss"})
+    tracker.finish("complete", {"best_eval_loss": 0.2}, [folder / "config.yaml", best])
     assert tracker.unsent == 0
     assert capfd.readouterr() == ("", "")
 
@@ -165,7 +179,7 @@ def test_a_sweep_reads_back(
         "data.eval_path": "null",
     }
     assert read.parent.data.metrics == {"best_eval_loss": 0.2}
-    wanted = {"engine": "trainer", "lrsweep.sweep_id": "id-1", "status": "complete", "best_trial": "1"}
+    wanted = {"engine": "trainer", "lrsweep.sweep_id": "id-1", "status": "complete"}
     assert wanted.items() <= read.parent.data.tags.items()
     assert read.files() == {"config.yaml", "best"}
     assert read.files("best/adapter") == {"best/adapter/adapter_config.json"}
@@ -175,8 +189,7 @@ def test_a_sweep_reads_back(
     assert {run.data.tags["mlflow.parentRunId"] for run in read.children} == {read.parent.info.run_id}
     assert read.trial(0).data.params == {"optimizer.lr": "0.0001"}
     assert {"diagnosis": "healthy", "status": "complete"}.items() <= read.trial(0).data.tags.items()
-    assert read.trial(2).data.tags["status"] == "diverged"
-    assert read.trial(2).data.metrics == {"best_eval_loss": 3.5}
+    assert {"reason": "loss", "status": "diverged"}.items() <= read.trial(2).data.tags.items()
     for number, steps in ((0, range(20)), (1, range(1200))):
         for key in ("loss", "eval_loss"):
             assert read.curve(number, key) == expected(key, steps)
@@ -196,9 +209,7 @@ def test_curves_arrive_while_training(opened: Open, folder: Path) -> None:
     tracker = start(opened())
     tracker.start_trial(0, "0000", {}, {})
     train(tracker, 0, range(3))
-    deadline = time.monotonic() + 20
-    while tracker.unsent and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_sent(tracker)
     assert Reader(default_uri(folder)).curve(0, "loss") == expected("loss", range(3))
     assert Reader(default_uri(folder)).trial(0).info.status == "RUNNING"
 
@@ -252,7 +263,7 @@ def test_a_restarted_trial_takes_the_place_of_the_killed_one(opened: Open, folde
     killed.start_trial(0, "0000", {}, {})
     whole_trial(killed, 1)
     train(killed, 0, range(15))
-    killed.flush()
+    wait_until_sent(killed)
 
     again = start(opened())
     whole_trial(again, 0, steps=20)
@@ -263,13 +274,31 @@ def test_a_restarted_trial_takes_the_place_of_the_killed_one(opened: Open, folde
     assert read.trial(0).info.status == "FINISHED"
 
 
-def test_a_point_sent_twice_is_there_once(opened: Open, folder: Path) -> None:
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_inputs", "set_terminated"])
+def test_what_is_sent_again_after_a_lost_answer_is_there_once(
+    call: str, opened: Open, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = start(opened())
-    tracker.start_trial(0, "0000", {}, {})
-    for _ in range(2):
-        tracker.log(Measurement(0, 7, {"loss": 2.5}), timestamp_ms=1_700_000_000_000)
-        tracker.flush()
-    assert Reader(default_uri(folder)).curve(0, "loss") == [(7, 2.5)]
+    assert isinstance(tracker, MlflowTracker)
+    carry_out = getattr(tracker._client, call)
+    calls: list[str] = []
+
+    def lose_the_first_answer(*arguments: object, **named: object) -> object:
+        answer = carry_out(*arguments, **named)
+        calls.append(call)
+        if len(calls) == 1:
+            raise ConnectionError("reset by peer")
+        return answer
+
+    monkeypatch.setattr(tracker._client, call, lose_the_first_answer)
+    whole_trial(tracker, 0)
+    wait_until_sent(tracker)
+    tracker.finish("complete", {}, [])
+    assert len(calls) >= 2
+    read = Reader(default_uri(folder))
+    assert read.curve(0, "loss") == expected("loss", range(20))
+    assert len(read.trial(0).inputs.dataset_inputs) == 2
+    assert {run.info.status for run in (read.parent, *read.children)} == {"FINISHED"}
 
 
 def test_values_that_are_not_finite_leave_a_tag_instead(opened: Open, folder: Path) -> None:
@@ -277,7 +306,7 @@ def test_values_that_are_not_finite_leave_a_tag_instead(opened: Open, folder: Pa
     tracker.start_trial(0, "0000 lr=1", {}, {})
     for step, loss in enumerate((3.0, 5.0, math.inf, math.nan)):
         tracker.log(Measurement(0, step, {"loss": loss, "learning_rate": 0.1}))
-    tracker.finish_trial(0, "diverged", {}, {"best_eval_loss": math.nan})
+    tracker.finish_trial(0, "diverged", {})
     tracker.finish("failed", {"best_eval_loss": math.nan}, [])
     read = Reader(default_uri(folder))
     assert read.curve(0, "loss") == [(0, 3.0), (1, 5.0)]
@@ -303,10 +332,63 @@ def test_how_trials_end(opened: Open, folder: Path) -> None:
     assert read.parent.info.status == "KILLED"
 
 
+@pytest.mark.parametrize(("status", "ended"), [("failed", "FAILED"), ("interrupted", "KILLED")])
+@pytest.mark.parametrize("done", range(7))
+def test_a_sweep_may_break_off_anywhere(status: str, ended: str, done: int, opened: Open, folder: Path) -> None:
+    tracker = start(opened())
+    steps: list[Callable[[], None]] = [
+        lambda: tracker.start_trial(0, "0000", {}, {}),
+        lambda: train(tracker, 0, range(15)),
+        lambda: tracker.finish_trial(0, "complete", {}),
+        lambda: wait_until_sent(tracker),
+        lambda: tracker.start_trial(1, "0001", {}, {}),
+        lambda: tracker.finish("complete", {"best_eval_loss": 1.0}, []),
+    ]
+
+    def host_program() -> None:
+        try:
+            for step in steps[:done]:
+                step()
+            tracker.log(Measurement(99, 0, {}))
+        except BaseException:
+            tracker.finish(status, {}, [])
+            raise
+
+    with pytest.raises(KeyError):
+        host_program()
+    assert tracker.unsent == 0
+    read = Reader(default_uri(folder))
+    assert (read.parent.info.status, read.parent.data.tags["status"]) == (ended, status)
+    assert [run.info.status for run in read.children] == ["FINISHED" if done >= 3 else "KILLED", "KILLED"][
+        : len(read.children)
+    ]
+    assert len(read.children) == (done >= 1) + (done >= 5)
+    # The same command goes on in it.
+    start(opened()).finish("complete", {}, [])
+    assert Reader(default_uri(folder)).parent.info.status == "FINISHED"
+
+
+def test_a_run_that_mlflow_refuses_ends_all_the_same(
+    opened: Open, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = start(opened())
+    tracker.start_trial(0, "0000", {}, {})
+    tracker.log(Measurement(0, 0, {"no such % name": 1.0}))
+    whole_trial(tracker, 1)
+    tracker.finish_trial(0, "failed", {})
+    tracker.finish("failed", {"nor % this": 1.0}, [])
+    read = Reader(default_uri(folder))
+    assert [run.info.status for run in (read.parent, *read.children)] == ["FAILED", "FAILED", "FINISHED"]
+    assert [message.split(";")[0] for message in warnings_of(caplog)] == [
+        "MLflow refuses the run 0000",
+        "MLflow refuses the run lora_lr",
+    ]
+
+
 def test_a_complete_sweep_leaves_no_run_running(opened: Open, folder: Path) -> None:
     killed = start(opened())
     killed.start_trial(0, "0000", {}, {})
-    killed.flush()
+    wait_until_sent(killed)
     start(opened()).finish("complete", {}, [])
     read = Reader(default_uri(folder))
     assert read.trial(0).info.status == "KILLED"
@@ -314,15 +396,13 @@ def test_a_complete_sweep_leaves_no_run_running(opened: Open, folder: Path) -> N
 
 
 def test_a_server_that_dies_and_comes_back_gets_every_point_once(
-    opened: Open, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    opened: Open, server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "_PAUSES", (0.2,))
-    monkeypatch.setattr(tracking, "_SEND_EVERY", 0.2)
     tracker = start(opened(uri=server.uri), sweep="outage")
     whole_trial(tracker, 0)
     tracker.start_trial(1, "0001", {"optimizer.lr": 0.1}, {})
     train(tracker, 1, range(30))
-    tracker.flush()
+    wait_until_sent(tracker)
     train(tracker, 1, range(30, 60))
     server.kill()
     began = time.monotonic()
@@ -332,11 +412,9 @@ def test_a_server_that_dies_and_comes_back_gets_every_point_once(
     assert time.monotonic() - began < 0.5, "training waited for a dead server"
     time.sleep(1.5)
     assert tracker.unsent > 540
-    assert [record.levelname for record in caplog.records if record.name == "lrsweep.tracking"] == ["WARNING"]
+    assert len(warnings_of(caplog)) == 1
     server.start()
-    deadline = time.monotonic() + 20
-    while tracker.unsent and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_sent(tracker)
     whole_trial(tracker, 3)
     tracker.finish("complete", {}, [])
     assert tracker.unsent == 0
@@ -353,14 +431,14 @@ def test_a_sweep_ends_without_its_server(
 ) -> None:
     tracker = start(opened())
     assert isinstance(tracker, MlflowTracker)
-    monkeypatch.setattr(tracker, "_uri", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(tracker, "_store", Store(f"http://127.0.0.1:{free_port()}", folder))
     whole_trial(tracker, 0)
     began = time.monotonic()
     tracker.finish("complete", {}, [])
     assert time.monotonic() - began < 5
     # 20 of loss, 20 of learning_rate, 2 of eval_loss; the two runs themselves.
     assert tracker.unsent == 44
-    assert sum(record.name == "lrsweep.tracking" for record in caplog.records) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_run_deleted_meanwhile_costs_only_itself(
@@ -369,15 +447,16 @@ def test_a_run_deleted_meanwhile_costs_only_itself(
     tracker = start(opened())
     for number in (0, 1):
         tracker.start_trial(number, f"{number:04d}", {}, {})
-    tracker.flush()
+    wait_until_sent(tracker)
     read = Reader(default_uri(folder))
     read.client.delete_run(read.trial(0).info.run_id)
     for _ in range(2):
         for number in (0, 1):
             train(tracker, number, range(5))
-        tracker.flush()
-    assert Counter(record.name for record in caplog.records)["lrsweep.tracking"] == 1
-    assert "0000" in caplog.text
+        time.sleep(0.3)
+    tracker.finish("complete", {}, [])
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("MLflow refuses the run 0000; ")
     assert len(Reader(default_uri(folder)).curve(1, "loss")) == 10
 
 
@@ -428,8 +507,9 @@ def test_no_password_is_shown(
     tracker = start(opened(uri=secret), sweep="secret", **{"tracking.uri": secret})
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"
     assert isinstance(tracker, MlflowTracker)
-    monkeypatch.setattr(tracking, "_answers", lambda url: True)
-    monkeypatch.setattr(tracker, "_client", tracking._client(secret.replace(str(server.port), str(free_port()))))
+    monkeypatch.setattr(tracker._store, "answers", lambda: True)
+    nobody = Store(secret.replace(str(server.port), str(free_port())), Path())
+    monkeypatch.setattr(tracker._experiment, "_client", nobody._client())
     whole_trial(tracker, 0)
     tracker.finish("complete", {}, [])
     read = Reader(server.uri, "secret")
@@ -453,7 +533,6 @@ def test_the_ui_command_is_for_a_shell(tmp_path: Path, empty_store: Path) -> Non
 def test_system_metrics_are_written_and_stop(
     opened: Open, folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(tracking, "_SEND_EVERY", 0.1)
     tracker = start(opened(system_metrics=True))
     monkeypatch.setattr("psutil.disk_usage", lambda path: 1 / 0)
     time.sleep(0.5)
@@ -471,7 +550,6 @@ def test_no_tracking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(tracker, NoTracker)
     start(tracker)
     whole_trial(tracker, 0)
-    tracker.flush()
     tracker.finish("complete", {}, [])
     assert (tracker.uri, tracker.unsent, tracker.ui_command(), tracker.compare_url()) == ("", 0, "", "")
     assert list(tmp_path.iterdir()) == []
@@ -500,7 +578,7 @@ def test_three_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
     ]
     # Not a word on the terminal either, of migrations or otherwise.
     assert [(worker.communicate(timeout=120)[0], worker.returncode) for worker in workers] == [("", 0)] * 3
-    open_tracker(TrackingConfig(name="mlflow"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
     read = Reader(default_uri(tmp_path))
     assert len(read.parents) == 1
     assert sorted(run.data.tags["trial"] for run in read.children) == ["0", "1", "2"]

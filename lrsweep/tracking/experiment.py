@@ -1,0 +1,136 @@
+"""A sweep's side of an MLflow store: its experiment and its runs, found, made and filled. All of it talks to the store."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lrsweep.errors import InputError
+from lrsweep.tracking.pending import PendingRun, now
+from lrsweep.tracking.tracker import DatasetInfo
+
+
+class Experiment:
+    """The experiment `name` as the sweep `sweep_id` sees it.
+
+    A new one keeps its files under `artifacts`, or where the server keeps them (None). Raises InputError for one that was
+    deleted.
+    """
+
+    def __init__(self, client: Any, name: str, artifacts: Path | None, sweep_id: str) -> None:
+        self._client = client
+        self._sweep_id = sweep_id
+        self._parent_id = ""
+        self.id = self._find_or_create(name, artifacts)
+
+    def _find_or_create(self, name: str, artifacts: Path | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            # Without a location, MLflow takes mlruns in whatever folder the process happens to be in.
+            location = artifacts and str(artifacts / re.sub(r"[^\w-]+", "-", name))
+            try:
+                return str(self._client.create_experiment(name, location))
+            except MlflowException:
+                # Somebody else may just have made it.
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"tracking.experiment={name}: deleted in MLflow; set another name, or bring it back with "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return str(found.experiment_id)
+
+    def parent(self, title: str) -> Any:
+        """MLflow's parent run of the sweep, running (again)."""
+        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.`lrsweep.run` = 'sweep'"
+        found = self._client.search_runs([self.id], mine, max_results=1, order_by=["start_time ASC"])
+        if found:
+            run = found[0]
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self._client.create_run(self.id, now(), {**self._identity(), "lrsweep.run": "sweep"}, title)
+        self._parent_id = str(run.info.run_id)
+        return run
+
+    def send(self, run: PendingRun) -> None:
+        """Makes MLflow's run equal to ours. Each part is forgotten once it is there; repeating any part is harmless."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if run.run_id is None:
+            run.run_id = self._create_trial(run)
+        while batch := run.batch():
+            self._client.log_batch(
+                run.run_id,
+                metrics=[Metric(*point) for point in batch.points],
+                params=[Param(*param) for param in batch.params.items()],
+                tags=[RunTag(*tag) for tag in batch.tags.items()],
+            )
+            run.sent(batch)
+        if run.dataset:
+            self._client.log_inputs(run.run_id, datasets=_dataset_inputs(run.dataset))
+            run.dataset = None
+        self.end(run)
+        while run.artifacts:
+            path = run.artifacts[0]
+            if path.is_dir():
+                self._client.log_artifacts(run.run_id, str(path), path.name)
+            else:
+                self._client.log_artifact(run.run_id, str(path))
+            del run.artifacts[0]
+
+    def end(self, run: PendingRun) -> None:
+        """Ends MLflow's run if ours has ended, whatever else it may lack."""
+        if run.run_id and run.end and not run.over:
+            status, at = run.end
+            self._client.set_terminated(run.run_id, status, at)
+            run.over = True
+
+    def ended_trials(self) -> set[int]:
+        """The numbers of the trials whose runs came to their own end."""
+        mine = (
+            f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
+            "AND attributes.status != 'RUNNING' AND tags.status != 'interrupted'"
+        )
+        return {int(run.data.tags["trial"]) for run in self._client.search_runs([self.id], mine, max_results=50_000)}
+
+    def end_stale_trials(self) -> None:
+        """Ends runs that a killed worker left running: the sweep is complete, so nobody works on them."""
+        stale = (
+            f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
+            "AND attributes.status = 'RUNNING'"
+        )
+        for run in self._client.search_runs([self.id], stale):
+            self._client.set_tag(run.info.run_id, "status", "interrupted")
+            self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _create_trial(self, run: PendingRun) -> str:
+        """A new child run. Those of earlier attempts at the trial, and of an attempt whose answer was lost, are deleted."""
+        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.trial = '{run.trial}'"
+        for earlier in self._client.search_runs([self.id], mine):
+            self._client.delete_run(earlier.info.run_id)
+        tags = {**self._identity(), "mlflow.parentRunId": self._parent_id, "trial": str(run.trial)}
+        return str(self._client.create_run(self.id, run.started, tags, run.title).info.run_id)
+
+    def _identity(self) -> dict[str, str]:
+        return {"lrsweep.sweep_id": self._sweep_id, "mlflow.source.name": "lrsweep", "mlflow.source.type": "LOCAL"}
+
+
+def _dataset_inputs(dataset: DatasetInfo) -> list[Any]:
+    """The data as MLflow's dataset inputs. It tells datasets apart by name and digest, so each part has its own name."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    def part(name: str, context: str, rows: int) -> Any:
+        entity = Dataset(
+            name=f"{dataset.name[:400]} ({name})",
+            digest=dataset.fingerprint[:12],
+            source_type="local" if Path(dataset.source).exists() else "external",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+
+    return [part("train", "training", dataset.train_rows), part("eval", "eval", dataset.eval_rows)]

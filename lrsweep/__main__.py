@@ -101,6 +101,8 @@ def _report(argv: Sequence[str]) -> int:
 
     folder = outputs.sweep_folder(arguments.name)
     summary = read_summary(folder)
+    if not summary.results:
+        raise InputError(f"{arguments.name}: no trial has ended yet; run the sweep on")
     conclude(summary, folder)
     print_summary(Console(), summary, folder)
     return 0

@@ -45,7 +45,7 @@ class ModelConfig(_Section):
 
     path: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     attn_implementation: str | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False

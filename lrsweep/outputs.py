@@ -34,6 +34,15 @@ class SweepFolder:
         """A trial's own folder."""
         return self.path / "trials" / f"{number:04d}"
 
+    def conclude(self, trials: int) -> None:
+        """Marks the sweep as done with `trials` trials: report, best config and tracking are complete."""
+        write(self.path / ".concluded", f"{trials}\n")
+
+    def concluded(self, trials: int) -> bool:
+        """Whether the sweep was marked as done with that many trials."""
+        mark = self.path / ".concluded"
+        return mark.is_file() and mark.read_text() == f"{trials}\n"
+
     def create(self) -> None:
         """Makes the folder. Raises StorageError if the disk refuses."""
         with disk_faults(self.path):

@@ -18,6 +18,12 @@ from lrsweep.errors import InputError
 
 # These say how to search; they are not searched.
 _FIXED = ("name", "space", "search", "pruner", "engine", "executor", "tracking")
+# Trials that differ in these cannot share a pack.
+_SHAPES = (
+    "model.", "data.", "finetune.mode", "finetune.target_modules", "finetune.dora", "finetune.trainable_layers",
+    "training.batch_size", "training.gradient_accumulation_steps", "training.eval_batch_size",
+    "training.gradient_checkpointing",
+)  # fmt: skip
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
 
 
@@ -92,16 +98,20 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
             "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
         )
     if config.search.method == "grid":
-        grid(found)
+        for point in grid(found):
+            trial_config(config, found, point)
     if config.search.method == "cmaes" and any(isinstance(axis, Choices) for axis in found):
         raise InputError("search.method='cmaes': takes ranges only; write each axis as {low: ..., high: ...}")
     return found
 
 
 def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Every combination of the axes' points, in Optuna's tongue; the last axis changes fastest."""
-    columns = [[_stored(value) for value in axis.points()] for axis in axes]
-    return [dict(zip([axis.key for axis in axes], row, strict=True)) for row in itertools.product(*columns)]
+    """Every combination of the axes' points, in Optuna's tongue; the last axis changes fastest, shapes and data slowest."""
+    # Trials that can share a pack follow each other.
+    ordered = sorted(axes, key=lambda axis: not axis.key.startswith(_SHAPES))
+    columns = [[_stored(value) for value in axis.points()] for axis in ordered]
+    points = (dict(zip([axis.key for axis in ordered], row, strict=True)) for row in itertools.product(*columns))
+    return [{axis.key: point[axis.key] for axis in axes} for point in points]
 
 
 def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +187,10 @@ def _range(config: SweepConfig, key: str, leaf: Mapping[str, Any]) -> Range:
         raise InputError(f"space.{key}.num={num!r}: must be a whole number, at least 2")
     if step is not None and (log or isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
         raise InputError(f"space.{key}.step={step!r}: must be a number above 0, and does not go with log")
-    return Range(key, low, high, log, _takes_whole_numbers(config, key, low), num, step)
+    integer = _takes_whole_numbers(config, key, low)
+    if integer and step is not None and step != round(step):
+        raise InputError(f"space.{key}.step={step!r}: {key} takes whole numbers, and so does its step")
+    return Range(key, low, high, log, integer, num, step)
 
 
 def _takes_whole_numbers(config: SweepConfig, key: str, low: float) -> bool:
@@ -194,6 +207,8 @@ def _check_value(config: SweepConfig, key: str, value: Any) -> None:
     try:
         replace(config, {key: value})
     except InputError as fault:
+        if "." not in str(fault).partition(": ")[0]:
+            return  # a rule about several keys: it is for the combinations to break
         raise InputError(
             f"space.{fault}" if str(fault).startswith(key) else f"space.{key}={value!r}: {fault}"
         ) from None

@@ -1,6 +1,7 @@
 """The sweep's memory: an Optuna study that knows a total, resumes dead trials, and keeps diverged apart from failed."""
 
 import contextlib
+import functools
 import json
 import logging
 import uuid
@@ -30,6 +31,9 @@ Status = Literal["complete", "pruned", "diverged", "failed"]
 _FREE = ("search.n_trials", "search.storage", "engine.", "executor.", "tracking.", "training.save_adapter")
 
 
+_DATA = "data fingerprint"
+
+
 @dataclass(frozen=True)
 class Record:
     """A finished trial: its stored axis values, how it ended, and its last eval loss (None if it never had one)."""
@@ -45,11 +49,11 @@ class Record:
 class Study:
     """One sweep's trials in Optuna's storage. Open it with `open_study`."""
 
-    def __init__(
-        self, study: optuna.Study, axes: Sequence[Axis], search: SearchConfig, lockstep: Lockstep | NoLockstep
-    ) -> None:
+    def __init__(self, study: optuna.Study, axes: Sequence[Axis], config: SweepConfig, folder: Path) -> None:
         self._study = study
-        self._lockstep = lockstep
+        self._faults = functools.partial(_storage_faults, config, folder)
+        search = config.search
+        lockstep = self._lockstep = _lockstep(config)
         for frozen in study.get_trials(deepcopy=False):
             # What earlier runs of the sweep measured stands; their own trials were judged then.
             max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
@@ -72,48 +76,54 @@ class Study:
 
     def next(self) -> tuple[int, dict[str, Any]] | None:
         """The next trial's number and stored axis values; first those that a killed run left behind. None at the total."""
-        if self._orphans:
-            trial = self._orphans.pop(0)
-        elif self._started() < self.total:
-            trial = self._study.ask()
-        else:
-            return None
-        params = {axis.key: _suggest(trial, axis) for axis in self._axes}
-        self._running[trial.number] = trial
-        return trial.number, params
+        with self._faults():
+            if self._orphans:
+                trial = self._orphans.pop(0)
+            elif self._started() < self.total:
+                trial = self._study.ask()
+            else:
+                return None
+            params = {axis.key: _suggest(trial, axis) for axis in self._axes}
+            self._running[trial.number] = trial
+            return trial.number, params
 
     def report(self, evals: Sequence[Heard]) -> frozenset[int]:
         """Records the evaluations of one moment; answers the trials that the pruner stops."""
-        stop = set(self._lockstep.hear(evals))
-        for heard in evals:
-            trial = self._running[heard.number]
-            if "budget" not in trial.user_attrs:
-                trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
-            with warnings.catch_warnings():
-                # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
-                warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
-                trial.report(heard.eval_loss, heard.step)
-            if trial.should_prune():
-                stop.add(heard.number)
-        return frozenset(stop)
+        with self._faults():
+            stop = set(self._lockstep.hear(evals))
+            for heard in evals:
+                trial = self._running[heard.number]
+                if "budget" not in trial.user_attrs:
+                    trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
+                with warnings.catch_warnings():
+                    # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
+                    warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
+                    trial.report(heard.eval_loss, heard.step)
+                if trial.should_prune():
+                    stop.add(heard.number)
+            return frozenset(stop)
 
     def tell(self, record: Record) -> None:
         """Ends a trial. A diverged one is told to the sampler as worse than all it knows, and never counts as the best."""
-        trial = self._running.pop(record.number)
-        trial.set_user_attr("outcome", {"status": record.status, "step": record.step, "reason": record.reason})
-        if record.eval_loss is not None:
-            trial.set_user_attr("eval_loss", record.eval_loss)
-        if record.status == "complete":
-            self._study.tell(trial, record.eval_loss)
-        elif record.status == "diverged":
-            self._study.tell(trial, self._worse_than_all(record))
-        else:
-            self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
+        with self._faults():
+            trial = self._running.pop(record.number)
+            trial.set_user_attr("outcome", {"status": record.status, "step": record.step, "reason": record.reason})
+            if record.eval_loss is not None:
+                trial.set_user_attr("eval_loss", record.eval_loss)
+            if record.status == "complete":
+                self._study.tell(trial, record.eval_loss)
+            elif record.status == "diverged":
+                self._study.tell(trial, self._worse_than_all(record))
+            else:
+                self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
 
     def records(self) -> list[Record]:
         """Every finished trial, by number."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        return [_record(frozen) for frozen in done]
+        with self._faults():
+            done = self._study.get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+            )
+            return [_record(frozen) for frozen in done]
 
     def finished(self) -> bool:
         """Whether nothing is left to run."""
@@ -143,12 +153,13 @@ class Study:
 def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same sweep: the config, less what may change, and the data's fingerprint."""
     flat = flatten(config.model_dump())
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {"data fingerprint": fingerprint}
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {_DATA: fingerprint}
 
 
 def check_search(config: SweepConfig) -> None:
     """Builds the sampler and the pruner once, so that a bad option shows before any work. Raises InputError."""
     _pruner(config.pruner)
+    _lockstep(config)
     try:
         _sampler(config.search, 0)
     except ImportError as fault:
@@ -157,19 +168,29 @@ def check_search(config: SweepConfig) -> None:
         ) from None
 
 
-def exists(config: SweepConfig, folder: Path) -> bool:
-    """Whether the sweep has a study already."""
-    if config.search.storage is None:
-        return (folder / "study.db").exists()
+def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study | None:
+    """The sweep's study as it stands, or None where there is none yet; writes nothing.
+
+    Raises InputError if the config has changed, StorageError if the storage does not answer.
+    """
     with _storage_faults(config, folder):
-        return config.name in optuna.get_all_study_names(_url(config, folder))
+        file = folder / "study.db"
+        if config.search.storage is None and (not file.exists() or file.stat().st_size == 0):
+            return None
+        if config.name not in optuna.get_all_study_names(_url(config, folder)):
+            return None
+        study = optuna.load_study(study_name=config.name, storage=_url(config, folder))
+        if "identity" not in study.user_attrs:
+            return None
+        found = Study(study, axes, config, folder)
+        found.check_same(identity(config, json.loads(study.user_attrs["identity"])[_DATA]))
+        return found
 
 
-def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str | None = None) -> Study:
-    """Opens the sweep's study, or creates it with all its grid points where there is none.
+def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str) -> Study:
+    """Opens the sweep's study, or creates it with all its grid points; for one process at a time.
 
-    `fingerprint` may be None to look at an existing study without its data. Raises InputError if the config or the data
-    have changed, StorageError if the storage does not answer.
+    Raises InputError if the config or the data have changed, StorageError if the storage does not answer.
     """
     with _storage_faults(config, folder):
         study = optuna.create_study(
@@ -178,16 +199,15 @@ def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerpr
         )  # fmt: skip
         if "identity" not in study.user_attrs:
             study.set_user_attr("sweep_id", uuid.uuid4().hex)
-            study.set_user_attr("identity", json.dumps(identity(config, fingerprint or "")))
+            study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
         # A seeded sampler would draw again on resume what it drew at first, so the seed moves with the trials.
         study.sampler = _sampler(config.search, len(study.get_trials(deepcopy=False)))
         if config.search.method == "grid" and "enqueued" not in study.user_attrs:
             for point in grid(axes):
                 study.enqueue_trial(point, skip_if_exists=True)
             study.set_user_attr("enqueued", True)
-        opened = Study(study, axes, config.search, _lockstep(config))
-        stored = json.loads(study.user_attrs["identity"])["data fingerprint"]
-        opened.check_same(identity(config, stored if fingerprint is None else fingerprint))
+        opened = Study(study, axes, config, folder)
+        opened.check_same(identity(config, fingerprint))
         return opened
 
 
@@ -237,7 +257,12 @@ def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
 
 def _lockstep(config: SweepConfig) -> Lockstep | NoLockstep:
     automatic = config.pruner.name == "auto" and config.search.method != "grid" and config.engine.name != "trainer"
-    return Lockstep(Rungs(**config.pruner.kwargs)) if automatic or config.pruner.name == "lockstep" else NoLockstep()
+    if not automatic and config.pruner.name != "lockstep":
+        return NoLockstep()
+    try:
+        return Lockstep(Rungs(**config.pruner.kwargs))
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"pruner.kwargs={config.pruner.kwargs}: {fault}") from None
 
 
 def _pruner(pruner: PrunerConfig) -> BasePruner:
@@ -249,8 +274,6 @@ def _pruner(pruner: PrunerConfig) -> BasePruner:
     try:
         if pruner.name in kinds:
             return kinds[pruner.name](**pruner.kwargs)  # type: ignore[no-any-return]
-        if pruner.name == "lockstep":
-            Rungs(**pruner.kwargs)
         return NopPruner()
     except (TypeError, ValueError) as fault:
         raise InputError(f"pruner.kwargs={pruner.kwargs}: {fault}") from None

@@ -17,7 +17,7 @@ from typing import Any
 from lrsweep import machine, outputs, space
 from lrsweep.config import SweepConfig, flatten
 from lrsweep.engines import Engine, Measurement, Outcome, Trial
-from lrsweep.errors import LrsweepError, NoWinnerError
+from lrsweep.errors import InputError, LrsweepError, NoWinnerError
 from lrsweep.finetune.data import check_paths
 from lrsweep.finetune.folder import check_path
 from lrsweep.lockstep import Heard
@@ -27,7 +27,7 @@ from lrsweep.report.screen import Screen
 from lrsweep.report.summary import Links, Summary, read_summary, summarise
 from lrsweep.report.words import shown
 from lrsweep.space import Axis
-from lrsweep.study import Record, Study, check_search, exists, open_study
+from lrsweep.study import Record, Study, check_search, find_study, open_study
 from lrsweep.tracking import DatasetInfo, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,13 @@ class Worker:
             return None
         number, stored = taken
         values = space.values(self.axes, stored)
-        config = space.trial_config(self.config, self.axes, stored)
+        try:
+            config = space.trial_config(self.config, self.axes, stored)
+        except InputError as fault:
+            # Values that are good alone may not go together; a sampler cannot know.
+            self.study.tell(Record(number, stored, "failed", 0, None, str(fault)))
+            self.screen.note(f"trial {number}: failed ({fault})")
+            return self.next_trial()
         trial = Trial(number, config, self.folder.trial(number))
         self._logs[number] = MetricsLog(trial.folder)
         self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
@@ -132,7 +138,8 @@ class Worker:
         """Ends a trial everywhere; one that a signal stopped stays open in the study, to be taken up again."""
         number = outcome.number
         self._logs.pop(number).close()
-        eval_loss = self._eval_loss.pop(number, None)
+        last = self._eval_loss.pop(number, math.nan)
+        eval_loss = last if math.isfinite(last) else None
         interrupted = outcome.status == "stopped" and self.interrupt.signum is not None
         status = "interrupted" if interrupted else "pruned" if outcome.status == "stopped" else outcome.status
         if status != "interrupted":
@@ -150,17 +157,18 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     axes = space.axes(config)
     check_search(config)
     folder = SweepFolder(config.name)
-    if exists(config, folder.path) and open_study(config, axes, folder.path).finished() and folder.summary.is_file():
+    there = find_study(config, axes, folder.path)
+    if there is not None and there.finished() and folder.concluded(len(there.records())):
         summary = read_summary(folder)
         screen.note(f"{config.name} is finished: {len(summary.results)} trials, nothing left to run")
         return _with_winner(summary, folder)
     screen.note("loading model and data")
     engine, dataset = _prepare(config, axes)
+    tracker = open_tracker(config.tracking, Path.cwd())
     folder.create()
     with folder.locked(), _logging_to(folder), Interrupt() as interrupt:
         study = open_study(config, axes, folder.path, dataset.fingerprint)
         outputs.write(folder.config, outputs.to_yaml(outputs.masked(config)))
-        tracker = open_tracker(config.tracking, Path.cwd())
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
         worker = Worker(config, axes, folder, study, tracker, screen, interrupt)
         try:
@@ -181,7 +189,9 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
             {} if best is None else {"best_eval_loss": best.eval_loss or math.nan, "best_trial": best.number},
             artifacts(folder),
         )
-        if tracker.unsent:
+        if not tracker.unsent:
+            folder.conclude(len(summary.results))
+        else:
             screen.note(f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials")
     return _with_winner(summary, folder)
 
@@ -202,15 +212,24 @@ def _prepare(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Dataset
     # torch and transformers take seconds to import: after what can be refused without them.
     from lrsweep.engines.choice import choose
     from lrsweep.finetune.inputs import inputs
-    from lrsweep.finetune.model import check_quantization
-    from lrsweep.finetune.optimizer import optimizer_class
+    from lrsweep.finetune.model import check_quantization, check_trainable
+    from lrsweep.finetune.optimizer import check_buildable
 
     check_quantization(config.model, config.finetune)
-    optimizer_class(config.optimizer)
+    for trial in _combinations(config, axes):
+        check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
+    check_trainable(config.model, config.finetune)
     _, data = inputs(config.model, config.data)
     dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
     ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
     return choose(config, max([config.finetune.r, *ranks])), dataset
+
+
+def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
+    """A grid's trials; of another search, whose points are not known yet, the base."""
+    if config.search.method != "grid":
+        return [config]
+    return [space.trial_config(config, axes, point) for point in space.grid(axes)]
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:

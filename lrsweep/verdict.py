@@ -48,13 +48,23 @@ def judge(results: Sequence[Result]) -> Verdict:
     return Verdict(tuple(ranking), tuple(_edges(ranking[0], results)) if ranking else ())
 
 
+# Axes that have a best inside; of seeds, rows and steps there is none.
+_TUNED = ("optimizer.", "scheduler.", "finetune.")
+
+
 def _edges(best: Result, results: Sequence[Result]) -> list[Edge]:
     """Axes of at least three distinct numbers on which the best is an end of what was tried."""
     found = []
     for key, value in best.values.items():
         tried = sorted({result.values[key] for result in results if _is_number(result.values[key])})
         # Weight decay 0 or warm-up 0 has nothing below it.
-        if not _is_number(value) or len(tried) < 3 or value not in (tried[0], tried[-1]) or value == 0:
+        if (
+            not key.startswith(_TUNED)
+            or not _is_number(value)
+            or len(tried) < 3
+            or value not in (tried[0], tried[-1])
+            or value == 0
+        ):
             continue
         found.append(Edge(key, value, "lowest" if value == tried[0] else "highest"))
     return found

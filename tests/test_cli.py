@@ -77,6 +77,13 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ),
     (["+sweep=lora_lr", "optimizer.kwargs={momentum: 1}"], "optimizer.kwargs.momentum: adamw takes"),
     (["+sweep=lora_lr", "pruner=median", "pruner.kwargs={n_start: 1}"], "pruner.kwargs="),
+    (["+sweep=lora_lr", "finetune.target_modules=[nope]"], "finetune.target_modules=('nope',)"),
+    (
+        ["+sweep=lora_lr", "finetune=freeze", "finetune.trainable_layers=99"],
+        "finetune.trainable_layers=99: the model has 4",
+    ),
+    (["+sweep=lora_lr", "scheduler.name=cosine_with_min_lr"], "scheduler.kwargs={}: cosine_with_min_lr: "),
+    (["+sweep=lora_lr", "tracking.uri=foo"], "tracking.uri=foo"),
     (["export"], "export: the following arguments are required: NAME, --to"),
     (["export", "nowhere", "--to", "hydra"], "nowhere: no such sweep under outputs/"),
     (["report", "nowhere"], "nowhere: no such sweep under outputs/"),

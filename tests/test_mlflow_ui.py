@@ -33,6 +33,10 @@ CHARTS = """() => {
     return charts;
 }"""
 
+# Run name -> color of its curve of eval_loss. (A smoothed copy of each is pale.)
+COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")].flatMap(chart => chart.data || [])
+    .filter(line => line.metricKey === "eval_loss" && line.mode === "lines+markers").map(line => [line.name, line.marker.color]))"""
+
 
 class Ui:
     """A browser's page on the UI of a sweep, and what the store itself says should be seen there."""
@@ -110,6 +114,7 @@ def test_the_compare_page_draws_every_trials_curve_best_first(ui: Ui) -> None:
     for key in ("eval_loss", "loss"):
         assert ui.wait_for_chart(key) == ui.curves(key)
     ui.screenshot("charts")
+    assert ui.page.evaluate(COLORS) == {run.info.run_name: run.data.tags["mlflow.runColor"] for run in ui.trials}
     rows = ui.page.get_by_role("link", name=re.compile(r"^\d{4} ")).all_inner_texts()
     last = {run.info.run_name: run.data.metrics["eval_loss"] for run in ui.trials}
     assert rows == sorted(ui.names, key=lambda name: last[name])

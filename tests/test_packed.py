@@ -217,6 +217,25 @@ def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, m
         assert host.curve("loss", number) == pytest.approx(undisturbed.curve("loss", number), abs=1e-12)
 
 
+def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lrsweep.engines.packed as packed_module
+
+    trials: list[SweepConfig] = [tiny("model.dtype=float64", f"training.seed={i}") for i in range(4)]
+    undisturbed = train(PackedEngine(4, rank=8), tmp_path, *trials)
+    stock = packed_module.eval_pass
+
+    def small_memory(pack: Any, start: int, stop: int, *rest: Any) -> Any:
+        if stop - start > 1:
+            raise torch.OutOfMemoryError("a fault of the test's")
+        return stock(pack, start, stop, *rest)
+
+    monkeypatch.setattr(packed_module, "eval_pass", small_memory)
+    monkeypatch.setattr("lrsweep.packing.width.Widths.known", lambda *_: 4)
+    host = train(PackedEngine(4, rank=8), tmp_path, *trials)
+    for number in range(4):
+        assert host.curve("eval_loss", number) == pytest.approx(undisturbed.curve("eval_loss", number), abs=1e-12)
+
+
 def test_a_trial_that_fits_in_no_memory_fails_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lrsweep.engines.packed as packed_module
 

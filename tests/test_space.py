@@ -90,6 +90,19 @@ def test_classic_rates_are_in_the_learning_rate_sweeps() -> None:
         assert {1e-5, 3e-5, 1e-4} <= set(axis.points())
 
 
+def test_values_are_judged_in_their_combinations() -> None:
+    # 50 steps alone would lie beyond a horizon of 40; with 60 it does not.
+    good = config("space.training.horizon=[60,100]", "space.training.max_steps=[40,50]", "training.max_steps=30")
+    assert len(grid(axes(good))) == 4
+    with pytest.raises(InputError, match=r"horizon \(60\) is the real run's steps: at least max_steps \(80\)"):
+        axes(config("space.training.horizon=[60,100]", "space.training.max_steps=[60,80]"))
+
+
+def test_trials_that_can_share_a_pack_follow_each_other() -> None:
+    found = axes(config("space.optimizer.lr=[1e-4,1e-3]", "space.training.batch_size=[2,4]"))
+    assert [point["training.batch_size"] for point in grid(found)] == [2, 2, 4, 4]
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -106,6 +119,10 @@ def test_classic_rates_are_in_the_learning_rate_sweeps() -> None:
         ("space.optimizer.lr={low: 1e-5, high: abc, num: 3}", "space.optimizer.lr.high='abc': must be a finite number"),
         ("space.optimizer.weight_decay={low: 0, high: 1, log: true, num: 3}", "a log range starts above 0"),
         ("space.optimizer.lr={low: 1e-5, high: 1e-4, num: 1}", "space.optimizer.lr.num=1: must be a whole number"),
+        (
+            "space.finetune.r={low: 4, high: 8, step: 0.5, num: 2}",
+            "space.finetune.r.step=0.5: finetune.r takes whole numbers",
+        ),
         ("space.search.seed=[1,2]", "space.search.seed: says how to search"),
         ("space.training.seed=[0.5]", "space.training.seed=0.5: input should be a valid integer"),
     ],

@@ -1,5 +1,6 @@
 """The study: grid points once, totals kept, dead trials taken up again, diverged told apart from failed."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard
-from lrsweep.study import Record, Study, check_search, exists, open_study
+from lrsweep.study import Record, Study, check_search, find_study, open_study
 
 LRS = [1e-5, 1e-4, 1e-3]
 
@@ -181,10 +182,35 @@ def test_what_does_not_change_the_measurements_may_change(tmp_path: Path) -> Non
 
 
 def test_looking_at_a_study_needs_no_data(tmp_path: Path) -> None:
-    assert not exists(config(), tmp_path)
+    def found(*overrides: str) -> Study | None:
+        return find_study(config(*overrides), space.axes(config(*overrides)), tmp_path)
+
+    assert found() is None
+    assert list(tmp_path.iterdir()) == []
     run(opened(config(), tmp_path))
-    assert exists(config(), tmp_path)
-    assert open_study(config(), space.axes(config()), tmp_path).finished()
+    there = found()
+    assert there is not None
+    assert there.finished()
+    with pytest.raises(InputError, match=r"optimizer\.eps: was"):
+        found("optimizer.eps=1e-6")
+
+
+def test_a_kill_while_the_study_is_made_bricks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    assert find_study(config(), space.axes(config()), tmp_path) is None
+    optuna.create_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
+    assert find_study(config(), space.axes(config()), tmp_path) is None
+    assert len(run(opened(config(), tmp_path))) == 3
+
+
+def test_a_locked_storage_is_a_storage_fault_at_any_time(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    with sqlite3.connect(tmp_path / "study.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError, match=r"study\.db"):
+            study.next()
+        other.execute("ROLLBACK")
+    other.close()
 
 
 def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None:
@@ -195,5 +221,11 @@ def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None
 
 
 def test_a_bad_pruner_option_is_refused() -> None:
+    for overrides in (
+        ("pruner=median", "pruner.kwargs={n_startups: 1}"),
+        ("pruner=lockstep", "pruner.kwargs={first_rung: 2}"),
+    ):
+        with pytest.raises(InputError, match=r"pruner\.kwargs"):
+            check_search(config(*overrides))
     with pytest.raises(InputError, match=r"pruner\.kwargs"):
-        check_search(config("pruner=median", "pruner.kwargs={n_startups: 1}"))
+        check_search(tpe(4, "pruner.kwargs={foo: 1}"))

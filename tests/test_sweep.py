@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -82,6 +83,20 @@ def test_running_it_again_does_nothing_new(finished_sweep: FinishedSweep) -> Non
     assert after == before
 
 
+def test_what_a_kill_left_undone_at_the_end_is_done_by_the_next_run(
+    finished_sweep: FinishedSweep, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_sweep.folder, tmp_path, dirs_exist_ok=True)
+    ours = tmp_path / "outputs" / "lora_lr"
+    for name in (".concluded", "report.html", "summary.json"):
+        (ours / name).unlink()
+    again = lrsweep(*SMALL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "Best: optimizer.lr=0.003" in again.stdout
+    assert (ours / "report.html").is_file()
+    assert len(trials_of(tmp_path)) == TRIALS
+
+
 def test_a_changed_config_under_the_same_name_is_refused(finished_sweep: FinishedSweep) -> None:
     refused = lrsweep(*SMALL, "optimizer.weight_decay=0.5", cwd=finished_sweep.folder)
     assert refused.returncode == 2
@@ -150,6 +165,8 @@ def test_a_signal_ends_it_resumably(tmp_path: Path, signum: signal.Signals, code
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stderr == "lrsweep: interrupted; the same command goes on from here\n"
+    reported = lrsweep("report", "lora_lr", cwd=tmp_path)
+    assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; run the sweep on\n"
     assert "RUNNING" not in mlflow_statuses(tmp_path)
     assert "KILLED" in mlflow_statuses(tmp_path)
 

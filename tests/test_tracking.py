@@ -186,6 +186,7 @@ def test_a_sweep_reads_back(
 
     assert [run.info.run_name for run in read.children] == ["0000 lr=0.0001", "0001 lr=0.0001", "0002 lr=1"]
     assert {run.info.status for run in read.children} == {"FINISHED"}
+    assert len({run.data.tags["mlflow.runColor"] for run in read.children}) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in read.children} == {read.parent.info.run_id}
     assert read.trial(0).data.params == {"optimizer.lr": "0.0001"}
     assert {"diagnosis": "healthy", "status": "complete"}.items() <= read.trial(0).data.tags.items()

@@ -8,7 +8,7 @@ import functools
 import gc
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import enable_checkpointing, load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.finetune.optimizer import optimizer_class
 from lrsweep.finetune.order import row_order
+from lrsweep.outputs import disk_faults
 from lrsweep.packing import Pack, Unpackable, eval_pass, join, pack_lora, pack_weights, runs, train_pass
 from lrsweep.packing.arena import Groups
 from lrsweep.packing.width import Widths
@@ -190,6 +191,8 @@ class _Lockstep:
         self._host = host
         self._members: dict[int, _Member] = {}
         self._base_loss: float | None = None
+        # Less than the training passes' width once evaluation has run out of memory.
+        self._eval_width = 0
         self._more = True
 
     def train(self, first: Trial) -> Trial | None:
@@ -201,12 +204,16 @@ class _Lockstep:
                 return waiting
             try:
                 self._step()
-            except torch.OutOfMemoryError as fault:
-                # Not even one trial a pass fits: none of these ever will.
-                for member in list(self._members.values()):
+                evals = self._evaluate([member for member in self._in_slots() if member.evaluates])
+            except Exception as fault:
+                # A shared pass failed, or memory has no room for even one trial: none of these can go on.
+                for member in self._in_slots():
                     self._end(member, failed(member.trial, fault))
                 continue
-            self._tell()
+            self._tell(evals)
+
+    def _in_slots(self) -> list[_Member]:
+        return [self._members[slot] for slot in sorted(self._members)]
 
     def _refill(self, waiting: Trial | None) -> Trial | None:
         """Puts trials into the free slots; returns one that does not belong into this pack, and then asks for no more."""
@@ -253,13 +260,17 @@ class _Lockstep:
         member = self._members[slot] = _Member(trial, slot, order, optimizer, schedule)
         if self._base_loss is None:
             # No trial has moved yet: the loss is the base's, and every trial's at step 0.
-            self._base_loss = self._evaluate([member])[slot]
+            try:
+                self._base_loss = self._evaluate([member])[slot]
+            except Exception as fault:
+                self._end(member, failed(trial, fault))
+                return
         told = Measurement(trial.number, 0, {"eval_loss": self._base_loss})
         self._end_if_over(member, told, trial.number in self._host.report([told]))
 
     def _step(self) -> None:
         """One optimizer step of every member."""
-        members = [self._members[slot] for slot in sorted(self._members)]
+        members = self._in_slots()
         rows = {member.slot: next(member.order) for member in members}
         tokens = {slot: sum(self._tokens(tuple(batch)) for batch in batches) for slot, batches in rows.items()}
         losses = self._gradients(rows, tokens)
@@ -314,15 +325,25 @@ class _Lockstep:
             finally:
                 self._forget(first, before)
 
-        return self._widths.best(self._shared.key, len(rows), self._pack.arena.slots, run)
+        return self._widths.best(self._shared.key, len(rows), run)
 
     def _tokens(self, rows: tuple[int, ...]) -> int:
         return int((self._shared.batch(rows)["labels"] != -100).sum())
 
     @torch.no_grad()
     def _evaluate(self, members: Sequence[_Member]) -> dict[int, float]:
-        """Each member's mean loss over all label tokens of the eval set, by slot."""
-        width = self._widths.known(self._shared.key)
+        """Each member's mean loss over all label tokens of the eval set, by slot. Out of memory, in smaller passes."""
+        while True:
+            width = self._eval_width or self._widths.known(self._shared.key)
+            try:
+                return self._eval_passes(members, width)
+            except torch.OutOfMemoryError as fault:
+                if width == 1:
+                    raise
+                self._eval_width = width // 2
+                log.warning("out of GPU memory in evaluation (%s): %d trials a pass", fault, self._eval_width)
+
+    def _eval_passes(self, members: Sequence[_Member], width: int) -> dict[int, float]:
         totals: dict[int, Tensor] = {}
         tokens = 0
         for batch in self._shared.eval_batches:
@@ -333,16 +354,14 @@ class _Lockstep:
                     totals[slot] = totals[slot] + part if slot in totals else part
         return {slot: float(total) / tokens for slot, total in totals.items()}
 
-    def _tell(self) -> None:
-        """Reports what is due, all members together, and ends those that are over."""
-        members = [self._members[slot] for slot in sorted(self._members)]
-        due = [member for member in members if member.evaluates]
+    def _tell(self, evals: Mapping[int, float]) -> None:
+        """Reports what is due, all members together, and ends those that are over. `evals` are eval losses by slot."""
         on_gpu = self._pack.arena.weights.is_cuda
-        fetched = [m for m in members if m in due or not on_gpu or len(m.history) >= _FETCH_EVERY]
+        fetched = [m for m in self._in_slots() if m.slot in evals or not on_gpu or len(m.history) >= _FETCH_EVERY]
         if not fetched:
             return
         measurements = {member.slot: self._history(member) for member in fetched}
-        for slot, loss in (self._evaluate(due) if due else {}).items():
+        for slot, loss in evals.items():
             member = self._members[slot]
             measurements[slot].append(Measurement(member.trial.number, member.step, {"eval_loss": loss}))
             if member.trial.config.scheduler.name == "reduce_lr_on_plateau":
@@ -388,13 +407,14 @@ class _Lockstep:
     def _save_adapter(self, member: _Member) -> None:
         """Writes the trial's adapter as PEFT does."""
         folder = member.trial.folder / "adapter"
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: weight.cpu().contiguous() for name, weight in self._pack.weights(member.slot).items()}
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config = lora_config(member.trial.config.finetune)
         config.inference_mode = True
         config.base_model_name_or_path = self._pack.model.config._name_or_path
-        config.save_pretrained(folder)
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(folder)
 
 
 def _until_not_finite(told: list[Measurement]) -> list[Measurement]:

@@ -9,11 +9,13 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.errors import StorageError
 from lrsweep.finetune.data import FinetuneData, collate
 from lrsweep.finetune.evaluation import evaluate
 from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import load_model, make_trainable, resolve_dtype
 from lrsweep.finetune.optimizer import optimizer_class
+from lrsweep.outputs import disk_faults
 
 
 class TrainerEngine:
@@ -28,6 +30,8 @@ class TrainerEngine:
         while trial := host.next_trial():
             try:
                 outcome = self._train(trial, host)
+            except StorageError:
+                raise  # the host's: no trial's fault, and resumable
             except Exception as fault:
                 outcome = failed(trial, fault)
             host.finish(outcome)
@@ -61,7 +65,8 @@ class TrainerEngine:
             trainer.train()
         outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete")
         if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
-            trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
+            with disk_faults(trial.folder):
+                trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
         return outcome
 
 
@@ -83,7 +88,6 @@ def training_arguments(trial: Trial) -> TrainingArguments:
         warmup_steps=config.scheduler.warmup(training.schedule_steps),
         seed=training.seed,
         bf16=compute == torch.bfloat16,
-        fp16=compute == torch.float16,
         **_checkpointing(training.gradient_checkpointing),
         eval_strategy="steps",
         eval_steps=training.eval_every,

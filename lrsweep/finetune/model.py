@@ -1,12 +1,20 @@
 """Model, tokenizer and what is trained of it: stock transformers, stock PEFT, safetensors only."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from lrsweep.config import FinetuneConfig, ModelConfig
@@ -82,6 +90,15 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         return get_peft_model(model, lora_config(finetune))
     except ValueError as fault:
         raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
+
+
+def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
+    """Looks for what is to be trained in the model's skeleton, without its weights. Raises InputError as make_trainable."""
+    config = _loaded(AutoConfig, model)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        make_trainable(skeleton, finetune, 0)
 
 
 def lora_config(finetune: FinetuneConfig) -> LoraConfig:

@@ -4,8 +4,9 @@ import inspect
 from typing import Any
 
 import torch
+from transformers import get_scheduler
 
-from lrsweep.config import OptimizerConfig
+from lrsweep.config import OptimizerConfig, SchedulerConfig
 from lrsweep.errors import InputError
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
@@ -36,3 +37,19 @@ def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimi
             choices = sorted(accepted.keys() - {"params", "lr", "betas", "eps", "weight_decay"})
             raise InputError(f"optimizer.kwargs.{name}: {optimizer.name} takes {', '.join(choices)} there")
     return kind, {name: value for name, value in arguments.items() if name in accepted} | optimizer.kwargs
+
+
+def check_buildable(optimizer: OptimizerConfig, scheduler: SchedulerConfig, schedule_steps: int) -> None:
+    """Builds both over one number, so that bad options show before any trial. Raises InputError."""
+    kind, arguments = optimizer_class(optimizer)
+    weight = torch.zeros(1, requires_grad=True)
+    try:
+        built = kind([weight], **arguments, weight_decay=optimizer.weight_decay)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"optimizer.kwargs={optimizer.kwargs}: {fault}") from None
+    try:
+        get_scheduler(scheduler.name, built, scheduler.warmup(schedule_steps), schedule_steps, dict(scheduler.kwargs))
+    except (TypeError, ValueError) as fault:
+        raise InputError(
+            f"scheduler.kwargs={scheduler.kwargs}: {scheduler.name}: {str(fault).splitlines()[0]}"
+        ) from None

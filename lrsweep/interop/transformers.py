@@ -83,6 +83,10 @@ def _not_here(config: SweepConfig) -> str:
         said += f", LoRA r={config.finetune.r} alpha={config.finetune.alpha:g} dropout={config.finetune.dropout:g}"
     else:
         said += f", {config.finetune.mode} fine-tuning"
+    if config.model.dtype == "auto":
+        said += ".\n# Trials ran in bf16 if their GPU has it: add `bf16: true` on such a machine"
+    if config.scheduler.warmup_ratio:
+        said += ".\n# A warmup_steps below 1 is a share of the run, which takes transformers 5"
     if config.training.horizon is None:
         said += f".\n# max_steps is the trial's {config.training.max_steps}: set your own run's length"
     return said + ".\n"

@@ -7,32 +7,36 @@ import torch
 
 
 class Widths:
-    """Trials per pass, by pack key. A measurement costs about four trial-steps per trial of the widest pass."""
+    """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the widest pass."""
 
     def __init__(self) -> None:
         self._best: dict[str, int] = {}
+        self._measured: dict[str, int] = {}
 
     def known(self, key: str) -> int:
         """The width found for this key; 1 before it is measured."""
         return self._best.get(key, 1)
 
-    def best(self, key: str, active: int, slots: int, run: Callable[[int], None]) -> int:
-        """The width with the least time per trial among 1, 2, 4 ... up to `slots`; `run(width)` does one pass.
+    def best(self, key: str, active: int, run: Callable[[int], None]) -> int:
+        """The width with the least time per trial among 1, 2, 4 ... `active`; `run(width)` does one pass.
 
-        Until enough trials are there to fill the slots, the width is what there are, at most.
+        Measured when the key is new, and again when more trials are active than were then.
         """
-        if key not in self._best and active == slots:
-            self._best[key] = _fastest(_candidates(slots), run)
-        return min(self._best.get(key, active), active)
+        if active > self._measured.get(key, 1):
+            self._best[key] = _fastest(_candidates(active), run)
+            self._measured[key] = active
+        return min(self.known(key), active)
 
     def halve(self, key: str, width: int) -> int:
         """Half the width, for this pass and all after it."""
         self._best[key] = width // 2
+        # What did not fit is not measured again.
+        self._measured[key] = 10**9
         return width // 2
 
 
-def _candidates(slots: int) -> list[int]:
-    return [width for width in (2**i for i in range(slots.bit_length())) if width < slots] + [slots]
+def _candidates(active: int) -> list[int]:
+    return [width for width in (2**i for i in range(active.bit_length())) if width < active] + [active]
 
 
 def _fastest(widths: list[int], run: Callable[[int], None]) -> int:

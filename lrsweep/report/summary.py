@@ -7,7 +7,7 @@ from typing import Any
 
 from lrsweep import __version__, outputs
 from lrsweep.config import SweepConfig, flatten, replace, validate
-from lrsweep.errors import StorageError
+from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import SweepFolder
 from lrsweep.space import Axis, trial_config, values
 from lrsweep.study import Record
@@ -70,7 +70,7 @@ def read_summary(folder: SweepFolder) -> Summary:
         )
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
-    except (ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, InputError) as fault:
         raise StorageError(f"{folder.summary}: damaged ({fault}); run the sweep again to have it made anew") from None
 
 

@@ -9,6 +9,11 @@ from lrsweep.errors import InputError
 from lrsweep.tracking.pending import PendingRun, now
 from lrsweep.tracking.tracker import DatasetInfo
 
+# The trials' colors, in turn; MLflow itself draws them by lot, and then two curves of nine look the same. matplotlib's ten.
+_COLORS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
+)  # fmt: skip
+
 
 class Experiment:
     """The experiment `name` as the sweep `sweep_id` sees it.
@@ -112,7 +117,13 @@ class Experiment:
         mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.trial = '{run.trial}'"
         for earlier in self._client.search_runs([self.id], mine):
             self._client.delete_run(earlier.info.run_id)
-        tags = {**self._identity(), "mlflow.parentRunId": self._parent_id, "trial": str(run.trial)}
+        assert run.trial is not None
+        tags = {
+            **self._identity(),
+            "mlflow.parentRunId": self._parent_id,
+            "mlflow.runColor": _COLORS[run.trial % len(_COLORS)],
+            "trial": str(run.trial),
+        }
         return str(self._client.create_run(self.id, run.started, tags, run.title).info.run_id)
 
     def _identity(self) -> dict[str, str]:

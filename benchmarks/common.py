@@ -1,0 +1,56 @@
+"""What the scripts here share: when and where they ran, their results file, their tables."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def about(*packages: str) -> dict[str, Any]:
+    """Date, hardware and versions; threads and their way of waiting, if torch is among the packages."""
+    known: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()}-core CPU",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+    if "torch" in packages:
+        import torch
+
+        if torch.cuda.is_available():
+            known["hardware"] = torch.cuda.get_device_name()
+        # torch's own version tells a CPU build from others, its package's does not always.
+        known["versions"]["torch"] = str(torch.__version__)
+        known |= {"threads": torch.get_num_threads(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY")}
+    return known
+
+
+def save(path: Path, known: Mapping[str, Any], **lists: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a JSON file that reads well in a diff: a line for each fact, and one for each entry of each list."""
+    parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()]
+    for name, entries in lists.items():
+        body = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+        parts.append(f"  {json.dumps(name)}: [\n{body}\n  ]")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is aligned left, the others right."""
+    cells = [list(header), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *[line(row) for row in cells[1:]]])

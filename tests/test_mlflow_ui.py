@@ -35,7 +35,8 @@ CHARTS = """() => {
 
 # Run name -> color of its curve of eval_loss. (A smoothed copy of each is pale.)
 COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")].flatMap(chart => chart.data || [])
-    .filter(line => line.metricKey === "eval_loss" && line.mode === "lines+markers").map(line => [line.name, line.marker.color]))"""
+    .filter(line => line.metricKey === "eval_loss" && line.mode === "lines+markers")
+    .map(line => [line.name, line.marker.color]))"""
 
 
 class Ui:

@@ -6,12 +6,22 @@ Training never waits for MLflow: what is logged waits in memory until a thread o
 from pathlib import Path
 
 from lrsweep.config import TrackingConfig
+from lrsweep.tracking.history import run_history
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
 from lrsweep.tracking.store import Store, default_uri
 from lrsweep.tracking.tracker import DatasetInfo, NoTracker, Tracker
 from lrsweep.tracking.ui import compare_url, serve_ui
 
-__all__ = ["DatasetInfo", "NoTracker", "Tracker", "compare_url", "default_uri", "open_tracker", "serve_ui"]
+__all__ = [
+    "DatasetInfo",
+    "NoTracker",
+    "Tracker",
+    "compare_url",
+    "default_uri",
+    "open_tracker",
+    "run_history",
+    "serve_ui",
+]
 
 
 def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:

@@ -1,0 +1,30 @@
+"""A diagnosed curve on the terminal and as a picture."""
+
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lrsweep.curves import Curve, Diagnosis
+
+
+def picture(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
+    """Writes the losses over the steps as PNG, with the label and its reason above them."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    plot = figure.add_subplot()
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.grid(color="#e5e7eb", linewidth=0.8)
+    for name, series, style in (
+        ("loss", curve.loss.finite(), {"color": "#93c5fd", "linewidth": 1.0}),
+        ("eval_loss", curve.eval_loss.finite(), {"color": "#1d4ed8", "linewidth": 2.0, "marker": "o", "markersize": 4}),
+    ):
+        if len(series):
+            plot.plot(series.steps, series.values, label=name, **style)
+    step = diagnosis.evidence.get("step")
+    if isinstance(step, float) and math.isfinite(step):
+        plot.axvline(step, color="#dc2626", linestyle="--", linewidth=1)
+    plot.set_title(f"{title}\n{diagnosis.label}: {diagnosis.evidence['reason']}", fontsize=9, loc="left")
+    plot.set_xlabel("step")
+    plot.set_ylabel("loss")
+    plot.legend(frameon=False)
+    figure.savefig(path, dpi=130)

@@ -144,7 +144,7 @@ class Worker:
         status = "interrupted" if interrupted else "pruned" if outcome.status == "stopped" else outcome.status
         if status != "interrupted":
             self.study.tell(Record(number, {}, status, outcome.step, eval_loss, outcome.reason))
-        self.tracker.finish_trial(number, status, _reason(outcome.reason))
+        self.tracker.finish_trial(number, status, _reason(outcome.reason) | _engine(outcome.engine))
         self.screen.trial_finished(number, status, outcome.reason)
 
 
@@ -198,6 +198,11 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
 
 def _reason(text: str) -> dict[str, str]:
     return {"reason": text} if text else {}
+
+
+def _engine(name: str) -> dict[str, str]:
+    """What trained the trial, where `engine: auto` had the choice."""
+    return {"engine": name} if name else {}
 
 
 def title(number: int, values: Mapping[str, Any]) -> str:

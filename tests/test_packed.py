@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import lrsweep.engines.packed as packed_module
 import lrsweep.engines.trainer as trainer_module
 from lrsweep.config import SweepConfig
 from lrsweep.embedded import BASE
@@ -15,6 +16,7 @@ from lrsweep.engines.choice import choose
 from lrsweep.engines.packed import PackedEngine, pack_key
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
+from lrsweep.finetune.model import load_model
 from tests.recorder import Recorder, tiny, train
 
 # Trials as unlike as one pack allows: rate, betas, decay, schedule, warm-up, clipping, rank, seed, length of the run.
@@ -162,8 +164,34 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     assert "DoRA" in refused.outcomes[0].reason
     alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, dora, tiny())
     assert [outcome.status for outcome in alone.outcomes] == ["complete", "complete"]
+    assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
         choose(tiny("finetune.dora=true", "engine=packed"), 8)
+
+
+def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gathering(torch.nn.Module):
+        """Its inner layers get some of the rows only."""
+
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x[:1], self.inner(x[1:])])
+
+    def gathering(*arguments: Any) -> Any:
+        model = load_model(*arguments)
+        model.model.layers[0].mlp = Gathering(model.model.layers[0].mlp)
+        return model
+
+    monkeypatch.setattr(packed_module, "load_model", gathering)
+    with pytest.raises(InputError, match=r"engine=packed: .*whose they are is unknown"):
+        choose(tiny("engine=packed"), 8)
+    alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, tiny())
+    assert [(outcome.status, outcome.engine) for outcome in alone.outcomes] == [("complete", "trainer")]
 
 
 def test_an_error_ends_its_trial_and_no_other(tmp_path: Path) -> None:

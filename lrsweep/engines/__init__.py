@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -44,13 +44,14 @@ class Outcome:
     """How a trial ended, after `step` optimizer steps.
 
     complete: full budget. stopped: the host asked for it. diverged: a loss or gradient that is not finite. failed: an error,
-    told in `reason`.
+    told in `reason`. `engine` is what trained it, empty if none came to.
     """
 
     number: int
     step: int
     status: Literal["complete", "stopped", "diverged", "failed"]
     reason: str = ""
+    engine: str = field(default="", compare=False)
 
 
 def failed(trial: Trial, fault: Exception) -> Outcome:

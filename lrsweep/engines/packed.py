@@ -148,6 +148,8 @@ class _Shared:
             pack = pack_weights(trainable, slots, compute=compute)
         pad = tokenizer.pad_token_id
         held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad))
+        # Some models show only in a pass that their rows cannot be told apart.
+        eval_pass(pack, 0, 1, held_out[0])
         return cls(pack_key(config), pack, data.train, held_out, pad)
 
     @functools.lru_cache(maxsize=32)  # noqa: B019 - lives as long as its pack
@@ -386,13 +388,13 @@ class _Lockstep:
     def _end_if_over(self, member: _Member, last: Measurement, stopped: bool) -> None:
         number, training = member.trial.number, member.trial.config.training
         if last.not_finite:
-            outcome = Outcome(number, last.step, "diverged", f"{last.not_finite} at step {last.step}")
+            outcome = Outcome(number, last.step, "diverged", f"{last.not_finite} at step {last.step}", "packed")
         elif member.finished:
             if training.save_adapter and self._pack.adapters is not None:
                 self._save_adapter(member)
-            outcome = Outcome(number, member.step, "complete")
+            outcome = Outcome(number, member.step, "complete", engine="packed")
         elif stopped:
-            outcome = Outcome(number, member.step, "stopped")
+            outcome = Outcome(number, member.step, "stopped", engine="packed")
         else:
             return
         self._end(member, outcome)

@@ -63,7 +63,7 @@ class TrainerEngine:
         reporter.measured(0, {"eval_loss": self._base_loss[base]})
         if reporter.ended is None:
             trainer.train()
-        outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete")
+        outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")
         if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
             with disk_faults(trial.folder):
                 trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
@@ -162,9 +162,9 @@ class _Reporter(TrainerCallback):
         if self.ended is not None:
             return
         if measurement.not_finite:
-            self.ended = Outcome(number, step, "diverged", f"{measurement.not_finite} at step {step}")
+            self.ended = Outcome(number, step, "diverged", f"{measurement.not_finite} at step {step}", "trainer")
         elif number in stop and step < self._trial.config.training.max_steps:
-            self.ended = Outcome(number, step, "stopped")
+            self.ended = Outcome(number, step, "stopped", engine="trainer")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

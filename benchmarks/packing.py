@@ -8,14 +8,16 @@ Trainer.train() collects Python's garbage once a trial, a fifth of a second what
 that, as a sweep pays it, and from its first step to its last.
 
 Arms are run in turn, in a new order each repeat; ratios are of minima and of medians over the repeats of one run. All
-arms have torch's default number of threads but the two processes, which have one each. A floor that is not met is
-printed as such, and is no error.
+arms have torch's default number of threads, waiting as torch has them wait, but the two processes, which have one each.
+A floor that is not met is printed as such, and is no error.
 """
 
 import argparse
+import copy
+import functools
 import gc
+import json
 import multiprocessing
-import os
 import random
 import statistics
 import tempfile
@@ -26,9 +28,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-# As `python -m lrsweep` sets it: before torch is imported, for all arms alike, the processes among them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
@@ -75,13 +74,13 @@ class Shape:
 
 
 SHAPES = (
-    Shape("deep", 24, 64, 128, 512, 1, 32, steps=60),
-    Shape("small", 2, 64, 128, 512, 2, 64, steps=60),
-    Shape("middle", 8, 256, 512, 4096, 1, 64, steps=40),
-    Shape("control", 8, 256, 512, 4096, 4, 128, steps=20),
-    Shape("embedded", 4, 128, 352, 2048, 8, 64, steps=30, tied=True),
+    Shape("deep", 24, 64, 128, 512, 1, 32, steps=10),
+    Shape("small", 2, 64, 128, 512, 2, 64, steps=20),
+    Shape("middle", 8, 256, 512, 4096, 1, 64, steps=10),
+    Shape("control", 8, 256, 512, 4096, 4, 128, steps=4),
+    Shape("embedded", 4, 128, 352, 2048, 8, 64, steps=8, tied=True),
     # As many labels as the embedded task has.
-    Shape("embedded-quarter", 4, 128, 352, 2048, 8, 64, steps=30, labelled=0.25, tied=True),
+    Shape("embedded-quarter", 4, 128, 352, 2048, 8, 64, steps=8, labelled=0.25, tied=True),
 )
 
 
@@ -140,6 +139,11 @@ def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCaus
 
 def peft_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
     """The base with a fresh adapter, the same each time."""
+    return copy.deepcopy(_peft_model(shape, dtype))
+
+
+@functools.lru_cache(maxsize=1)
+def _peft_model(shape: Shape, dtype: torch.dtype) -> Any:
     base = base_model(shape, dtype)
     set_seed(SEED)
     return get_peft_model(base, LORA).train()
@@ -330,7 +334,7 @@ def packed_8_arm(shape: Shape, steps: int, widths_found: list[dict[str, float]])
         pack.arena.grads.zero_()
 
     start = time.perf_counter()
-    width = Widths().best("", len(TRIALS), len(TRIALS), try_out)
+    width = Widths().best("", len(TRIALS), try_out)
     widths_found.append({"width": width, "seconds": time.perf_counter() - start})
 
     start = time.perf_counter()
@@ -510,20 +514,28 @@ def floors(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, help="steps of each trial (default: by shape, 20 to 60)")
+    parser.add_argument("--steps", type=int, help="steps of each trial (default: by shape, 4 to 20)")
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--only", choices=[shape.name for shape in SHAPES], metavar="SHAPE", help="one shape")
+    names = [shape.name for shape in SHAPES]
+    parser.add_argument(
+        "--only",
+        choices=names,
+        nargs="+",
+        metavar="SHAPE",
+        help=f"some of {', '.join(names)}; the file keeps the others",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "packing.json")
     arguments = parser.parse_args()
     random.seed(SEED)
     known = about("torch", "transformers", "peft", "accelerate")
     known |= {"trials": len(TRIALS), "repeats": arguments.repeats}
-    print(f"{known['hardware']}, {known['threads']} threads, OMP_WAIT_POLICY={known['omp_wait_policy']}")
-    entries: list[dict[str, Any]] = []
+    print(f"{known['hardware']}, {known['threads']} threads")
+    before = json.loads(arguments.out.read_text())["shapes"] if arguments.only and arguments.out.exists() else []
+    entries: list[dict[str, Any]] = [entry for entry in before if entry["shape"] not in arguments.only]
     two = TwoProcesses()
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
-            if arguments.only in (None, shape.name):
+            if arguments.only is None or shape.name in arguments.only:
                 steps = arguments.steps or shape.steps
                 entries.append(measure(shape, steps, arguments.repeats, two, folder))
                 save(arguments.out, known, floors=floors(entries), shapes=entries)

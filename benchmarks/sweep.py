@@ -35,8 +35,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# As `python -m lrsweep` sets them, for both sides alike, before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As `python -m lrsweep` sets them, for both sides alike; threads wait as torch has them wait.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -369,7 +368,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for sweep_a.json and sweep_b.json")
     arguments = parser.parse_args()
     known = about("torch", "transformers", "peft", "accelerate", "optuna", "mlflow")
-    print(f"{known['hardware']}, {known['threads']} threads, OMP_WAIT_POLICY={known['omp_wait_policy']}")
+    print(f"{known['hardware']}, {known['threads']} threads")
     if arguments.part != "b":
         save(arguments.out / "sweep_a.json", known, arms=part_a(arguments.repeats, arguments.smoke))
     if arguments.part != "a":

@@ -44,6 +44,7 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lrsweep.finetune.order import row_order
 from lrsweep.packing import Pack, join, pack_lora, runs, train_pass
@@ -134,7 +135,15 @@ def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCaus
         tie_word_embeddings=shape.tied,
         use_cache=False,
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config).to(dtype)
+    if dtype == torch.float64:
+        # Llama's own norm computes in float32 whatever it gets: a last bit then becomes a difference of 1e-8.
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LlamaRMSNorm):
+                norm = torch.nn.RMSNorm(module.weight.shape, module.variance_epsilon, dtype=dtype)
+                norm.load_state_dict(module.state_dict())
+                model.set_submodule(name, norm)
+    return model
 
 
 def peft_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:

@@ -220,7 +220,7 @@ def _rises(curve: Curve) -> Diagnosis | None:
             continue
         if name == "eval_loss" and _falls(curve.loss):
             continue  # that is overfitting, if anything
-        evidence = {
+        evidence: dict[str, float | str] = {
             "first": levels.first,
             "highest": levels.first + rise,
             "step": float(levels.course.steps[top]),
@@ -260,7 +260,7 @@ def _overfits(curve: Curve) -> Diagnosis | None:
     elif len(curve.loss) >= _FEWEST_LOSSES and not _falls(curve.loss):
         return None
     step = float(evals.steps[lowest])
-    evidence = {
+    evidence: dict[str, float | str] = {
         "lowest": low,
         "step": step,
         "last": last,
@@ -285,7 +285,7 @@ def _oscillates(curve: Curve) -> Diagnosis | None:
         turns = int((moves[1:] * moves[:-1] < 0).sum())
         span = float(curve.eval_loss.values[0] - curve.eval_loss.values.min())
         if turns >= 2 and back > max(0.25 * span, 0.01 * abs(float(evals.values[-1]))):
-            evidence = {
+            evidence: dict[str, float | str] = {
                 "turns": turns,
                 "back": back,
                 "reason": f"eval_loss turns {turns} times and loses {back:.4g} on the way",
@@ -352,7 +352,7 @@ def _against_siblings(curve: Curve, siblings: Sequence[Curve]) -> Diagnosis | No
         ]
         best, at = max(higher, default=(0.0, None))
         if best > 2 * max(mine.fall, 0.0) and best - mine.fall > max(_ERRORS * mine.error, 0.01 * abs(mine.first)):
-            evidence = {
+            evidence: dict[str, float | str] = {
                 "fall": mine.fall, "sibling_fall": best, "sibling_lr": float(at or 0.0),
                 "reason": f"it falls by {mine.fall:.4g}, a sibling at {at:.3g} by {best:.4g}",
             }  # fmt: skip
@@ -365,7 +365,7 @@ def _against_siblings(curve: Curve, siblings: Sequence[Curve]) -> Diagnosis | No
                 continue
             eval_gap, loss_gap = _gap(curve.eval_loss, other.eval_loss), _gap(curve.loss, other.loss)
             if eval_gap > 0.01 * abs(levels.last) and loss_gap > 0.01 * abs(levels.last):
-                evidence = {
+                evidence: dict[str, float | str] = {
                     "weight_decay": decay, "sibling_weight_decay": other.weight_decay,
                     "eval_gap": eval_gap, "loss_gap": loss_gap,
                     "reason": f"with weight decay {other.weight_decay:g} both losses end lower, eval_loss by {eval_gap:.4g}",

@@ -14,12 +14,13 @@ def picture(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
     plot = figure.add_subplot()
     plot.spines[["top", "right"]].set_visible(False)
     plot.grid(color="#e5e7eb", linewidth=0.8)
-    for name, series, style in (
-        ("loss", curve.loss.finite(), {"color": "#93c5fd", "linewidth": 1.0}),
-        ("eval_loss", curve.eval_loss.finite(), {"color": "#1d4ed8", "linewidth": 2.0, "marker": "o", "markersize": 4}),
-    ):
-        if len(series):
-            plot.plot(series.steps, series.values, label=name, **style)
+    loss, eval_loss = curve.loss.finite(), curve.eval_loss.finite()
+    if len(loss):
+        plot.plot(loss.steps, loss.values, label="loss", color="#93c5fd", linewidth=1.0)
+    if len(eval_loss):
+        plot.plot(
+            eval_loss.steps, eval_loss.values, label="eval_loss", color="#1d4ed8", linewidth=2.0, marker="o", markersize=4
+        )
     step = diagnosis.evidence.get("step")
     if isinstance(step, float) and math.isfinite(step):
         plot.axvline(step, color="#dc2626", linestyle="--", linewidth=1)

@@ -285,7 +285,7 @@ def _oscillates(curve: Curve) -> Diagnosis | None:
         turns = int((moves[1:] * moves[:-1] < 0).sum())
         span = float(curve.eval_loss.values[0] - curve.eval_loss.values.min())
         if turns >= 2 and back > max(0.25 * span, 0.01 * abs(float(evals.values[-1]))):
-            evidence: dict[str, float | str] = {
+            evidence = {
                 "turns": turns,
                 "back": back,
                 "reason": f"eval_loss turns {turns} times and loses {back:.4g} on the way",
@@ -365,7 +365,7 @@ def _against_siblings(curve: Curve, siblings: Sequence[Curve]) -> Diagnosis | No
                 continue
             eval_gap, loss_gap = _gap(curve.eval_loss, other.eval_loss), _gap(curve.loss, other.loss)
             if eval_gap > 0.01 * abs(levels.last) and loss_gap > 0.01 * abs(levels.last):
-                evidence: dict[str, float | str] = {
+                evidence = {
                     "weight_decay": decay, "sibling_weight_decay": other.weight_decay,
                     "eval_gap": eval_gap, "loss_gap": loss_gap,
                     "reason": f"with weight decay {other.weight_decay:g} both losses end lower, eval_loss by {eval_gap:.4g}",

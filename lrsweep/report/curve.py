@@ -19,7 +19,13 @@ def picture(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
         plot.plot(loss.steps, loss.values, label="loss", color="#93c5fd", linewidth=1.0)
     if len(eval_loss):
         plot.plot(
-            eval_loss.steps, eval_loss.values, label="eval_loss", color="#1d4ed8", linewidth=2.0, marker="o", markersize=4
+            eval_loss.steps,
+            eval_loss.values,
+            label="eval_loss",
+            color="#1d4ed8",
+            linewidth=2.0,
+            marker="o",
+            markersize=4,
         )
     step = diagnosis.evidence.get("step")
     if isinstance(step, float) and math.isfinite(step):

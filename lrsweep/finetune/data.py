@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lrsweep.config import DataConfig
 from lrsweep.errors import InputError
+from lrsweep.finetune import dataset_info
 from lrsweep.finetune.collate import IGNORED, Example, collate, pack
 from lrsweep.finetune.encode import Encoder
 from lrsweep.finetune.formats import check_columns
@@ -43,6 +44,9 @@ class FinetuneData:
 def check_paths(config: DataConfig) -> None:
     """Raises InputError for what is wrong with the config's files as they lie there; reads no row, imports no library."""
     check_columns(config.format, config.columns)
+    if config.format == "llamafactory":
+        _check_dataset_info(config)
+        return
     train, evaluation = _sources(config)
     if train is None:
         if config.format != "prompt_completion" or config.columns:
@@ -84,6 +88,32 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
     )
 
 
+def count_rows(config: DataConfig) -> int | None:
+    """How many rows `path` holds, before any is held out or left out; None where that takes the hub."""
+    if config.format == "llamafactory":
+        if any(entry.on_hub for entry in dataset_info.entries(config.path, config.name or "", "data.name")):
+            return None
+        return len(_dataset_info_rows(config)[0])
+    source = Source("data.path", config.path, config.name, config.split)
+    return None if source.local is None else len(source.open())
+
+
+def first_row(config: DataConfig) -> object:
+    """The first row as it is; None where that takes the hub."""
+    source = Source("data.path", config.path, config.name, config.split)
+    return None if source.local is None else next(iter(source.open().read([0])))
+
+
+def _check_dataset_info(config: DataConfig) -> None:
+    if config.name is None:
+        raise InputError("data.name: missing; format llamafactory takes the names of data sets, as in dataset: there")
+    dataset_info.check(config.path, config.name, "data.name")
+    if config.eval_name is not None:
+        dataset_info.check(config.path, config.eval_name, "data.eval_name")
+    elif config.eval_fraction == 0:
+        raise InputError("data.eval_fraction=0.0: no eval rows; set it above 0, or set data.eval_name")
+
+
 def _sources(config: DataConfig) -> tuple[Source | None, Source | None]:
     """Where train and eval rows come from. No train source: the embedded rows. No eval source: a share of the train's."""
     train = Source("data.path", config.path, config.name, config.split) if config.path != EMBEDDED else None
@@ -100,10 +130,12 @@ def _same(train: Source, evaluation: Source) -> bool:
 
 def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
     """Train rows and the order to take them in, then the same for eval rows."""
-    source, eval_source = _sources(config)
     train: Rows
     evaluation: Rows | None = None
-    if source is None:
+    source, eval_source = (None, None) if config.format == "llamafactory" else _sources(config)
+    if config.format == "llamafactory":
+        train, evaluation = _dataset_info_rows(config)
+    elif source is None:
         from lrsweep.embedded import corpus
 
         train_rows, eval_rows = corpus.rows()
@@ -122,6 +154,14 @@ def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
             "to train on; give more rows or a data.eval_path"
         )
     return train, order[held_out:], train, order[:held_out]
+
+
+def _dataset_info_rows(config: DataConfig) -> tuple[Rows, Rows | None]:
+    first = config.max_rows_per_set
+    train = dataset_info.open_sets(config.path, config.name or "", "data.name", first, SPLIT_SEED)
+    if config.eval_name is None:
+        return train, None
+    return train, dataset_info.open_sets(config.path, config.eval_name, "data.eval_name", first, SPLIT_SEED)
 
 
 def _shuffled(count: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lrsweep.config import DataConfig
 from lrsweep.errors import InputError
+from lrsweep.finetune import templates
 from lrsweep.finetune.collate import IGNORED, Example
 from lrsweep.finetune.formats import BadRowError, Chat, Message, Plain, parse
 from lrsweep.finetune.rows import Rows, first_line
@@ -49,16 +50,20 @@ class Encoder:
                 "model.path: its tokenizer gives no character offsets, which masking prompts needs; use a fast one"
             )
         template, opening = _template(tokenizer), tokenizer("")["input_ids"][:1]
-        if template is None and config.format in ("sharegpt", "messages"):
+        if template is None and config.format in ("sharegpt", "messages", "llamafactory"):
             raise InputError(
                 f"data.format={config.format}: conversations need a chat template and this model's tokenizer has none; "
                 "use a chat (instruct) model, add a chat_template.jinja to its folder, or use format prompt_completion"
             )
+        if config.template is not None:
+            templates.check(config.template, tokenizer, template)
+        marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
             config=config,
             tokenizer=tokenizer,
             template=template,
-            marks_answers=template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None,
+            # LLaMA-Factory learns all that its template writes after the prompt, whatever is marked.
+            marks_answers=marks and config.format != "llamafactory",
             # Plain text gets the tokenizer's opening token, if it has the habit, and always an end to learn.
             bos=tuple(opening) if opening == [tokenizer.bos_token_id] else (),
             eos=(tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else (),

@@ -13,6 +13,7 @@ FIELDS: dict[DataFormat, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
+    "llamafactory": (),  # its dataset_info.json names the columns
 }
 SHAREGPT_ROLES = {
     "human": "user",
@@ -52,7 +53,7 @@ def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
     for name in columns:
         if name not in FIELDS[row_format]:
             raise InputError(
-                f"data.columns.{name}: format {row_format} has no such field; valid: {', '.join(FIELDS[row_format])}"
+                f"data.columns.{name}: format {row_format} has no such field; valid: {', '.join(FIELDS[row_format]) or 'none'}"
             )
 
 
@@ -69,7 +70,7 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
             return _alpaca(fields, has_template)
         case "sharegpt":
             return _sharegpt(fields)
-        case "messages":
+        case "messages" | "llamafactory":
             return _chat(_messages(fields.list_of("messages"), fields.column("messages")))
         case "prompt_completion":
             return _prompt_completion(fields, has_template)

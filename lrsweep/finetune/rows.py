@@ -30,12 +30,16 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a config points at. `key` is the config key to blame: `data.path` or `data.eval_path`."""
+    """What a config points at. `key` is the config key to blame: `data.path` or `data.eval_path`.
+
+    `folder` is a folder within a hub data set.
+    """
 
     key: str
     path: str
     name: str | None
     split: str
+    folder: str | None = None
 
     def __str__(self) -> str:
         return f"{self.key}={self.path}"
@@ -137,7 +141,8 @@ class Source:
                     f"{self}: no such file or folder here, and the hub does not give it: {first_line(fault)}; "
                     "without a network, set HF_HUB_OFFLINE=1 to use a cached copy"
                 ) from None
-        return self._open_table(self.path, name=self.name, split=self.split)
+        within = {"data_dir": self.folder} if self.folder else {}
+        return self._open_table(self.path, name=self.name, split=self.split, **within)
 
     def _open_table(self, path: str, **options: Any) -> Rows:
         import datasets

@@ -1,6 +1,7 @@
 """The best config as a Hydra file for lrsweep itself: a sweep's base with the tuned keys in place."""
 
 from lrsweep import outputs
+from lrsweep.interop import scalars
 from lrsweep.interop.header import header
 from lrsweep.report.summary import Summary
 
@@ -12,6 +13,5 @@ def export(summary: Summary) -> str:
     best = summary.verdict.best
     assert best is not None
     tree = outputs.masked(best.config)
-    return (
-        "# @package _global_\n" + header(summary) + outputs.to_yaml({group: tree[group] for group in _WHAT_IS_TRAINED})
-    )
+    groups = {group: tree[group] for group in (*_WHAT_IS_TRAINED, "origin") if tree.get(group) is not None}
+    return "# @package _global_\n" + header(summary) + scalars.dump(groups)

@@ -1,0 +1,301 @@
+"""Axolotl's config: what `axolotl train FILE` reads."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from lrsweep.config import SchedulerName, SweepConfig
+from lrsweep.errors import InputError
+from lrsweep.interop import arguments
+from lrsweep.interop.axolotl_data import read_data, read_evaluation_set, write_data
+from lrsweep.interop.llamafactory import folder
+from lrsweep.interop.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    Tree,
+    Version,
+    flag,
+    given,
+    integral,
+    key,
+    number,
+    whole,
+    word,
+)
+
+# Where a config says nothing of warm-up.
+_DEFAULT_WARMUP = 0.03
+
+
+def _read_model(tree: Tree) -> Tree:
+    if not tree.get("base_model"):
+        raise InputError("base_model: missing; a run needs its model")
+    revision = tree.get("revision_of_model")
+    return {
+        "model.path": word("base_model", tree["base_model"]),
+        "model.revision": None if revision is None else word("revision_of_model", revision),
+    }
+
+
+def _write_model(config: SweepConfig) -> Tree:
+    model = config.model
+    return {"base_model": folder(model.path)} | ({"revision_of_model": model.revision} if model.revision else {})
+
+
+def _read_precision(tree: Tree) -> Tree:
+    said = given(tree, "bf16", "auto")
+    return {"model.dtype": "auto" if said == "auto" else "bfloat16" if flag("bf16", said) else "float32"}
+
+
+def _write_precision(config: SweepConfig) -> Tree:
+    return {"bf16": {"auto": "auto", "bfloat16": True}.get(config.model.dtype, False)}
+
+
+def _read_finetune(tree: Tree) -> Tree:
+    adapter = tree.get("adapter")
+    bits = [name for name in ("4bit", "8bit") if flag(f"load_in_{name}", given(tree, f"load_in_{name}", False))]
+    if adapter is None:
+        return {"finetune.mode": "full", "model.quantization": None}
+    if adapter not in ("lora", "qlora"):
+        raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights; choose one of them")
+    targets = given(tree, "lora_target_modules", [])
+    names = [targets] if isinstance(targets, str) else list(targets)
+    if flag("lora_target_linear", given(tree, "lora_target_linear", False)) or names == ["all-linear"]:
+        names = []
+    elif not names:
+        raise InputError("lora_target_modules: missing; name the modules, or set lora_target_linear: true")
+    if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
+        raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
+    return {
+        "finetune.mode": "lora",
+        "finetune.r": whole("lora_r", tree["lora_r"]),
+        "finetune.alpha": number("lora_alpha", tree["lora_alpha"]),
+        "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", 0.0)),
+        "finetune.target_modules": names or "all-linear",
+        "finetune.dora": flag("peft_use_dora", given(tree, "peft_use_dora", False)),
+        "finetune.rslora": flag("peft_use_rslora", given(tree, "peft_use_rslora", False)),
+        "model.quantization": bits[0] if bits else None,
+    }
+
+
+def _write_finetune(config: SweepConfig) -> Tree:
+    finetune, bits = config.finetune, config.model.quantization
+    if finetune.mode != "lora":
+        return {}
+    targets = finetune.target_modules
+    return {
+        "adapter": "qlora" if bits == "4bit" else "lora",
+        **({f"load_in_{bits}": True} if bits else {}),
+        "lora_r": finetune.r,
+        "lora_alpha": integral("finetune.alpha", finetune.alpha, "Axolotl"),
+        "lora_dropout": finetune.dropout,
+        **({"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}),
+        **({"peft_use_dora": True} if finetune.dora else {}),
+        **({"peft_use_rslora": True} if finetune.rslora else {}),
+    }
+
+
+def _read_rate(tree: Tree) -> Tree:
+    if tree.get("learning_rate") is None:
+        raise InputError("learning_rate: missing; Axolotl has no default for it")
+    return {"optimizer.lr": number("learning_rate", tree["learning_rate"])}
+
+
+def _read_optimizer(tree: Tree) -> Tree:
+    name = word("optimizer", given(tree, "optimizer", "adamw_torch_fused"))
+    if name not in arguments.ADAMW:
+        raise InputError(
+            f"optimizer={name}: trials train with {arguments.ADAMW[0]} or its other makes; choose one of them"
+        )
+    return {
+        "optimizer.name": "adamw",
+        "optimizer.betas": [
+            number(f"adam_beta{n}", given(tree, f"adam_beta{n}", usual)) for n, usual in ((1, 0.9), (2, 0.999))
+        ],
+        "optimizer.eps": number("adam_epsilon", given(tree, "adam_epsilon", 1e-8)),
+        "optimizer.kwargs": {},
+    }
+
+
+def _write_optimizer(config: SweepConfig) -> Tree:
+    optimizer = config.optimizer
+    if optimizer.name != "adamw" or optimizer.kwargs:
+        raise InputError(
+            f"optimizer.name={optimizer.name}: the export to axolotl knows AdamW only; sweep with optimizer=adamw"
+        )
+    adam = {"adam_beta1": optimizer.betas[0], "adam_beta2": optimizer.betas[1], "adam_epsilon": optimizer.eps}
+    return {"optimizer": "adamw_torch", **adam}
+
+
+def _read_scheduler(tree: Tree) -> Tree:
+    name = word("lr_scheduler", given(tree, "lr_scheduler", "cosine"))
+    if name not in get_args(SchedulerName):
+        raise InputError(
+            f"lr_scheduler={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
+        )
+    kwargs = tree.get("lr_scheduler_kwargs")
+    return {
+        "scheduler.name": name,
+        "scheduler.kwargs": arguments.mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {},
+    }
+
+
+def _write_scheduler(config: SweepConfig) -> Tree:
+    kwargs = dict(config.scheduler.kwargs)
+    return {"lr_scheduler": config.scheduler.name} | ({"lr_scheduler_kwargs": kwargs} if kwargs else {})
+
+
+def _read_warmup(tree: Tree) -> Tree:
+    if tree.get("warmup_steps") is not None:
+        return {"scheduler.warmup_steps": whole("warmup_steps", tree["warmup_steps"]), "scheduler.warmup_ratio": None}
+    return {
+        "scheduler.warmup_steps": None,
+        "scheduler.warmup_ratio": number("warmup_ratio", given(tree, "warmup_ratio", _DEFAULT_WARMUP)),
+    }
+
+
+def _write_warmup(config: SweepConfig) -> Tree:
+    scheduler = config.scheduler
+    if scheduler.warmup_steps is not None:
+        return {"warmup_steps": scheduler.warmup_steps}
+    return {"warmup_ratio": scheduler.warmup_ratio or 0.0}
+
+
+def _read_length(tree: Tree) -> Tree:
+    steps = whole("max_steps", given(tree, "max_steps", -1))
+    return {"training.horizon": steps} if steps > 0 else {}
+
+
+def _read_evaluation(tree: Tree) -> Tree:
+    found: dict[str, Any] = {
+        "training.eval_batch_size": whole(
+            "eval_batch_size", given(tree, "eval_batch_size", given(tree, "micro_batch_size", 1))
+        )
+    }
+    every = number("eval_steps", given(tree, "eval_steps", 0))
+    return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
+
+
+_FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
+_ROWS = (
+    Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
+    Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
+    Row(
+        ("adapter", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+         "lora_target_linear", "peft_use_dora", "peft_use_rslora"),
+        (*(f"finetune.{name}" for name in _FINETUNE), "model.quantization"), _read_finetune, _write_finetune,
+    ),
+    Row(
+        ("datasets", "chat_template"), ("data.path", "data.name", "data.split", "data.format", "data.columns"),
+        read_data, write_data,
+    ),
+    Row(
+        ("test_datasets", "val_set_size"), ("data.eval_path", "data.eval_split", "data.eval_fraction"),
+        read_evaluation_set, lambda config: {"val_set_size": config.data.eval_fraction}, own=True,
+    ),
+    key("sequence_len", "data.max_length", 512, whole),
+    key("sample_packing", "data.packing", False, flag),
+    Row(
+        ("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}
+    ),
+    Row(
+        ("optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"), _read_optimizer, _write_optimizer,
+    ),
+    key("weight_decay", "optimizer.weight_decay", 0.0, number),
+    key("max_grad_norm", "training.max_grad_norm", 1.0, number),
+    Row(
+        ("lr_scheduler", "lr_scheduler_kwargs"), ("scheduler.name", "scheduler.kwargs"), _read_scheduler, _write_scheduler
+    ),
+    Row(("warmup_steps", "warmup_ratio"), ("scheduler.warmup_steps", "scheduler.warmup_ratio"), _read_warmup, _write_warmup),
+    key("micro_batch_size", "training.batch_size", 1, whole),
+    key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
+    Row(
+        ("max_steps", "num_epochs"), ("training.horizon", "training.max_steps"), _read_length,
+        lambda config: {"max_steps": config.training.schedule_steps}, own=True,
+    ),
+    Row(
+        ("eval_steps", "evals_per_epoch", "eval_strategy", "eval_batch_size"),
+        ("training.eval_every", "training.eval_batch_size"), _read_evaluation,
+        lambda config: {"eval_steps": config.training.eval_every, "eval_batch_size": config.training.eval_batch_size}, own=True,
+    ),
+    key("gradient_checkpointing", "training.gradient_checkpointing", False,
+        lambda name, value: True if value in ("offload", "offload_disk") else flag(name, value)),
+    key("seed", "training.seed", 42, whole),
+)  # fmt: skip
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return _ROWS
+
+
+def _check(config: SweepConfig, version: Version | None) -> None:
+    if config.finetune.mode == "freeze":
+        raise InputError("finetune.mode=freeze: Axolotl freezes by parameter names; sweep with finetune=lora or full")
+
+
+def not_here(config: SweepConfig) -> str:
+    """What the file cannot say."""
+    if config.data.path == "embedded":
+        return (
+            "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
+        )
+    return ""
+
+
+def _notes(tree: Tree) -> list[str]:
+    found = []
+    if tree.get("optimizer") in arguments.ADAMW[6:]:
+        found.append(
+            f"optimizer: {tree['optimizer']} stays; trials train with AdamW in 32 bits, with the same hyperparameters"
+        )
+    if given(tree, "excess_length_strategy", "drop") == "drop":
+        found.append(
+            "rows beyond sequence_len are dropped there, and cut off in trials; excess_length_strategy: truncate cuts too"
+        )
+    if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
+        found.append("no warm-up is given: a 0.03 share of the run, as Axolotl takes it (there, at most 100 steps)")
+    if not tree.get("val_set_size") and not tree.get("test_datasets"):
+        found.append("the run has no evaluation; trials hold out a tenth of the rows")
+    if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
+        found.append(
+            "deepspeed and fsdp stay; on N devices, set training.gradient_accumulation_steps to N times its value"
+        )
+    return found
+
+
+_METHOD = "trials train plain LoRA or all weights"
+_RATES = "several learning rates"
+DIALECT = Dialect(
+    "axolotl",
+    _rows,
+    (
+        Refusal("rl reward_model process_reward_model trainer_cls", "trials do supervised fine-tuning only", "take it out"),
+        Refusal("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "take it out"),
+        Refusal("relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
+                "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft "
+                "lora_fan_in_fan_out", _METHOD, "take it out", ([],)),
+        Refusal("peft_init_lora_weights", _METHOD, "take it out", (True,)),
+        Refusal("cosine_min_lr_ratio", "trials have transformers' schedules",
+                "write lr_scheduler: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: ...}"),
+        Refusal("cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor jagged_restart_steps",
+                "trials have transformers' schedules", "take it out"),
+        Refusal("train_on_inputs", "trials learn the answers only", "set it to false"),
+        Refusal("pretraining_dataset streaming curriculum_sampling sample_packing_sequentially use_pose",
+                "trials draw whole rows at random", "take it out"),
+        Refusal("batch_size", "it counts all devices", "write gradient_accumulation_steps instead"),
+        Refusal("optim_args", "trials have AdamW's betas and eps only", "take it out"),
+        Refusal("float16 bfloat16", "trials hold what they train in float32", "set bf16: true instead"),
+        Refusal("tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
+                "it changes the tokenizer or its template", "put it into the model's folder"),
+        Refusal("use_eaft", "it is another loss", "take it out"),
+        *arguments.REFUSALS,
+    ),
+    (*arguments.SECTIONS, "special_tokens", "max_memory", "bnb_config_kwargs", "trl", "vllm", "selective_checkpointing",
+     "flex_attn_compile_kwargs", "torch_compile_options", "device_map", "cut_cross_entropy", "fp8_config", "processor_kwargs",
+     "overrides_of_model_config", "overrides_of_model_kwargs", "dynamic_checkpoint"),
+    lambda config: {"output_dir": f"{config.name}-run"},
+    _check,
+    _notes,
+    not_here,
+)  # fmt: skip

@@ -1,0 +1,216 @@
+"""Configs as the tools' users write them, from the tools' documented keys; and what each tool takes where a key is absent."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LLAMAFACTORY_LORA = """\
+### model
+model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
+trust_remote_code: true
+
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 16
+lora_target: q_proj,v_proj  # attention only
+
+### dataset
+dataset: identity,talks
+template: qwen
+cutoff_len: 1024
+max_samples: 1000
+overwrite_cache: true
+preprocessing_num_workers: 4
+val_size: 0.1
+
+### output
+output_dir: saves/qwen/lora
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+report_to: none  # [none, wandb, tensorboard]
+
+### train
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+
+### eval
+per_device_eval_batch_size: 4
+eval_strategy: steps
+eval_steps: 500
+"""
+LLAMAFACTORY_FULL = """\
+model_name_or_path: Qwen/Qwen2.5-0.5B-Instruct
+stage: sft
+do_train: true
+finetuning_type: full
+deepspeed: examples/deepspeed/ds_z3_config.json
+dataset: identity
+template: qwen
+output_dir: saves/qwen/full
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 2
+learning_rate: 1.0e-5
+max_steps: 900
+lr_scheduler_type: cosine
+warmup_steps: 90
+adam_beta2: 0.95
+weight_decay: 0.1
+"""
+TRANSFORMERS = """\
+output_dir: run
+learning_rate: 2e-5
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 4
+max_steps: 1200
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
+warmup_steps: 0.03
+optim: adamw_torch_fused
+adam_beta2: 0.95
+weight_decay: 0.1
+bf16: true
+gradient_checkpointing: true
+save_strategy: 'no'  # a truth without its quotes
+report_to: [tensorboard]
+"""
+TRL = """\
+model_name_or_path: Qwen/Qwen2.5-0.5B
+dataset_name: trl-lib/Capybara
+learning_rate: 2.0e-4
+num_train_epochs: 1
+packing: true
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+eval_strategy: steps
+eval_steps: 100
+use_peft: true
+lora_r: 32
+lora_alpha: 16
+lora_target_modules: all-linear
+assistant_only_loss: true
+lr_scheduler_type: constant_with_warmup
+warmup_steps: 20
+output_dir: Qwen2.5-0.5B-SFT
+push_to_hub: true
+"""
+AXOLOTL = """\
+base_model: NousResearch/Llama-3.2-1B
+# Push to the hub where wanted
+# hub_model_id: user/model
+
+load_in_8bit: false
+load_in_4bit: true
+
+datasets:
+  - path: fozziethebeat/alpaca_messages_2k_test
+    type: chat_template
+    field_messages: messages
+    message_property_mappings:
+      role: role
+      content: content
+dataset_prepared_path: last_run_prepared
+val_set_size: 0.1
+output_dir: ./outputs/qlora-out
+
+adapter: qlora
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_modules:
+  - q_proj
+  - v_proj
+
+sequence_len: 2048
+sample_packing: true
+eval_sample_packing: true
+
+wandb_project:
+wandb_entity:
+
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 2
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+
+bf16: auto
+tf32: false
+
+gradient_checkpointing: true
+logging_steps: 1
+attn_implementation: flash_attention_2
+
+warmup_ratio: 0.1
+evals_per_epoch: 4
+saves_per_epoch: 1
+weight_decay: 0.0
+special_tokens:
+  pad_token: "<|end_of_text|>"
+"""
+EXAMPLES = [
+    ("llamafactory", LLAMAFACTORY_LORA), ("llamafactory", LLAMAFACTORY_FULL), ("transformers", TRANSFORMERS), ("trl", TRL),
+    ("axolotl", AXOLOTL),
+]  # fmt: skip
+
+_ARGUMENTS = {
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "weight_decay": 0.0, "adam_beta1": 0.9,
+    "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "lr_scheduler_type": "linear", "lr_scheduler_kwargs": {},
+    "warmup_steps": 0, "warmup_ratio": 0.0, "seed": 42, "max_steps": -1, "num_train_epochs": 3.0, "eval_strategy": "no",
+    "per_device_eval_batch_size": 8,
+}  # fmt: skip
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llamafactory": _ARGUMENTS | {
+        "learning_rate": 5e-5, "finetuning_type": "lora", "lora_rank": 8, "lora_dropout": 0.0, "lora_target": "all",
+        "use_dora": False, "use_rslora": False, "freeze_trainable_layers": 2, "dataset_dir": "data", "cutoff_len": 2048,
+        "packing": False, "neat_packing": False, "bf16": False, "flash_attn": "auto", "model_revision": "main", "val_size": 0.0,
+        "disable_gradient_checkpointing": False,
+    },
+    "transformers": _ARGUMENTS | {"learning_rate": 5e-5, "bf16": False, "gradient_checkpointing": False},
+    "trl": _ARGUMENTS | {
+        "learning_rate": 2e-5, "bf16": True, "gradient_checkpointing": True, "use_peft": False, "lora_r": 16, "lora_alpha": 32,
+        "lora_dropout": 0.05, "use_dora": False, "use_rslora": False, "max_length": 1024, "packing": False,
+        "dataset_train_split": "train", "dataset_test_split": "test", "dataset_text_field": "text", "model_revision": "main",
+        "load_in_4bit": False, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": False,
+    },
+    "axolotl": {
+        "micro_batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "lr_scheduler": "cosine", "lr_scheduler_kwargs": {}, "seed": 42,
+        "num_epochs": 1.0, "sequence_len": 512, "sample_packing": False, "gradient_checkpointing": False, "bf16": "auto",
+        "load_in_4bit": False, "load_in_8bit": False, "lora_dropout": 0.0, "peft_use_dora": False, "peft_use_rslora": False,
+        "optimizer": "adamw_torch_fused", "val_set_size": 0.0,
+    },
+}  # fmt: skip
+
+
+def meaning(dialect: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config comes to: every key that is absent or null stands at its default."""
+    return {**DEFAULTS[dialect], **{key: value for key, value in tree.items() if value is not None}}
+
+
+def write_data(folder: Path, rows: int = 40) -> None:
+    """A dataset_info.json with the data sets that the examples name."""
+    import json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = [{"instruction": f"Who is {n}?", "input": "", "output": f"Number {n}."} for n in range(rows)]
+    talks = [
+        {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": str(n)}]}
+        for n in range(rows)
+    ]
+    (folder / "identity.json").write_text(json.dumps(identity))
+    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    info = {
+        "identity": {"file_name": "identity.json"},
+        "talks": {"file_name": "talks.jsonl", "formatting": "sharegpt", "columns": {"messages": "conversations"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))

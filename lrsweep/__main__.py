@@ -74,18 +74,52 @@ def _sweep(argv: Sequence[str]) -> int:
 def _export(argv: Sequence[str]) -> int:
     parser = _parser("export", "write the best config of a sweep for your trainer")
     parser.add_argument("name", metavar="NAME", help="the sweep: its folder under outputs/")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="hydra or transformers")
+    parser.add_argument(
+        "--to", required=True, metavar="FORMAT", help="llamafactory, transformers, trl, axolotl or hydra"
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="your own config: only the tuned keys change in it, comments and order stay",
+    )
+    parser.add_argument(
+        "--target-version",
+        metavar="V",
+        help="of LLaMA-Factory, or of transformers (also under TRL): its keys (default: today's)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: the terminal)")
     arguments = parser.parse_args(argv)
     from lrsweep import interop, outputs
     from lrsweep.report.summary import read_summary
 
-    text = interop.export(read_summary(outputs.sweep_folder(arguments.name)), arguments.to)
+    summary = read_summary(outputs.sweep_folder(arguments.name))
+    text = interop.export(summary, arguments.to, arguments.base, arguments.target_version)
     if arguments.out is None:
         print(text, end="")
     else:
         outputs.write(arguments.out, text)
         print(f"wrote {arguments.out}")
+    return 0
+
+
+def _import(argv: Sequence[str]) -> int:
+    parser = _parser("import", "make a sweep of another trainer's config: that run, at learning rates around its own")
+    parser.add_argument("format", metavar="FORMAT", help="llamafactory, transformers, trl or axolotl")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the trainer's YAML file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: sweeps/, under the file's name)")
+    arguments = parser.parse_args(argv)
+    from lrsweep import outputs
+    from lrsweep.interop import sweepfile
+
+    out = sweepfile.place(arguments.out, arguments.file)
+    run = sweepfile.imported(arguments.format, arguments.file)
+    outputs.write(out, sweepfile.text(run, out.stem))
+    print(f"wrote {out}; run it with: lrsweep +sweep={out.stem}{''.join(f' {key}=...' for key in run.missing)}")
+    if run.kept:
+        print(f"kept for the export, of no effect here: {', '.join(run.kept)}")
+    for note in run.notes:
+        print(f"note: {note}")
     return 0
 
 
@@ -198,6 +232,7 @@ def _quiet_libraries() -> None:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": _export,
+    "import": _import,
     "report": _report,
     "diagnose": _diagnose,
     "ui": _ui,

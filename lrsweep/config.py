@@ -9,7 +9,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lrsweep.errors import InputError
 
@@ -33,7 +42,7 @@ SchedulerName = Literal[
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]
-DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory"]
 
 
 class _Section(BaseModel):
@@ -61,11 +70,18 @@ class DataConfig(_Section):
     """`path` is a file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`.
 
     The eval set is `eval_path`, or else the share `eval_fraction` of `path`.
+
+    In format `llamafactory`, `path` is the folder of a dataset_info.json, `name` and `eval_name` are data sets in it, joined
+    by commas, of each of which the first `max_rows_per_set` rows count; `template` is LLaMA-Factory's name for what the
+    tokenizer's chat template has to agree with.
     """
 
     path: str
     format: DataFormat
     name: str | None = None
+    eval_name: str | None = None
+    template: str | None = None
+    max_rows_per_set: Count | None = None
     split: str = "train"
     eval_path: str | None = None
     eval_split: str | None = None
@@ -214,6 +230,14 @@ class TrackingConfig(_Section):
     system_metrics: bool = True
 
 
+class OriginConfig(_Section):
+    """The config of another trainer that the sweep was imported from. `rest` is YAML that an export to it gives back."""
+
+    dialect: Literal["llamafactory", "transformers", "trl", "axolotl"]
+    file: str
+    rest: str = ""
+
+
 class SweepConfig(_Section):
     """A whole sweep. `space` mirrors this tree; its leaves are lists of choices or ranges."""
 
@@ -230,6 +254,14 @@ class SweepConfig(_Section):
     engine: EngineConfig
     executor: ExecutorConfig
     tracking: TrackingConfig
+    origin: OriginConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _origin_only_where_there_is_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = handler(self)
+        if tree.get("origin") is None:
+            tree.pop("origin", None)
+        return tree
 
 
 def validate(tree: Mapping[str, Any]) -> SweepConfig:

@@ -212,7 +212,7 @@ def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
             raise BadRowError(f"{columns['history']} must hold pairs [question, answer]")
         messages += [_message("user", pair[0]), _message("assistant", pair[1])]
     asked = [_field(row, columns[name]) for name in ("prompt", "query") if name in columns]
-    messages.append(_message("user", "\n".join(part for part in asked if part)))
+    messages.append(_message("user", "\n".join(_message("user", part)["content"] for part in asked if part)))
     answer = _field(row, columns["response"]) if "response" in columns else None
     if not isinstance(answer, str):
         raise _BrokenRowError

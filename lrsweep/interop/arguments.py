@@ -239,6 +239,22 @@ def epochs(tree: Tree, name: str = "num_train_epochs", default: float = 3.0) -> 
     return found
 
 
+def model_folder(path: str) -> str:
+    """The model's path; that of the shipped model where that is meant."""
+    if path != "embedded":
+        return path
+    from lrsweep.embedded import BASE
+
+    return str(BASE)
+
+
+def rows_are_ours(config: SweepConfig) -> str:
+    """What a file has to say that names rows which no other tool has."""
+    if config.data.path != "embedded":
+        return ""
+    return "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
+
+
 def notes(tree: Tree) -> list[str]:
     """What stays with the trainer and is not quite so in trials."""
     found = []

@@ -7,7 +7,6 @@ from lrsweep.config import SchedulerName, SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.interop import arguments
 from lrsweep.interop.axolotl_data import read_data, read_evaluation_set, write_data
-from lrsweep.interop.llamafactory import folder
 from lrsweep.interop.mapping import (
     Dialect,
     Refusal,
@@ -39,7 +38,9 @@ def _read_model(tree: Tree) -> Tree:
 
 def _write_model(config: SweepConfig) -> Tree:
     model = config.model
-    return {"base_model": folder(model.path)} | ({"revision_of_model": model.revision} if model.revision else {})
+    return {"base_model": arguments.model_folder(model.path)} | (
+        {"revision_of_model": model.revision} if model.revision else {}
+    )
 
 
 def _read_precision(tree: Tree) -> Tree:
@@ -234,15 +235,6 @@ def _check(config: SweepConfig, version: Version | None) -> None:
         raise InputError("finetune.mode=freeze: Axolotl freezes by parameter names; sweep with finetune=lora or full")
 
 
-def not_here(config: SweepConfig) -> str:
-    """What the file cannot say."""
-    if config.data.path == "embedded":
-        return (
-            "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
-        )
-    return ""
-
-
 def _notes(tree: Tree) -> list[str]:
     found = []
     if tree.get("optimizer") in arguments.ADAMW[6:]:
@@ -297,5 +289,5 @@ DIALECT = Dialect(
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     _notes,
-    not_here,
+    arguments.rows_are_ours,
 )  # fmt: skip

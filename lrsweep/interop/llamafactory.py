@@ -57,19 +57,10 @@ def _write_model(config: SweepConfig) -> Tree:
             f"{', '.join(name for name in names if name)}"
         )
     return {
-        "model_name_or_path": folder(model.path),
+        "model_name_or_path": arguments.model_folder(model.path),
         **({"model_revision": model.revision} if model.revision else {}),
         **({"flash_attn": names[model.attn_implementation]} if model.attn_implementation else {}),
     }
-
-
-def folder(path: str) -> str:
-    """The model's path; that of the shipped model where that is meant."""
-    if path != "embedded":
-        return path
-    from lrsweep.embedded import BASE
-
-    return str(BASE)
 
 
 def _read_precision(tree: Tree) -> Tree:

@@ -7,6 +7,7 @@ from typing import Any
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.finetune.templates import check_name
+from lrsweep.interop import arguments
 from lrsweep.interop.mapping import Tree, flag, number, whole, word
 
 
@@ -81,9 +82,7 @@ def not_here(config: SweepConfig) -> str:
     if data.format == "llamafactory":
         return ""
     if data.path == "embedded":
-        return (
-            "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
-        )
+        return arguments.rows_are_ours(config)
     columns = {
         "alpaca": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
             ("prompt", "instruction"), ("query", "input"), ("response", "output"))},

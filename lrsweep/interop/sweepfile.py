@@ -76,7 +76,10 @@ def from_tree(dialect: Dialect, tree: Tree, file: str, count: bool = False) -> I
     said = values_of(dialect, tree)
     values = _DEFAULTS | said
     missing = tuple(key for key in _OPEN if values.get(key, "???") == "???")
-    config = _config({key: value for key, value in values.items() if key not in missing}, file)
+    try:
+        config = _config({key: value for key, value in values.items() if key not in missing})
+    except InputError as fault:
+        raise _in_their_words(dialect, tree, fault) from None
     notes = list(dialect.notes(tree))
     if count and "data.path" not in missing:
         config, missing = _look_at_data(dialect, tree, config, missing)
@@ -163,15 +166,21 @@ def _check_text(tree: Any) -> None:
             )
 
 
-def _config(values: Tree, file: str) -> SweepConfig:
+def _in_their_words(dialect: Dialect, tree: Tree, fault: InputError) -> InputError:
+    """A fault that names a key of ours, naming theirs."""
+    ours, said = re.match(r"([a-z_]+\.[a-z_]+)[^=:]*(.*)", str(fault), re.DOTALL).groups()  # type: ignore[union-attr]
+    for row in dialect.rows(None):
+        if ours in row.ours:
+            return InputError(f"{', '.join(row.part(tree)) or row.theirs[0]}{said}; correct it")
+    return fault
+
+
+def _config(values: Tree) -> SweepConfig:
     tree = {section: dict(part) if isinstance(part, dict) else part for section, part in _ANY.items()}
     for key, value in values.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
-    try:
-        return validate(tree)
-    except InputError as fault:
-        raise InputError(f"{file}: {fault}") from None
+    return validate(tree)
 
 
 def _trial(config: SweepConfig, steps: int | None, every_given: bool) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def _read_model(tree: Tree) -> Tree:
 
 def _write_model(config: SweepConfig) -> Tree:
     model = config.model
-    return {"model_name_or_path": model.path} | ({"model_revision": model.revision} if model.revision else {})
+    return {"model_name_or_path": arguments.model_folder(model.path)} | (
+        {"model_revision": model.revision} if model.revision else {}
+    )
 
 
 def _read_precision(tree: Tree) -> Tree:
@@ -242,5 +244,6 @@ DIALECT = Dialect(
     _complete,
     _check,
     _notes,
+    not_here=arguments.rows_are_ours,
     versioned=True,
 )

@@ -1,0 +1,115 @@
+"""`--base`: the user's file with the tuned keys changed; every other byte stays."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsweep import interop
+from lrsweep.config import SweepConfig, replace
+from lrsweep.errors import InputError
+from lrsweep.interop import scalars
+from lrsweep.interop.base import edited, with_changes
+from lrsweep.interop.sweepfile import from_tree
+from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_LORA, TRANSFORMERS
+
+HEADER = "# The best of the lrsweep sweep mine: optimizer.lr=3e-05\n# Eval loss 1.0000 after 9 steps, trial 1 of 2.\n"
+
+
+def best_of(dialect: str, text: str, changes: dict[str, Any]) -> SweepConfig:
+    return replace(from_tree(interop.TRAINERS[dialect], scalars.load(text, "f"), "f").config, changes)
+
+
+def export(
+    tmp_path: Path, dialect: str, text: str, changes: dict[str, Any], version: tuple[int, int] | None = None
+) -> str:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text.encode())
+    return edited(interop.TRAINERS[dialect], file, best_of(dialect, text, changes), set(changes), version, HEADER)
+
+
+@pytest.mark.parametrize(("dialect", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_only_the_learning_rates_line_changes(tmp_path: Path, dialect: str, text: str) -> None:
+    before, after = text.splitlines(), export(tmp_path, dialect, text, {"optimizer.lr": 3e-5}).splitlines()
+    assert after[:2] == HEADER.splitlines()
+    different = [(old, new) for old, new in zip(before, after[2:], strict=True) if old != new]
+    assert [new for _, new in different] == ["learning_rate: 3.0e-05"]
+
+
+def test_nothing_changes_where_the_file_says_it_already(tmp_path: Path) -> None:
+    assert export(tmp_path, "llamafactory", LLAMAFACTORY_LORA, {"optimizer.lr": 1e-4}) == HEADER + LLAMAFACTORY_LORA
+
+
+def test_new_keys_stand_beside_the_learning_rate_and_defaults_are_not_spelled_out(tmp_path: Path) -> None:
+    out = export(tmp_path, "llamafactory", LLAMAFACTORY_LORA, {"optimizer.lr": 3e-5, "optimizer.betas": [0.9, 0.95]})
+    assert "learning_rate: 3.0e-05\nadam_beta2: 0.95\nnum_train_epochs" in out
+    assert "adam_beta1" not in out
+
+
+def test_one_way_to_say_warmup_replaces_the_other(tmp_path: Path) -> None:
+    changes = {"scheduler.warmup_steps": 20, "scheduler.warmup_ratio": None}
+    out = export(tmp_path, "llamafactory", LLAMAFACTORY_LORA, changes)
+    assert "warmup_ratio" not in out.removeprefix(HEADER)
+    assert scalars.load(out, "x")["warmup_steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (None, {"warmup_steps": 0.25}),
+        ((5, 15), {"warmup_steps": 0.25}),
+        ((5, 14), {"warmup_ratio": 0.25}),
+        ((4, 57), {"warmup_ratio": 0.25}),
+    ],
+)
+def test_warmup_as_the_version_has_it(
+    tmp_path: Path, version: tuple[int, int] | None, expected: dict[str, float]
+) -> None:
+    out = scalars.load(export(tmp_path, "transformers", TRANSFORMERS, {"scheduler.warmup_ratio": 0.25}, version), "x")
+    assert {key: value for key, value in out.items() if key.startswith("warmup")} == expected
+
+
+def test_a_block_of_lines_becomes_one_and_its_comments_neighbours_stay(tmp_path: Path) -> None:
+    changes = {"finetune.target_modules": ["k_proj"], "finetune.r": 8}
+    out = export(tmp_path, "axolotl", AXOLOTL, changes)
+    assert "lora_r: 8\nlora_alpha: 16\nlora_dropout: 0.05\nlora_target_modules: [k_proj]\n\nsequence_len: 2048\n" in out
+
+
+def test_what_the_trials_did_not_share_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(LLAMAFACTORY_LORA.replace("per_device_train_batch_size: 2", "per_device_train_batch_size: 16"))
+    best = best_of("llamafactory", LLAMAFACTORY_LORA, {"optimizer.lr": 3e-5})
+    out = edited(interop.TRAINERS["llamafactory"], file, best, {"optimizer.lr"}, None, HEADER)
+    assert "# This file trains otherwise than the trials did: per_device_train_batch_size=16.\n" in out
+    file.write_text(out)
+    again = edited(interop.TRAINERS["llamafactory"], file, best, {"optimizer.lr"}, None, HEADER)
+    assert again == out, "a second export replaces the first one's header"
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ("a:\nb: 1\n", {"a": 2}, "a: 2\nb: 1\n"),
+        ("a: 'x' # c\n", {"a": "yes"}, "a: 'yes' # c\n"),
+        ("a: {b: 1} # c\n", {"a": {"b": 2.5e-9}}, "a: {b: 2.5e-09} # c\n"),
+        ("a:\n  b: 1\n  c: 2 # d\n# e\nf: 3\n", {"a": {"b": 2}}, "a: {b: 2} # d\n# e\nf: 3\n"),
+        ("a: 1\r\nb: 2\r\n", {"a": 3}, "a: 3\r\nb: 2\r\n"),
+        ("a: 1\nb: 2", {"c": 3}, "a: 1\nb: 2\nc: 3\n"),
+        ("a: 1\nb: 2\n", {"a": None}, "b: 2\n"),
+        ("a: 1\nb: 2\n", {"b": None, "c": 3}, "a: 1\nc: 3\n"),
+        ("learning_rate: 1\nb: 2\n", {"c": True}, "learning_rate: 1\nc: true\nb: 2\n"),
+        ("---\na: 1 # \u00e9\nb: 2\n", {"b": 3}, "---\na: 1 # \u00e9\nb: 3\n"),
+    ],
+)
+def test_places_in_the_text(before: str, changes: dict[str, Any], after: str) -> None:
+    assert with_changes(before, changes) == after
+
+
+@pytest.mark.parametrize("text", ["x: &r 1e-4\nlearning_rate: *r\n", "{learning_rate: 1e-4}\n"])
+def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> None:
+    changes = {"optimizer.lr": 3e-5, "optimizer.weight_decay": 0.5}
+    with pytest.raises(
+        InputError, match=r"mine\.yaml: learning_rate, weight_decay cannot be changed without touching other keys"
+    ) as refused:
+        export(tmp_path, "transformers", text, changes)
+    assert "\n" not in str(refused.value)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrsweep.config import SweepConfig, flatten
+from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
 
 Tree = Mapping[str, Any]
@@ -28,12 +28,11 @@ class Row:
 
     def says(self, tree: Tree, config: SweepConfig) -> bool:
         """Whether `tree` already says what the config does."""
-        values = flat(config)
         try:
             said = self.read(tree)
         except InputError:
             return False
-        return all(_plain(values.get(key)) == _plain(value) for key, value in said.items())
+        return all(_plain(get(config, key)) == _plain(value) for key, value in said.items())
 
     def part(self, tree: Tree) -> dict[str, Any]:
         """Those of its keys that `tree` has."""
@@ -201,14 +200,6 @@ def get(config: SweepConfig, dotted: str) -> Any:
     for part in dotted.split("."):
         node = getattr(node, part)
     return node
-
-
-def flat(config: SweepConfig) -> dict[str, Any]:
-    """The config by dotted keys, mappings such as `scheduler.kwargs` whole."""
-    values = flatten(config.model_dump())
-    for whole in ("optimizer.kwargs", "scheduler.kwargs", "data.columns"):
-        values[whole] = dict(get(config, whole))
-    return values
 
 
 def given(tree: Tree, name: str, default: Any) -> Any:

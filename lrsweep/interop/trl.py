@@ -156,7 +156,8 @@ def _write_data(config: SweepConfig) -> Tree:
     suffix = data.path.rsplit(".", 1)[-1].lower()
     if suffix in _FILE_TYPES:
         entry = {"path": _FILE_TYPES[suffix], "data_files": data.path}
-        where: dict[str, Any] = {"datasets": [entry | ({"split": data.split} if data.split != "train" else {})]}
+        entry |= ({"name": data.name} if data.name else {}) | ({"split": data.split} if data.split != "train" else {})
+        where: dict[str, Any] = {"datasets": [entry]}
     else:
         where = {"dataset_name": data.path} | ({"dataset_config": data.name} if data.name else {})
         where |= {"dataset_train_split": data.split} if data.split != "train" else {}

@@ -33,7 +33,7 @@ def in_order(numbers: int) -> float:
     return value
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=1000, deadline=None, derandomize=True)
 @given(st.floats(allow_nan=False) | st.integers(0, 2**64 - 1).map(in_order).filter(lambda value: value == value))
 def test_every_float_is_a_number_to_every_reader(value: float) -> None:
     text = scalars.dump({"x": value, "list": [value], "within": {"x": value}})
@@ -50,7 +50,7 @@ def test_omegaconf_reads_the_same_floats(value: float) -> None:
     assert READERS["OmegaConf"](scalars.dump({"x": value})) == {"x": value}
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_put_into_a_file_is_a_number(value: float) -> None:
     text = with_changes("a: 1\nlearning_rate: 1e-4 # mine\nb: 'yes'\n", {"learning_rate": value})
@@ -64,7 +64,7 @@ def test_a_text_stays_a_text(text: str, reader: str) -> None:
     assert READERS[reader](scalars.dump({"x": text, "y": [text]})) == {"x": text, "y": [text]}
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=12)
     | st.from_regex(r"[-+0-9._:eEx]{1,8}", fullmatch=True)

@@ -1,0 +1,48 @@
+"""What a loss curve says: one label, its evidence in numbers, and a remedy in words and as config overrides.
+
+A curve is judged by itself and, where its siblings are known (the other trials of a sweep), beside them: a swing or an
+early rise is no fault if nothing calmer ended lower, and how far a run should have fallen only siblings can say. Every
+difference is held against the curve's own noise: the spread of neighbouring points, which a slow trend hardly touches.
+`benchmarks/diagnosis.py` says how often the labels are right.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lrsweep.curves import alone
+from lrsweep.curves import siblings as beside
+from lrsweep.curves.remedies import rung
+from lrsweep.curves.series import Advice, Curve, Diagnosis, Label, Series, curve
+
+__all__ = ["Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
+
+
+def diagnose(curve: Curve, siblings: Sequence[Curve] = ()) -> Diagnosis:
+    """The curve's label; `siblings` are the other runs of the same sweep. Never raises: what cannot be told is `unknown`."""
+    with np.errstate(all="ignore"):
+        certain = alone.not_finite(curve) or alone.too_short(curve) or alone.inert(curve)
+        if certain is not None:
+            return certain
+        compared = beside.same_losses(curve, siblings) or beside.held_back(curve, siblings)
+        if compared is not None:
+            return compared
+        among = beside.standing(curve, siblings)
+        if among is None:
+            by_itself = alone.rises(curve) or alone.overfits(curve) or alone.oscillates(curve)
+            return by_itself or alone.hardly_falls(curve) or alone.healthy(curve)
+        return _beside(curve, among) or alone.healthy(curve)
+
+
+def _beside(curve: Curve, among: beside.Standing) -> Diagnosis | None:
+    """What is wrong with it, if anything; a rate that is no higher than the best one's is not too high."""
+    above = among.rate > among.best_rate
+    rises = alone.rises(curve) if above and among.share < 0.8 else None
+    swings = alone.oscillates(curve) if above and among.calmer_fall > among.fall + 0.05 * among.best_fall else None
+    return (
+        rises
+        or alone.overfits(curve)
+        or beside.too_high(curve, among)
+        or swings
+        or beside.too_low(curve, among)
+    )  # fmt: skip

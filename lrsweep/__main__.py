@@ -178,6 +178,45 @@ def _diagnose(argv: Sequence[str]) -> int:
     return 0
 
 
+def _find_lr(argv: Sequence[str]) -> int:
+    parser = _parser("find-lr", "a learning-rate range test on the composed config: proposes a range to sweep")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="the config, as for a sweep; its space counts not"
+    )
+    parser.add_argument("--from", dest="low", type=float, default=1e-7, metavar="LR", help="first rate (default: 1e-7)")
+    parser.add_argument("--to", dest="high", type=float, default=10.0, metavar="LR", help="last rate (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps, one at each rate (default: 100)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture: .png, .svg or .pdf")
+    arguments = parser.parse_intermixed_args(argv)
+    import json
+
+    from lrsweep import compose, find_lr
+
+    config = compose.sweep_config(arguments.overrides)
+    rates = find_lr.rates(arguments.low, arguments.high, arguments.steps)
+    if arguments.plot is not None:
+        find_lr.check_plot(arguments.plot)
+    _quiet_libraries()
+    logging.captureWarnings(True)
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    test = find_lr.find(
+        config, rates,
+        lambda points: track(points, "range test", len(rates), console=console, transient=True,
+                             disable=not console.is_terminal),
+    )  # fmt: skip
+    ready = find_lr.command(config, test, arguments.overrides) if test.lrs else ""
+    print(json.dumps(find_lr.as_json(test, ready), indent=1) if arguments.json else find_lr.words(test, ready))
+    if arguments.plot is not None:
+        find_lr.picture(test, arguments.plot)
+    if not test.lrs:
+        raise find_lr.NoRangeError(f"no range found: {test.reason}")
+    return 0
+
+
 def _ui(argv: Sequence[str]) -> int:
     parser = _parser("ui", "MLflow's UI on this folder's runs, on 127.0.0.1")
     parser.add_argument("--uri", help="another tracking store (default: sqlite:///mlflow.db)")
@@ -235,6 +274,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "import": _import,
     "report": _report,
     "diagnose": _diagnose,
+    "find-lr": _find_lr,
     "ui": _ui,
     "doctor": _doctor,
 }

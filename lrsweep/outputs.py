@@ -62,13 +62,17 @@ class SweepFolder:
 
 
 class MetricsLog:
-    """A trial's metrics.jsonl: one JSON object a measurement, append-only, on disk once `sync` returns."""
+    """A trial's metrics.jsonl: one JSON object a measurement, append-only, on disk once `sync` returns.
 
-    def __init__(self, trial_folder: Path) -> None:
+    Of an earlier attempt at the trial, what it measured before the step `first` is kept, as `kept`; the rest it measures anew.
+    """
+
+    def __init__(self, trial_folder: Path, first: int = 0) -> None:
         self.path = trial_folder / "metrics.jsonl"
+        self.kept = [row for row in read_metrics(trial_folder) if row["step"] < first]
+        write(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
         with disk_faults(self.path):
-            trial_folder.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+            self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite is written as a word (NaN, Infinity), as Python's json reads it."""

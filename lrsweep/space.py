@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -25,18 +25,26 @@ _SHAPES = (
     "training.gradient_checkpointing",
 )  # fmt: skip
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
+# A grid of this key may grow.
+LR = "optimizer.lr"
+# Up to so many trials, over so many ranges, a Gaussian process is worth its time.
+_GP_TRIALS, _GP_AXES = 24, 2
 
 
 @dataclass(frozen=True)
 class Choices:
-    """An axis with listed values, in the order given."""
+    """An axis with listed values, in the order given; numbers in a grid may `grow` by more."""
 
     key: str
     values: tuple[Any, ...]
+    grows: bool = False
 
     @property
     def distribution(self) -> BaseDistribution:
-        return CategoricalDistribution([_stored(value) for value in self.values])
+        if self.grows:
+            # Optuna lets a range become another one, but not a list. It is of learning rates: above 0.
+            return FloatDistribution(float(min(self.values)), float(max(self.values)), log=True)
+        return CategoricalDistribution([to_stored(value) for value in self.values])
 
     def points(self) -> tuple[Any, ...]:
         """The values of a grid."""
@@ -48,7 +56,7 @@ class Choices:
 
     def value(self, stored: Any) -> Any:
         """The config's value for what Optuna stored."""
-        return next(value for value in self.values if _stored(value) == stored)
+        return next(value for value in self.values if to_stored(value) == stored)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,33 @@ class Range:
 
 
 Axis = Choices | Range
+Method = Literal["grid", "tpe", "gp"]
+
+
+def settle(config: SweepConfig) -> tuple[SweepConfig, str]:
+    """The config with `search.method: auto` replaced by what fits axes and budget, and why; any other stays as it is.
+
+    Raises InputError for axes that are wrong, and for ranges without a total.
+    """
+    search = config.search
+    if search.method != "auto":
+        return config, ""
+    found = tuple(_axes(config, config.space, ""))
+    ranges = [axis for axis in found if isinstance(axis, Range)]
+    points = None if any(axis.num is None for axis in ranges) else math.prod(len(axis.points()) for axis in found)
+    method: Method
+    if points is not None and (search.n_trials is None or points <= search.n_trials):
+        method, why = "grid", f"all {points} points fit"
+    elif search.n_trials is None:
+        raise InputError("search.n_trials: missing; a range is searched for as many trials as that says")
+    elif len(ranges) == len(found) <= _GP_AXES and search.n_trials <= _GP_TRIALS:
+        method, why = "gp", f"{search.n_trials} trials over {len(found)} range{'s' * (len(found) > 1)}"
+    else:
+        method, why = "tpe", f"{search.n_trials} trials over {len(found)} axes"
+    changes: dict[str, Any] = {"search.method": method}
+    if method != "grid" and search.extend:
+        changes["search.extend"] = False  # it grows a grid, if there is one
+    return replace(config, changes), f"search.method=auto: {method} ({why})"
 
 
 def axes(config: SweepConfig) -> tuple[Axis, ...]:
@@ -98,6 +133,7 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
             "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
         )
     if config.search.method == "grid":
+        found = tuple(_growing(axis) if axis.key == LR else axis for axis in found)
         for point in grid(found):
             trial_config(config, found, point)
     if config.search.method == "cmaes" and any(isinstance(axis, Choices) for axis in found):
@@ -105,11 +141,21 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
     return found
 
 
+def grown(axes: Sequence[Axis], lrs: Sequence[float]) -> tuple[Axis, ...]:
+    """The axes with more learning rates, which are a list that may grow."""
+    return tuple(
+        Choices(axis.key, axis.values + tuple(lrs), grows=True)
+        if isinstance(axis, Choices) and axis.key == LR and axis.grows
+        else axis
+        for axis in axes
+    )
+
+
 def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
     """Every combination of the axes' points, in Optuna's tongue; the last axis changes fastest, shapes and data slowest."""
     # Trials that can share a pack follow each other.
     ordered = sorted(axes, key=lambda axis: not axis.key.startswith(_SHAPES))
-    columns = [[_stored(value) for value in axis.points()] for axis in ordered]
+    columns = [[to_stored(value) for value in axis.points()] for axis in ordered]
     points = (dict(zip([axis.key for axis in ordered], row, strict=True)) for row in itertools.product(*columns))
     return [{axis.key: point[axis.key] for axis in axes} for point in points]
 
@@ -119,12 +165,24 @@ def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
     return {axis.key: axis.value(stored[axis.key]) for axis in axes}
 
 
-def trial_config(config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any]) -> SweepConfig:
-    """The sweep's config with one trial's axis values in place, and lr scaled to the batch if `search.lr_scaling` says so."""
-    trial = replace(config, values(axes, stored))
+def trial_config(
+    config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> SweepConfig:
+    """The sweep's config with one trial's axis values in place, and lr scaled to the batch if `search.lr_scaling` says so.
+
+    `overrides` are what sets the trial apart beside its axes: a replicate's seed, say.
+    """
+    trial = replace(config, {**values(axes, stored), **(overrides or {})})
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
     factor = (_batch(trial) / _batch(config)) ** power
-    return replace(trial, {"optimizer.lr": trial.optimizer.lr * factor}) if factor != 1.0 else trial
+    return replace(trial, {LR: trial.optimizer.lr * factor}) if factor != 1.0 else trial
+
+
+def _growing(axis: Axis) -> Axis:
+    """The points of a learning-rate axis as a list that may grow."""
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in axis.points()):
+        return axis
+    return Choices(axis.key, axis.points(), grows=True)
 
 
 def _batch(config: SweepConfig) -> int:
@@ -156,9 +214,9 @@ def _choices(config: SweepConfig, key: str, leaf: Any) -> Choices:
         raise InputError(f"space.{key}={leaf!r}: an axis is a list of choices, or a range {{low: ..., high: ...}}")
     if not leaf:
         raise InputError(f"space.{key}=[]: an axis needs at least one value")
-    stored = [_stored(value) for value in leaf]
-    for i, value in enumerate(stored):
-        if value in stored[:i]:
+    kept = [to_stored(value) for value in leaf]
+    for i, value in enumerate(kept):
+        if value in kept[:i]:
             raise InputError(f"space.{key}: {leaf[i]!r} is listed twice")
     for value in leaf:
         _check_value(config, key, value)
@@ -214,5 +272,6 @@ def _check_value(config: SweepConfig, key: str, value: Any) -> None:
         ) from None
 
 
-def _stored(value: Any) -> Any:
+def to_stored(value: Any) -> Any:
+    """A config value in Optuna's tongue."""
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)

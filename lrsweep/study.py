@@ -6,8 +6,8 @@ import json
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,25 +21,43 @@ from sqlalchemy.exc import SQLAlchemyError
 from lrsweep.config import PrunerConfig, SearchConfig, SweepConfig, flatten
 from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard, Lockstep, NoLockstep, Rungs
-from lrsweep.space import Axis, grid
+from lrsweep.space import LR, Axis, grid, grown
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
 
 Status = Literal["complete", "pruned", "diverged", "failed"]
+# Why a trial is there: the search's own point, the rate that rules of thumb give, or something that followed from results.
+Role = Literal["search", "prior", "extension", "rescue", "replicate"]
 # What may change between two runs of one sweep: it decides how far and where, not what is measured.
-_FREE = ("search.n_trials", "search.storage", "engine.", "executor.", "tracking.", "training.save_adapter")
-
+_FREE = (
+    "search.n_trials", "search.storage", "search.extend", "search.replicates", "search.rescue", "search.prior",
+    "search.preflight", "engine.name", "engine.slots", "engine.compile", "executor.", "tracking.", "training.save_adapter",
+    "training.checkpoint_seconds",
+)  # fmt: skip
 
 _DATA = "data fingerprint"
 
 
 @dataclass(frozen=True)
+class Point:
+    """What a trial is to try: stored axis values, and config keys that set it apart beside them.
+
+    `of` is the trial that it repeats or rescues.
+    """
+
+    params: dict[str, Any]
+    role: Role = "search"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    of: int | None = None
+
+
+@dataclass(frozen=True)
 class Record:
-    """A finished trial: its stored axis values, how it ended, and its last eval loss (None if it never had one)."""
+    """A finished trial: what it tried, how it ended, and its last eval loss (None if it never had one)."""
 
     number: int
-    params: dict[str, Any]
+    point: Point
     status: Status
     step: int
     eval_loss: float | None
@@ -61,21 +79,62 @@ class Study:
                 lockstep.hear([Heard(frozen.number, step, max_steps, warmup, value)])
         self._axes = axes
         points = len(grid(axes)) if search.method == "grid" else None
-        # The total that the sweep runs to, over all its runs.
-        self.total = min(search.n_trials or points, points) if points is not None else search.n_trials or 0
+        self._total = min(search.n_trials or points, points) if points is not None else search.n_trials or 0
         self._running: dict[int, optuna.Trial] = {}
         self._orphans = [
             optuna.Trial(study, frozen._trial_id)
             for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         ]
+        self.axes = self._grown()
+
+    @property
+    def total(self) -> int:
+        """The number of trials that the sweep runs to, over all its runs; what followed from results is among them."""
+        return self._total + len(self._followed())
 
     @property
     def sweep_id(self) -> str:
         """Made once with the study; ties MLflow's runs to it."""
         return str(self._study.user_attrs["sweep_id"])
 
-    def next(self) -> tuple[int, dict[str, Any]] | None:
-        """The next trial's number and stored axis values; first those that a killed run left behind. None at the total."""
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all runs of the sweep but what a kill cut off."""
+        return float(self._study.user_attrs.get("seconds", 0.0))
+
+    def spend(self, seconds: float) -> None:
+        """Adds to the time spent."""
+        with self._faults():
+            self._study.set_user_attr("seconds", self.seconds + seconds)
+
+    def follow(self, points: Sequence[Point]) -> None:
+        """Adds trials to the total; learning rates that a growing axis does not have yet become its own."""
+        with self._faults():
+            followed = [*self._followed(), *(asdict(point) for point in points)]
+            self._study.set_user_attr("followed", followed)
+            self._enqueue_followed()
+
+    def _followed(self) -> list[dict[str, Any]]:
+        return list(self._study.user_attrs.get("followed", []))
+
+    def _enqueue_followed(self) -> None:
+        """Enqueues what `followed` lists and a kill may have kept from the queue."""
+        followed = self._followed()
+        there = sum(
+            frozen.user_attrs.get("point", {}).get("role", "prior") != "prior"
+            for frozen in self._study.get_trials(deepcopy=False)
+        )
+        for point in followed[there:]:
+            attributes = {key: value for key, value in point.items() if key != "params"}
+            self._study.enqueue_trial(point["params"], user_attrs={"point": attributes})
+        self.axes = self._grown()
+
+    def _grown(self) -> tuple[Axis, ...]:
+        """The axes, with the learning rates that an extension has added."""
+        return grown(self._axes, sorted({p["params"][LR] for p in self._followed() if p["role"] == "extension"}))
+
+    def next(self) -> tuple[int, Point] | None:
+        """The next trial's number and what it tries; first those that a killed run left behind. None at the total."""
         with self._faults():
             if self._orphans:
                 trial = self._orphans.pop(0)
@@ -83,14 +142,16 @@ class Study:
                 trial = self._study.ask()
             else:
                 return None
-            params = {axis.key: _suggest(trial, axis) for axis in self._axes}
+            params = {axis.key: _suggest(trial, axis) for axis in self.axes}
             self._running[trial.number] = trial
-            return trial.number, params
+            return trial.number, Point(params, **trial.user_attrs.get("point", {}))
 
     def report(self, evals: Sequence[Heard]) -> frozenset[int]:
         """Records the evaluations of one moment; answers the trials that the pruner stops."""
         with self._faults():
-            stop = set(self._lockstep.hear(evals))
+            # A replicate measures noise, and has to be whole.
+            whole = {heard.number for heard in evals if self._role(heard.number) == "replicate"}
+            stop = set(self._lockstep.hear([heard for heard in evals if heard.number not in whole]))
             for heard in evals:
                 trial = self._running[heard.number]
                 if "budget" not in trial.user_attrs:
@@ -99,9 +160,12 @@ class Study:
                     # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
                     warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
                     trial.report(heard.eval_loss, heard.step)
-                if trial.should_prune():
+                if heard.number not in whole and trial.should_prune():
                     stop.add(heard.number)
             return frozenset(stop)
+
+    def _role(self, number: int) -> Role:
+        return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]
 
     def tell(self, record: Record) -> None:
         """Ends a trial. A diverged one is told to the sampler as worse than all it knows, and never counts as the best."""
@@ -124,6 +188,19 @@ class Study:
                 deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
             )
             return [_record(frozen) for frozen in done]
+
+    def importances(self) -> dict[str, float]:
+        """Each axis's share in how much the losses differ, by Optuna's default (PED-ANOVA); empty for one axis."""
+        if len(self.axes) < 2:
+            return {}
+        with self._faults(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            try:
+                return optuna.importance.get_param_importances(self._study)
+            except (ValueError, RuntimeError) as fault:
+                # Too few trials, or all alike.
+                log.info("no importances: %s", fault)
+                return {}
 
     def finished(self) -> bool:
         """Whether nothing is left to run."""
@@ -187,8 +264,12 @@ def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study
         return found
 
 
-def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str) -> Study:
+def open_study(
+    config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, first: Mapping[str, Any] | None = None
+) -> Study:
     """Opens the sweep's study, or creates it with all its grid points; for one process at a time.
+
+    A search that is no grid begins with `first`: stored values of some axes.
 
     Raises InputError if the config or the data have changed, StorageError if the storage does not answer.
     """
@@ -202,11 +283,15 @@ def open_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerpr
             study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
         # A seeded sampler would draw again on resume what it drew at first, so the seed moves with the trials.
         study.sampler = _sampler(config.search, len(study.get_trials(deepcopy=False)))
-        if config.search.method == "grid" and "enqueued" not in study.user_attrs:
-            for point in grid(axes):
-                study.enqueue_trial(point, skip_if_exists=True)
-            study.set_user_attr("enqueued", True)
+        points = grid(axes)[: config.search.n_trials] if config.search.method == "grid" else []
+        enqueued = study.user_attrs.get("enqueued", 0)
+        for point in points[enqueued:]:
+            study.enqueue_trial(point, skip_if_exists=True)
+        if enqueued == 0 and first is not None and not points:
+            study.enqueue_trial(dict(first), user_attrs={"point": {"role": "prior"}}, skip_if_exists=True)
+        study.set_user_attr("enqueued", max(enqueued, len(points), 1))
         opened = Study(study, axes, config, folder)
+        opened._enqueue_followed()
         opened.check_same(identity(config, fingerprint))
         return opened
 
@@ -251,7 +336,7 @@ def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
             return GPSampler(seed=seed)
         case "cmaes":
             return CmaEsSampler(seed=seed)
-        case "random" | "grid":
+        case "random" | "grid" | "auto":  # a grid is enqueued, and auto has been settled: nothing is drawn for them
             return RandomSampler(seed=seed)
 
 
@@ -281,4 +366,5 @@ def _pruner(pruner: PrunerConfig) -> BasePruner:
 
 def _record(frozen: FrozenTrial) -> Record:
     outcome = frozen.user_attrs.get("outcome", {"status": "failed", "step": 0, "reason": "ended outside lrsweep"})
-    return Record(frozen.number, dict(frozen.params), eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)
+    point = Point(dict(frozen.params), **frozen.user_attrs.get("point", {}))
+    return Record(frozen.number, point, eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)

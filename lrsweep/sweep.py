@@ -8,27 +8,27 @@ import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lrsweep import machine, outputs, space
+from lrsweep import curves, machine, outputs, space
 from lrsweep.config import SweepConfig, flatten
 from lrsweep.engines import Engine, Measurement, Outcome, Trial
 from lrsweep.errors import InputError, LrsweepError, NoWinnerError
-from lrsweep.finetune.data import check_paths
-from lrsweep.finetune.folder import check_path
+from lrsweep.followup import follow_up
 from lrsweep.lockstep import Heard
 from lrsweep.outputs import MetricsLog, SweepFolder
+from lrsweep.prepare import first_point, prepare, rule_of_thumb
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
-from lrsweep.report.summary import Links, Summary, read_summary, summarise
+from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
 from lrsweep.report.words import shown
-from lrsweep.space import Axis
-from lrsweep.study import Record, Study, check_search, find_study, open_study
-from lrsweep.tracking import DatasetInfo, Tracker, open_tracker
+from lrsweep.study import Point, Record, Study, check_search, find_study, open_study
+from lrsweep.tracking import Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ class Worker:
     """The engine's host: one process's side of the sweep."""
 
     config: SweepConfig
-    axes: Sequence[Axis]
     folder: SweepFolder
     study: Study
     tracker: Tracker
@@ -75,13 +74,14 @@ class Worker:
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
     _eval_loss: dict[int, float] = field(default_factory=dict)
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _curves: dict[int, curves.Curve] = field(default_factory=dict)
 
     def catch_up(self) -> None:
         """Tells the tracker of ended trials what a kill kept from it; what they measured is on disk."""
         records = {record.number: record for record in self.study.records()}
         for number in self.tracker.missing(list(records)):
             record = records[number]
-            self._track(number, record.params)
+            self._track(number, record.point)
             for row in outputs.read_metrics(self.folder.trial(number)):
                 step = int(row.pop("step"))
                 self.tracker.log(Measurement(number, step, row))
@@ -94,33 +94,37 @@ class Worker:
         taken = self.study.next()
         if taken is None:
             return None
-        number, stored = taken
-        values = space.values(self.axes, stored)
+        number, point = taken
         try:
-            config = space.trial_config(self.config, self.axes, stored)
+            config = self._config(point)
         except InputError as fault:
             # Values that are good alone may not go together; a sampler cannot know.
-            self.study.tell(Record(number, stored, "failed", 0, None, str(fault)))
+            self.study.tell(Record(number, point, "failed", 0, None, str(fault)))
             self.screen.note(f"trial {number}: failed ({fault})")
             return self.next_trial()
         trial = Trial(number, config, self.folder.trial(number))
-        self._logs[number] = MetricsLog(trial.folder)
         self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
         outputs.write(trial.folder / "config.yaml", outputs.to_yaml(outputs.masked(config)))
-        self._track(number, stored)
-        self.screen.trial_started(number, values, config)
+        self._track(number, point)
+        self.screen.trial_started(number, space.values(self.study.axes, point.params), config)
         return trial
 
-    def _track(self, number: int, stored: Mapping[str, Any]) -> None:
-        config = space.trial_config(self.config, self.axes, stored)
-        name = title(number, space.values(self.axes, stored))
-        self.tracker.start_trial(number, name, flatten(outputs.masked(config)), {"engine": config.engine.name})
+    def _config(self, point: Point) -> SweepConfig:
+        return space.trial_config(self.config, self.study.axes, point.params, point.overrides)
+
+    def _track(self, number: int, point: Point) -> None:
+        config = self._config(point)
+        name = title(number, {**space.values(self.study.axes, point.params), **point.overrides})
+        tags = {"engine": config.engine.name, "role": point.role}
+        self.tracker.start_trial(number, name, flatten(outputs.masked(config)), tags)
 
     def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
         """Writes, tracks and shows what was measured; answers the trials that the pruner or a signal stops."""
         evals = []
         for measurement in measurements:
             number, step, metrics = measurement.number, measurement.step, measurement.metrics
+            if number not in self._logs:
+                self._open_log(number, step)
             self._logs[number].append(step, metrics)
             if "eval_loss" in metrics:
                 self._logs[number].sync()
@@ -134,18 +138,41 @@ class Worker:
             self.screen.measured(measurement)
         return stop if self.interrupt.signum is None else frozenset(self._logs)
 
+    def _open_log(self, number: int, first: int) -> None:
+        """The log of a trial that begins, or goes on, with the step `first`; what it kept is told to the tracker anew."""
+        self._logs[number] = MetricsLog(self.folder.trial(number), first)
+        for row in self._logs[number].kept:
+            metrics = {key: value for key, value in row.items() if key != "step"}
+            self.tracker.log(Measurement(number, int(row["step"]), metrics))
+            self._eval_loss[number] = metrics.get("eval_loss", self._eval_loss.get(number, math.nan))
+
     def finish(self, outcome: Outcome) -> None:
         """Ends a trial everywhere; one that a signal stopped stays open in the study, to be taken up again."""
         number = outcome.number
-        self._logs.pop(number).close()
+        if number in self._logs:
+            self._logs.pop(number).close()
         last = self._eval_loss.pop(number, math.nan)
         eval_loss = last if math.isfinite(last) else None
         interrupted = outcome.status == "stopped" and self.interrupt.signum is not None
         status = "interrupted" if interrupted else "pruned" if outcome.status == "stopped" else outcome.status
         if status != "interrupted":
-            self.study.tell(Record(number, {}, status, outcome.step, eval_loss, outcome.reason))
-        self.tracker.finish_trial(number, status, _reason(outcome.reason) | _engine(outcome.engine))
+            self.study.tell(Record(number, Point({}), status, outcome.step, eval_loss, outcome.reason))
+        tags = _reason(outcome.reason) | _engine(outcome.engine) | {"diagnosis": self._label(number)}
+        self.tracker.finish_trial(number, status, tags)
+        if status != "interrupted":
+            self._remove_checkpoint(number)
         self.screen.trial_finished(number, status, outcome.reason)
+
+    def _remove_checkpoint(self, number: int) -> None:
+        from lrsweep import checkpoint  # imports torch, as the engine has
+
+        checkpoint.remove(self.folder.trial(number))
+
+    def _label(self, number: int) -> str:
+        """What the trial's curve shows beside those that have ended; once all have, the summary looks again."""
+        others = list(self._curves.values())
+        self._curves[number] = curves.curve(outputs.read_metrics(self.folder.trial(number)))
+        return curves.diagnose(self._curves[number], others).label
 
 
 def run(config: SweepConfig, screen: Screen) -> Summary:
@@ -154,39 +181,43 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     Raises InputError before anything is created, NoWinnerError when no trial completed, StorageError for a disk or database
     fault, InterruptedSweepError after a signal.
     """
+    config, searched = space.settle(config)
     axes = space.axes(config)
     check_search(config)
     folder = SweepFolder(config.name)
     there = find_study(config, axes, folder.path)
     if there is not None and there.finished() and folder.concluded(len(there.records())):
         summary = read_summary(folder)
-        screen.note(f"{config.name} is finished: {len(summary.results)} trials, nothing left to run")
-        return _with_winner(summary, folder)
+        if not follow_up(config, there.axes, summary)[0]:
+            screen.note(f"{config.name} is finished: {len(summary.results)} trials, nothing left to run")
+            return _with_winner(summary, folder)
     screen.note("loading model and data")
-    engine, dataset = _prepare(config, axes)
+    engine, dataset = prepare(config, axes, look=there is None)
     tracker = open_tracker(config.tracking, Path.cwd())
+    prior = rule_of_thumb(config, axes)
     folder.create()
     with folder.locked(), _logging_to(folder), Interrupt() as interrupt:
-        study = open_study(config, axes, folder.path, dataset.fingerprint)
+        study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
+        if searched:
+            screen.note(searched)
         outputs.write(folder.config, outputs.to_yaml(outputs.masked(config)))
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
-        worker = Worker(config, axes, folder, study, tracker, screen, interrupt)
+        worker = Worker(config, folder, study, tracker, screen, interrupt)
+        about = About(dataset, Links(tracker.ui_command(), tracker.compare_url()), prior, searched)
         try:
             worker.catch_up()
-            with screen.running(study.total, len(study.records()), config.training.max_steps):
-                engine.run(worker)
-            links = Links(tracker.ui_command(), tracker.compare_url())
-            summary = summarise(config, axes, study.records(), folder, dataset, links)
+            summary = _train(worker, engine, about)
             if interrupt.signum is not None:
                 raise InterruptedSweepError(interrupt.signum)
             conclude(summary, folder)
+            tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
         except BaseException:
             tracker.finish("interrupted", {}, [])
             raise
-        best = summary.verdict.best
+        best = summary.verdict.recommended
         tracker.finish(
             "complete" if best else "failed",
-            {} if best is None else {"best_eval_loss": best.eval_loss or math.nan, "best_trial": best.number},
+            {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
             artifacts(folder),
         )
         if not tracker.unsent:
@@ -194,6 +225,23 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         else:
             screen.note(f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials")
     return _with_winner(summary, folder)
+
+
+def _train(worker: Worker, engine: Engine, about: About) -> Summary:
+    """Trains the search's trials, then what follows from their results, until nothing does or a signal comes."""
+    study, config = worker.study, worker.config
+    while True:
+        begun = time.monotonic()
+        with worker.screen.running(study.total, len(study.records()), config.training.max_steps):
+            engine.run(worker)
+        study.spend(time.monotonic() - begun)
+        about = replace(about, seconds=study.seconds, importances=study.importances())
+        summary = summarise(config, study.axes, study.records(), worker.folder, about)
+        points, why = follow_up(config, study.axes, summary)
+        if not points or worker.interrupt.signum is not None:
+            return summary
+        worker.screen.note(why)
+        study.follow(points)
 
 
 def _reason(text: str) -> dict[str, str]:
@@ -208,33 +256,6 @@ def _engine(name: str) -> dict[str, str]:
 def title(number: int, values: Mapping[str, Any]) -> str:
     """A trial's name in MLflow: its number and axis values, by their short names."""
     return f"{number:04d} " + " ".join(f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in values.items())
-
-
-def _prepare(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
-    """Everything that a trial will need, looked at before anything is created. Raises InputError."""
-    check_path(config.model)
-    check_paths(config.data)
-    # torch and transformers take seconds to import: after what can be refused without them.
-    from lrsweep.engines.choice import choose
-    from lrsweep.finetune.inputs import inputs
-    from lrsweep.finetune.model import check_quantization, check_trainable
-    from lrsweep.finetune.optimizer import check_buildable
-
-    check_quantization(config.model, config.finetune)
-    for trial in _combinations(config, axes):
-        check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
-    check_trainable(config.model, config.finetune)
-    _, data = inputs(config.model, config.data)
-    dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
-    ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
-    return choose(config, max([config.finetune.r, *ranks])), dataset
-
-
-def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
-    """A grid's trials; of another search, whose points are not known yet, the base."""
-    if config.search.method != "grid":
-        return [config]
-    return [space.trial_config(config, axes, point) for point in space.grid(axes)]
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:

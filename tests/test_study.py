@@ -12,7 +12,7 @@ from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard
-from lrsweep.study import Record, Study, check_search, find_study, open_study
+from lrsweep.study import Point, Record, Study, check_search, find_study, open_study
 
 LRS = [1e-5, 1e-4, 1e-3]
 
@@ -40,9 +40,9 @@ def run(
 ) -> list[tuple[int, float]]:
     done = []
     while len(done) < at_most and (taken := study.next()):
-        number, params = taken
-        study.tell(Record(number, params, "complete", 10, loss(params), ""))
-        done.append((number, params["optimizer.lr"]))
+        number, point = taken
+        study.tell(Record(number, point, "complete", 10, loss(point.params), ""))
+        done.append((number, point.params["optimizer.lr"]))
     return done
 
 
@@ -61,7 +61,7 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
     run(killed, at_most=1)
-    assert killed.next() == (1, {"optimizer.lr": 1e-4})
+    assert killed.next() == (1, Point({"optimizer.lr": 1e-4}))
     resumed = opened(config(), tmp_path)
     assert not resumed.finished()
     assert run(resumed) == [(1, 1e-4), (2, 1e-3)]
@@ -70,10 +70,10 @@ def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> N
 
 def test_a_trial_begun_anew_may_report_its_steps_again(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
-    number, _ = killed.next() or (-1, {})
+    number, _ = killed.next() or (-1, Point({}))
     killed.report([Heard(number, 10, 60, 6, 2.0)])
     resumed = opened(config(), tmp_path)
-    number, _ = resumed.next() or (-1, {})
+    number, _ = resumed.next() or (-1, Point({}))
     assert not resumed.report([Heard(number, 10, 60, 6, 2.0)])
 
 
@@ -112,10 +112,10 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
     study = opened(config(), tmp_path)
     losses = [("complete", 3.0), ("diverged", None), ("failed", None)]
     for status, loss in losses:
-        number, params = study.next() or (-1, {})
+        number, point = study.next() or (-1, Point({}))
         if loss is not None:
             study.report([Heard(number, 10, 60, 6, loss)])
-        study.tell(Record(number, params, status, 10, loss, "because"))  # type: ignore[arg-type]
+        study.tell(Record(number, point, status, 10, loss, "because"))  # type: ignore[arg-type]
     assert [record.status for record in study.records()] == ["complete", "diverged", "failed"]
     raw = optuna.load_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
     assert raw.best_trial.number == 0
@@ -127,10 +127,10 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
 
 def test_a_pruner_stops_what_is_worse(tmp_path: Path) -> None:
     study = opened(config("pruner=median", "pruner.kwargs={n_startup_trials: 1}"), tmp_path)
-    number, params = study.next() or (-1, {})
+    number, point = study.next() or (-1, Point({}))
     assert not study.report([Heard(number, 20, 60, 6, 1.0)])
-    study.tell(Record(number, params, "complete", 20, 1.0, ""))
-    number, params = study.next() or (-1, {})
+    study.tell(Record(number, point, "complete", 20, 1.0, ""))
+    number, point = study.next() or (-1, Point({}))
     assert study.report([Heard(number, 20, 60, 6, 5.0)]) == {number}
 
 
@@ -139,7 +139,7 @@ def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path
         folder = tmp_path / name
         folder.mkdir()
         study = opened(tpe(4, *overrides) if name != "grid" else config(), folder)
-        pack = [study.next() or (-1, {}) for _ in range(3)]
+        pack = [study.next() or (-1, Point({})) for _ in range(3)]
         return study.report([Heard(number, 20, 60, 6, float(number)) for number, _ in pack])
 
     assert stopped("packed") == {2}
@@ -151,12 +151,72 @@ def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path
 def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:
     study = opened(tpe(4), tmp_path)
     for loss in (1.0, 2.0):
-        number, params = study.next() or (-1, {})
+        number, point = study.next() or (-1, Point({}))
         study.report([Heard(number, 20, 60, 6, loss)])
-        study.tell(Record(number, params, "complete", 60, loss, ""))
+        study.tell(Record(number, point, "complete", 60, loss, ""))
     resumed = opened(tpe(4), tmp_path)
-    number, _ = resumed.next() or (-1, {})
+    number, _ = resumed.next() or (-1, Point({}))
     assert resumed.report([Heard(number, 20, 60, 6, 3.0)]) == {number}
+
+
+def test_what_follows_is_added_to_the_total_once(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    run(study)
+    study.follow([Point({"optimizer.lr": 3e-3}, "extension"), Point({"optimizer.lr": 1e-2}, "extension")])
+    assert study.total == 5
+    assert study.axes[0].points() == (*LRS, 3e-3, 1e-2)
+    assert run(study, at_most=1) == [(3, 3e-3)]
+    # A kill after the list was written, before the queue was: the next run fills the queue.
+    resumed = opened(config(), tmp_path)
+    assert resumed.axes == study.axes
+    assert not resumed.finished()
+    assert run(resumed) == [(4, 1e-2)]
+    resumed.follow([Point({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, of=2)])
+    number, point = resumed.next() or (-1, Point({}))
+    assert (number, point) == (5, Point({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, 2))
+    resumed.tell(Record(number, point, "complete", 10, 1.0, ""))
+    assert [record.point for record in opened(config(), tmp_path).records()][-1] == point
+
+
+def test_a_kill_between_the_list_and_the_queue_loses_nothing(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    run(study)
+    raw = optuna.load_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
+    point = {"params": {"optimizer.lr": 3e-3}, "role": "extension", "overrides": {}, "of": None}
+    raw.set_user_attr("followed", [point, {**point, "params": {"optimizer.lr": 1e-2}}])
+    raw.enqueue_trial({"optimizer.lr": 3e-3}, user_attrs={"point": {"role": "extension"}})
+    assert run(opened(config(), tmp_path)) == [(3, 3e-3), (4, 1e-2)]
+
+
+def test_what_follows_comes_before_points_that_a_cap_left_out(tmp_path: Path) -> None:
+    study = opened(config("search.n_trials=2"), tmp_path)
+    run(study)
+    study.follow([Point({"optimizer.lr": 1e-4}, "replicate", {"training.seed": 1}, of=1)])
+    assert (study.next() or (0, Point({})))[1].role == "replicate"
+
+
+def test_a_replicate_is_never_pruned(tmp_path: Path) -> None:
+    study = opened(config("pruner=lockstep"), tmp_path)
+    for loss in (1.0, 2.0):
+        number, point = study.next() or (-1, Point({}))
+        study.report([Heard(number, 20, 60, 6, loss)])
+        study.tell(Record(number, point, "complete", 60, loss, ""))
+    third = study.next() or (-1, Point({}))
+    study.follow([Point({"optimizer.lr": 1e-5}, "replicate", {"training.seed": 1}, of=0)])
+    number, _ = study.next() or (-1, Point({}))
+    assert study.report([Heard(third[0], 20, 60, 6, 5.0), Heard(number, 20, 60, 6, 9.0)]) == {third[0]}
+
+
+def test_a_search_begins_at_the_prior_and_a_grid_does_not(tmp_path: Path) -> None:
+    searched, gridded = tmp_path / "tpe", tmp_path / "grid"
+    for folder in (searched, gridded):
+        folder.mkdir()
+    study = open_study(tpe(3), space.axes(tpe(3)), searched, "data", {"optimizer.lr": 2e-3})
+    assert study.next() == (0, Point({"optimizer.lr": 2e-3}, "prior"))
+    again = open_study(tpe(3), space.axes(tpe(3)), searched, "data", {"optimizer.lr": 2e-3})
+    assert len(run(again)) == 3
+    study = open_study(config(), space.axes(config()), gridded, "data", {"optimizer.lr": 2e-3})
+    assert [lr for _, lr in run(study)] == LRS
 
 
 @pytest.mark.parametrize(

@@ -12,51 +12,84 @@ from matplotlib.figure import Figure
 
 from lrsweep.outputs import SweepFolder, read_metrics
 from lrsweep.report.summary import Summary
+from lrsweep.report.text import chosen_values
 from lrsweep.report.words import shown
-from lrsweep.verdict import Result
+from lrsweep.space import LR
+from lrsweep.verdict import Candidate, Result
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
+# What a page draws in its own colours, light or dark.
+INK, GRID = "#111827", "#e5e7eb"
 
 
 def loss_over_axis(summary: Summary) -> Figure:
-    """Final eval loss over the learning rate (or the first axis), a line for each combination of the other axes."""
+    """Final eval loss over the learning rate (or the first axis), a line for each combination of the other axes.
+
+    Over the learning rate: the fitted basin with its band, and the trials that cannot be told from the best.
+    """
     figure, plot = _figure()
-    axis = "optimizer.lr" if "optimizer.lr" in summary.axes else summary.axes[0]
+    axis = LR if LR in summary.axes else summary.axes[0]
     places = _places(axis, summary.results)
-    lines: dict[str, list[Result]] = {}
-    for result in summary.verdict.ranking:
-        others = {key: value for key, value in result.values.items() if key != axis}
-        lines.setdefault(_legend(others), []).append(result)
+    if axis == LR:
+        _draw_basin(plot, summary)
+    lines: dict[str, list[Candidate]] = {}
+    for candidate in summary.verdict.candidates:
+        others = {key: value for key, value in chosen_values(candidate.result).items() if key != axis}
+        lines.setdefault(_legend(others), []).append(candidate)
     connected = len(lines) <= len(_COLOURS)
-    for i, (name, results) in enumerate(lines.items()):
-        ordered = sorted(results, key=lambda result: places(result))
+    for i, (name, candidates) in enumerate(lines.items()):
+        ordered = sorted(candidates, key=lambda candidate: places(candidate.result))
         style: dict[str, Any] = {"marker": "o", "color": _COLOURS[i] if connected else _COLOURS[0]}
         if connected:
-            style |= {"label": name or None, "linewidth": 1.8}
+            style |= {"label": name or None, "linewidth": 1.2 if axis == LR else 1.8}
         else:
             style |= {"linestyle": "none", "alpha": 0.7}
-        plot.plot([places(r) for r in ordered], [r.eval_loss or 0.0 for r in ordered], **style)
-    best = summary.verdict.best
-    if best is not None:
-        note = f"best: {axis.rsplit('.', 1)[-1]} {shown(best.values[axis])}, {best.eval_loss:.3f}"
-        plot.plot(
-            [places(best)],
-            [best.eval_loss or 0.0],
-            marker="*",
-            markersize=17,
-            color="#111827",
-            linestyle="none",
-            label=note,
-        )
+        plot.plot([places(c.result) for c in ordered], [c.mean for c in ordered], **style)
+    _draw_ties(plot, summary, places, axis)
     _mark_ended_early(plot, summary, places)
     if summary.base_loss is not None:
         plot.axhline(summary.base_loss, color=_ENDED_EARLY, linestyle="--", linewidth=1, label="before training")
     _scale(plot, axis, summary.results, places)
+    _keep_in_sight(plot, summary)
     plot.set_xlabel(axis)
     plot.set_ylabel("eval loss at the end")
     plot.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _draw_basin(plot: Axes, summary: Summary) -> None:
+    basin, safe = summary.verdict.basin, summary.verdict.safe_range
+    if basin is None:
+        return
+    low, high = basin.mean - 2 * basin.deviation, basin.mean + 2 * basin.deviation
+    plot.fill_between(basin.lr, low, high, color="#93c5fd", alpha=0.3, linewidth=0, label="basin, two deviations")
+    plot.plot(basin.lr, basin.mean, color="#93c5fd", linewidth=1.5)
+    if safe is not None and safe[0] < safe[1]:
+        plot.axvspan(*safe, color="#059669", alpha=0.1, linewidth=0, label="safe range")
+
+
+def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
+    best = summary.verdict.recommended
+    if best is None:
+        return
+    ties = [tie for tie in summary.verdict.ties if tie is not best]
+    if ties:
+        plot.plot(
+            [places(tie.result) for tie in ties], [tie.mean for tie in ties], marker="o", markersize=12, fillstyle="none",
+            color="#059669", linestyle="none", label="tied with the best",
+        )  # fmt: skip
+    note = f"best: {axis.rsplit('.', 1)[-1]} {shown(best.result.values[axis])}, {best.mean:.3f}"
+    plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
+
+
+def _keep_in_sight(plot: Axes, summary: Summary) -> None:
+    """What is far above the loss before training would flatten the basin; it leaves the picture at the top."""
+    means = [candidate.mean for candidate in summary.verdict.candidates]
+    if summary.base_loss is None or not means or max(means) <= summary.base_loss:
+        return
+    span = max(summary.base_loss - min(means), 1e-9)
+    plot.set_ylim(min(means) - 0.1 * span, min(max(means), summary.base_loss + 1.5 * span) + 0.1 * span)
 
 
 def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
@@ -78,7 +111,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         plot.plot(
             [row["step"] for row in rows], [row["eval_loss"] for row in rows],
             color=colours(0.92 * i / max(len(ordered) - 1, 1)), linewidth=3.2 if is_best else 1.4,
-            label=f"{_legend(result.values)}{' (best)' if is_best else ''}",
+            label=f"{_legend(chosen_values(result))}{' (best)' if is_best else ''}",
         )  # fmt: skip
     if tops and summary.base_loss is not None:
         # What blows up would flatten all the rest; it leaves the picture at the top instead.
@@ -91,13 +124,72 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
     return figure
 
 
+def parallel(summary: Summary) -> Figure | None:
+    """Parallel coordinates: a line a complete trial, through its axis values to its loss; None for a single axis."""
+    ranking = summary.verdict.ranking
+    if len(summary.axes) < 2 or len(ranking) < 2:
+        return None
+    figure, plot = _figure()
+    plot.grid(False)
+    columns = [(key, _column(key, summary.results)) for key in summary.axes]
+    losses = [candidate.mean for candidate in summary.verdict.candidates]
+    # From the best up to the loss before training; what is worse is all the same.
+    worst = max(min(max(losses), summary.base_loss or max(losses)), min(losses) + 1e-9)
+    heights = [min((value - min(losses)) / (worst - min(losses)), 1.0) for value in losses]
+    colours = mpl.colormaps["viridis_r"]
+    for result, height in reversed(list(zip(ranking, heights, strict=True))):
+        is_best = result is summary.verdict.best
+        plot.plot(
+            range(len(columns) + 1), [*(column[shown(result.values[key])] for key, column in columns), height],
+            color=INK if is_best else colours(1 - 0.9 * height), linewidth=3 if is_best else 1.2, alpha=1 if is_best else 0.8,
+        )  # fmt: skip
+    for i, (_, column) in enumerate(columns):
+        for text, place in column.items():
+            plot.annotate(text, (i, place), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center")
+    for place, value in ((0.0, min(losses)), (1.0, worst)):
+        plot.annotate(f"{value:.3f}", (len(columns), place), xytext=(5, 0), textcoords="offset points", fontsize=8)
+    for i in range(len(columns) + 1):
+        plot.axvline(i, color=_ENDED_EARLY, linewidth=1)
+    plot.set_xticks(range(len(columns) + 1), [*(key.rsplit(".", 1)[-1] for key, _ in columns), "eval loss"])
+    plot.set_yticks([])
+    plot.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def importance(summary: Summary) -> Figure | None:
+    """How much each axis matters to the loss, as bars; None where that is not known."""
+    shares = summary.about.importances
+    if not shares:
+        return None
+    figure, plot = _figure()
+    figure.set_size_inches(7.2, 1.0 + 0.4 * len(shares))
+    names = list(shares)[::-1]
+    plot.barh(names, [shares[name] for name in names], color=_COLOURS[0], height=0.6)
+    plot.set_xlim(0, 1)
+    plot.set_xlabel("share of the differences in loss (PED-ANOVA)")
+    return figure
+
+
+def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
+    """The heights of an axis's values, by their text: numbers in proportion (of their logarithms over wide ranges)."""
+    values = list({shown(result.values[key]): result.values[key] for result in results}.items())
+    if _numeric(key, results):
+        numbers = {text: float(value) for text, value in values}
+        if min(numbers.values()) > 0 and max(numbers.values()) / min(numbers.values()) > 20:
+            numbers = {text: math.log(value) for text, value in numbers.items()}
+    else:
+        numbers = {text: float(i) for i, (text, _) in enumerate(values)}
+    low, span = min(numbers.values()), max(max(numbers.values()) - min(numbers.values()), 1e-12)
+    return {text: (number - low) / span for text, number in numbers.items()}
+
+
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, the same text for the same data."""
+    """The figure as an SVG element in the page's own colours, the same text for the same data."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "lrsweep", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace(INK, "currentColor").replace(GRID, "var(--grid)")
 
 
 def png(figure: Figure, path: Path) -> None:
@@ -106,10 +198,13 @@ def png(figure: Figure, path: Path) -> None:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    plot = figure.add_subplot()
+    with mpl.rc_context(
+        {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
+    ):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        plot = figure.add_subplot()
     plot.spines[["top", "right"]].set_visible(False)
-    plot.grid(color="#e5e7eb", linewidth=0.8)
+    plot.grid(color=GRID, linewidth=0.8)
     plot.set_axisbelow(True)
     return figure, plot
 

@@ -1,58 +1,82 @@
 """report.html: one file with everything in it, no scripts, nothing fetched."""
 
 import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
 
 from lrsweep import outputs
 from lrsweep.outputs import SweepFolder
-from lrsweep.report.figures import eval_curves, loss_over_axis, png, svg
+from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
-from lrsweep.report.text import ordered, sentences
+from lrsweep.report.text import chosen_values, label, ordered, recommendation, sentences, state
 from lrsweep.report.words import loss, shown
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #111827; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: #111827; --paper: #ffffff; --faint: #6b7280; --grid: #e5e7eb; --box: #f3f4f6;
+  --good: #ecfdf5; --bad: #b91c1c; --link: #2563eb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --paper: #111418; --faint: #9ca3af; --grid: #374151;
+  --box: #1f2937; --good: #064e3b; --bad: #f87171; --link: #93c5fd; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.lead { background: #f3f4f6; border-left: 4px solid #2563eb; padding: .8rem 1rem; }
-.lead p { margin: .25rem 0; } .faint { color: #6b7280; }
+a { color: var(--link); }
+.lead { background: var(--box); border-left: 4px solid var(--link); padding: .8rem 1rem; }
+.lead p { margin: .25rem 0; } .lead p:first-child { font-size: 1.15rem; font-weight: 600; } .faint { color: var(--faint); }
 svg { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e5e7eb; }
-th:last-child, td:last-child { text-align: left; }
-tr.best { font-weight: 600; background: #ecfdf5; } tr.diverged, tr.failed { color: #b91c1c; } tr.pruned { color: #6b7280; }
-pre { background: #f9fafb; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(--grid); }
+th:last-child, td:last-child, .words td, .words th { text-align: left; vertical-align: top; }
+tr.best { font-weight: 600; background: var(--good); } tr.diverged, tr.failed { color: var(--bad); }
+tr.pruned { color: var(--faint); }
+pre { background: var(--box); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+code { font-size: .9em; }
 """
 
 
 def write_page(summary: Summary, folder: SweepFolder) -> None:
-    """Writes report.html and its two figures as PNG."""
-    over_axis, curves = loss_over_axis(summary), eval_curves(summary, folder)
+    """Writes report.html and its figures as PNG."""
+    figures: dict[str, Figure | None] = {
+        "loss_over_axis": loss_over_axis(summary),
+        "eval_curves": eval_curves(summary, folder),
+        "parallel_coordinates": parallel(summary),
+        "importance": importance(summary),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
     with outputs.disk_faults(folder.report):
-        png(over_axis, folder.path / "loss_over_axis.png")
-        png(curves, folder.path / "eval_curves.png")
-    outputs.write(folder.report, page(summary, svg(over_axis), svg(curves)))
+        for name, figure in drawn.items():
+            png(figure, folder.path / f"{name}.png")
+    outputs.write(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}))
 
 
-def page(summary: Summary, over_axis: str, curves: str) -> str:
-    """The whole page."""
+def page(summary: Summary, figures: Mapping[str, str]) -> str:
+    """The whole page; `figures` are SVG elements by name."""
     name = html.escape(summary.config.name)
     said = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
-    data = summary.dataset
+    data = summary.about.dataset
+    searched = f"<br>{html.escape(summary.about.searched)}" if summary.about.searched else ""
+    titles = {
+        "loss_over_axis": "Final eval loss",
+        "eval_curves": "Eval curves, from the lowest learning rate (dark) to the highest",
+        "parallel_coordinates": "Every complete trial, from its values to its loss",
+        "importance": "What matters",
+    }
+    drawn = "".join(f"<h2>{title}</h2>\n{figures[key]}\n" for key, title in titles.items() if key in figures)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name} - lrsweep</title>
+<meta name="description" content="{html.escape(_description(summary), quote=True)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
 <h1>{name}</h1>
 <p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}: {data.train_rows} rows to train on,
-{data.eval_rows} held out (fingerprint {data.fingerprint[:12]})</p>
+{data.eval_rows} held out (fingerprint {data.fingerprint[:12]}){searched}</p>
 <div class="lead">{said}</div>
-<h2>Final eval loss</h2>
-{over_axis}
-<h2>Eval curves</h2>
-{curves}
-<h2>Trials</h2>
-{_table(summary)}
-<h2>Compare in MLflow</h2>
+{drawn}<h2>Trials</h2>
+<div class="wide">{_table(summary)}</div>
+<h2>What the curves show</h2>
+<div class="wide">{_diagnoses(summary)}</div>
+{_prior(summary)}<h2>Compare in MLflow</h2>
 {_mlflow(summary)}
 <h2>The config</h2>
 <details><summary>What was swept over, in full</summary>
@@ -61,11 +85,16 @@ def page(summary: Summary, over_axis: str, curves: str) -> str:
 """
 
 
+def _description(summary: Summary) -> str:
+    return recommendation(summary) if summary.verdict.recommended else "No trial completed."
+
+
 def _mlflow(summary: Summary) -> str:
-    if not summary.links.ui_command:
+    links = summary.about.links
+    if not links.ui_command:
         return "<p>Tracking was off.</p>"
-    url = html.escape(summary.links.compare_url)
-    return f'<pre>{html.escape(summary.links.ui_command)}</pre><p>then <a href="{url}">the trials, best first</a></p>'
+    url = html.escape(links.compare_url)
+    return f'<pre>{html.escape(links.ui_command)}</pre><p>then <a href="{url}">the trials, best first</a></p>'
 
 
 def _table(summary: Summary) -> str:
@@ -74,16 +103,43 @@ def _table(summary: Summary) -> str:
     rows = []
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
-        state = "best" if is_best else f"{result.status}: {result.reason}" if result.reason else result.status
         cells = [
-            str(result.number),
-            *map(shown, result.values.values()),
-            loss(result.eval_loss),
-            str(result.step),
-            state,
-        ]
+            str(result.number), *map(shown, result.values.values()), loss(result.eval_loss), str(result.step),
+            state(summary, result),
+        ]  # fmt: skip
         rows.append(f'<tr class="{"best" if is_best else result.status}">{_cells("td", cells)}</tr>')
     return f"<table><thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _diagnoses(summary: Summary) -> str:
+    rows = []
+    for result in ordered(summary):
+        found = summary.diagnoses[result.number]
+        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {shown(value)}" for key, value in chosen_values(result).items())
+        remedies = "; ".join(_advice(advice.text, advice.overrides) for advice in found.advice)
+        words = _cells("td", [str(result.number), values, label(summary, result), str(found.evidence["reason"])])
+        rows.append(f"<tr>{words}<td>{remedies}</td></tr>")
+    head = _cells("th", ["trial", "values", "curve", "evidence", "remedy"])
+    return f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _advice(text: str, overrides: Mapping[str, object]) -> str:
+    keys = " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    return html.escape(text) + (f": <code>{html.escape(keys)}</code>" if keys else "")
+
+
+def _prior(summary: Summary) -> str:
+    prior = summary.about.prior
+    if prior is None:
+        return ""
+    rows = "".join(
+        f"<tr>{_cells('td', [factor.name, f'{factor.value:.3g}', factor.source])}</tr>" for factor in prior.factors
+    )
+    head = _cells("th", ["factor", "value", "source"])
+    return (
+        f"<h2>The rule of thumb: {shown(prior.lr)}</h2>\n"
+        f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n'
+    )
 
 
 def _cells(tag: str, texts: Sequence[str]) -> str:

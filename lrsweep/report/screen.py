@@ -80,17 +80,16 @@ class LiveScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rows: dict[int, _Row] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]} left"),
-            console=console,
-        )  # fmt: skip
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw, transient=True)
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
         self._clock = Clock(trials, done, steps)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]} left"),
+            console=self._console,
+        )  # fmt: skip
         self._task = self._progress.add_task("trials", total=trials, completed=done, left="?")
-        with self._live:
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True):
             yield
 
     def note(self, text: str) -> None:

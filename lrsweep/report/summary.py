@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrsweep import __version__, outputs
 from lrsweep.config import SweepConfig, flatten, replace, validate
+from lrsweep.curves import Advice, Diagnosis, curve, diagnose
 from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import SweepFolder
+from lrsweep.priors import Factor, Prior
 from lrsweep.space import Axis, trial_config, values
 from lrsweep.study import Record
 from lrsweep.tracking import DatasetInfo
@@ -24,39 +26,90 @@ class Links:
 
 
 @dataclass(frozen=True)
+class About:
+    """What belongs to a sweep beside its trials.
+
+    `prior` is the learning rate that rules of thumb give; `searched` says what chose the search, where that was lrsweep;
+    `seconds` is the time spent training, over all runs of the sweep; `importances` are the axes' shares in how much the
+    losses differ.
+    """
+
+    dataset: DatasetInfo
+    links: Links
+    prior: Prior | None = None
+    searched: str = ""
+    seconds: float = 0.0
+    importances: Mapping[str, float] = field(default_factory=dict)
+
+
+# As many of a trial's last evaluations as the noise is read from.
+_LAST_EVALS = 6
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A sweep as it stands. `base_loss` is the eval loss before any training, in nats a token."""
+    """A sweep as it stands. `base_loss` is the eval loss before any training, in nats a token.
+
+    `diagnoses` are what the trials' curves show, by number.
+    """
 
     config: SweepConfig
     results: tuple[Result, ...]
     verdict: Verdict
-    dataset: DatasetInfo
     base_loss: float | None
-    links: Links
+    diagnoses: Mapping[int, Diagnosis]
+    about: About
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The searched keys."""
         return tuple(self.results[0].values) if self.results else ()
 
+    def label(self, number: int) -> str:
+        """What a trial's curve shows, in one word."""
+        return self.diagnoses[number].label if number in self.diagnoses else "unknown"
+
 
 def summarise(
-    config: SweepConfig, axes: Sequence[Axis], records: Sequence[Record], folder: SweepFolder, dataset: DatasetInfo,
-    links: Links,
-) -> Summary:  # fmt: skip
-    """Gathers the finished trials, judges them and writes summary.json."""
-    results = tuple(
-        Result(
-            record.number, values(axes, record.params), trial_config(config, axes, record.params),
-            record.status, record.step, record.eval_loss, record.reason,
-        )
-        for record in records
-    )  # fmt: skip
-    firsts = (outputs.read_metrics(folder.trial(result.number))[:1] for result in results)
-    base_loss = next((rows[0].get("eval_loss") for rows in firsts if rows and rows[0]["step"] == 0), None)
-    summary = Summary(config, results, judge(results), dataset, base_loss, links)
+    config: SweepConfig, axes: Sequence[Axis], records: Sequence[Record], folder: SweepFolder, about: About
+) -> Summary:
+    """Gathers the finished trials, judges and diagnoses them, and writes summary.json."""
+    rows = {record.number: outputs.read_metrics(folder.trial(record.number)) for record in records}
+    results = tuple(_result(config, axes, record, rows[record.number]) for record in records)
+    firsts = (rows[result.number][:1] for result in results)
+    base_loss = next((first[0].get("eval_loss") for first in firsts if first and first[0]["step"] == 0), None)
+    summary = Summary(config, results, judge(results, base_loss), base_loss, _diagnoses(results, rows), about)
     outputs.write(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
     return summary
+
+
+def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Sequence[Mapping[str, float]]) -> Result:
+    point = record.point
+    try:
+        own = trial_config(config, axes, point.params, point.overrides)
+    except InputError:
+        own = config  # values that do not go together: it failed, and its reason says so
+    return Result(
+        record.number, values(axes, point.params), own,
+        record.status, record.step, record.eval_loss, record.reason, point.role, point.overrides, point.of,
+        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row)[-_LAST_EVALS:],
+    )  # fmt: skip
+
+
+def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[int, Diagnosis]:
+    """Each trial's diagnosis among those that ran as long on batches as large."""
+    curves = {r.number: curve(rows[r.number], r.config.optimizer.weight_decay) for r in results}
+    alike: dict[tuple[int, ...], list[Result]] = {}
+    for result in results:
+        training = result.config.training
+        batch = training.batch_size * training.gradient_accumulation_steps
+        alike.setdefault((training.max_steps, training.schedule_steps, batch), []).append(result)
+    found: dict[int, Diagnosis] = {}
+    for group in alike.values():
+        for result in group:
+            siblings = [curves[other.number] for other in group if other is not result]
+            found[result.number] = diagnose(curves[result.number], siblings)
+    return found
 
 
 def read_summary(folder: SweepFolder) -> Summary:
@@ -64,29 +117,59 @@ def read_summary(folder: SweepFolder) -> Summary:
     try:
         tree = json.loads(folder.summary.read_text(encoding="utf-8"))
         config = validate(tree["config"])
+        diagnoses = {trial["number"]: _diagnosis(trial.pop("diagnosis")) for trial in tree["trials"]}
         results = tuple(Result(**{**trial, "config": replace(config, trial["config"])}) for trial in tree["trials"])
-        return Summary(
-            config, results, judge(results), DatasetInfo(**tree["dataset"]), tree["base_loss"], Links(**tree["links"])
-        )
+        prior = tree["prior"] and Prior(tree["prior"]["lr"], tuple(Factor(**f) for f in tree["prior"]["factors"]))
+        about = About(
+            DatasetInfo(**tree["dataset"]), Links(**tree["links"]), prior, tree["searched"], tree["seconds"],
+            tree["importances"],
+        )  # fmt: skip
+        return Summary(config, results, judge(results, tree["base_loss"]), tree["base_loss"], diagnoses, about)
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
     except (ValueError, KeyError, TypeError, InputError) as fault:
         raise StorageError(f"{folder.summary}: damaged ({fault}); run the sweep again to have it made anew") from None
 
 
+def _diagnosis(tree: Mapping[str, Any]) -> Diagnosis:
+    return Diagnosis(tree["label"], tree["evidence"], tuple(Advice(**advice) for advice in tree["advice"]))
+
+
 def _to_json(summary: Summary) -> Mapping[str, Any]:
-    best = summary.verdict.best
+    verdict, about = summary.verdict, summary.about
+    best = verdict.recommended
     return {
         "name": summary.config.name,
         "lrsweep": __version__,
-        "best": None if best is None else {"trial": best.number, "values": best.values, "eval_loss": best.eval_loss},
-        "edges": [asdict(edge) for edge in summary.verdict.edges],
+        "best": None
+        if best is None
+        else {
+            "trial": best.result.number, "values": best.result.values, "eval_loss": best.mean, "seeds": len(best.losses),
+            "safe_lr": verdict.safe_range,
+        },
+        "lowest": verdict.ranking[0].number if verdict.ranking else None,
+        "ties": [candidate.result.number for candidate in verdict.ties],
+        "noise": verdict.noise and asdict(verdict.noise),
+        "basin_centre": verdict.basin and verdict.basin.centre,
+        "inconclusive": verdict.inconclusive,
+        "edges": [asdict(edge) for edge in verdict.edges],
         "base_loss": summary.base_loss,
-        "dataset": asdict(summary.dataset),
-        "links": asdict(summary.links),
-        "trials": [{**vars(result), "config": _changes(summary.config, result.config)} for result in summary.results],
+        "dataset": asdict(about.dataset),
+        "links": asdict(about.links),
+        "prior": about.prior and asdict(about.prior),
+        "searched": about.searched,
+        "seconds": round(about.seconds, 1),
+        "importances": about.importances,
+        "trials": [
+            {
+                **vars(result),
+                "config": _changes(summary.config, result.config),
+                "diagnosis": asdict(summary.diagnoses[result.number]),
+            }
+            for result in summary.results
+        ],
         "config": outputs.masked(summary.config),
-    }
+    }  # fmt: skip
 
 
 def _changes(base: SweepConfig, trial: SweepConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ class Experiment:
             "AND attributes.status != 'RUNNING' AND tags.status != 'interrupted'"
         )
         return {int(run.data.tags["trial"]) for run in self._client.search_runs([self.id], mine, max_results=50_000)}
+
+    def label_trials(self, labels: Mapping[int, str]) -> None:
+        """Sets the tag `diagnosis` of the sweep's trials, by number, where it is another one."""
+        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}'"
+        for run in self._client.search_runs([self.id], mine, max_results=50_000):
+            label = labels.get(int(run.data.tags["trial"]))
+            if label is not None and run.data.tags.get("diagnosis") != label:
+                self._client.set_tag(run.info.run_id, "diagnosis", label)
 
     def end_stale_trials(self) -> None:
         """Ends runs that a killed worker left running: the sweep is complete, so nobody works on them."""

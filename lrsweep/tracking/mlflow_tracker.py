@@ -47,6 +47,7 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._keep_sending, name="lrsweep-tracking", daemon=True)
         self._failures = 0
         self._not_before = 0.0
+        self._labels: Mapping[int, str] = {}
 
     @property
     def uri(self) -> str:
@@ -97,6 +98,9 @@ class MlflowTracker:
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
         self._trials[number].finish(status, tags)
 
+    def label(self, labels: Mapping[int, str]) -> None:
+        self._labels = labels
+
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         self._stop.set()
         self._thread.join()
@@ -131,6 +135,7 @@ class MlflowTracker:
             try:
                 self._send_all()
                 if last:
+                    self._experiment.label_trials(self._labels)
                     self._experiment.end_stale_trials()
             # Whatever a server, a proxy or a disk comes up with: losing the curves for a while must not end the training.
             except Exception as fault:

@@ -47,6 +47,9 @@ class Tracker(Protocol):
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
         """Ends a trial's run: complete, pruned, diverged, failed or interrupted."""
 
+    def label(self, labels: Mapping[int, str]) -> None:
+        """Takes what the trials' curves show, now that all are known; sent with `finish`."""
+
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """Ends the parent run: complete, failed or interrupted; trials that still run are interrupted.
 
@@ -70,7 +73,7 @@ class NoTracker:
     def _nothing(self, *_: object, **__: object) -> None:
         pass
 
-    start = start_trial = log = finish_trial = finish = _nothing
+    start = start_trial = log = finish_trial = label = finish = _nothing
 
     def missing(self, ended: Sequence[int]) -> list[int]:
         return []

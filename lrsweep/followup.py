@@ -1,0 +1,107 @@
+"""What follows from a sweep's results: learning rates beyond the edge, diverged trials retried, the best few repeated."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lrsweep.config import SweepConfig
+from lrsweep.curves import rung
+from lrsweep.report.summary import Summary
+from lrsweep.report.words import shown
+from lrsweep.space import LR, Axis, Choices, grid, to_stored
+from lrsweep.study import Point
+from lrsweep.verdict import Candidate, Result
+
+# New learning rates of one round and of a whole sweep, and where the search for a basin ends in any case.
+_RATES_A_ROUND, _MOST_RATES = 2, 12
+_LOWEST, _HIGHEST = 1e-9, 10.0
+# The best so many get replicates.
+_FEW = 3
+_BAD = ("too_high", "diverged")
+
+
+def follow_up(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> tuple[list[Point], str]:
+    """The trials that come next, and why; none where the sweep is at its end. `axes` are those of the study, as grown."""
+    return _extension(config, axes, summary) or _rescue(config, summary) or _replicates(config, summary) or ([], "")
+
+
+def _extension(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> tuple[list[Point], str] | None:
+    """A grid's next learning rates in the same ratio, on the side where the best one is the last."""
+    edge = next((edge for edge in summary.verdict.edges if edge.key == LR), None)
+    axis = next((axis for axis in axes if axis.key == LR), None)
+    if edge is None or not config.search.extend or not isinstance(axis, Choices) or not axis.grows:
+        return None
+    added = {result.values[LR] for result in summary.results if result.role == "extension"}
+    tried = sorted(axis.values)
+    new = [lr for lr in _beyond(tried, edge.side == "highest") if _LOWEST <= lr <= _HIGHEST and lr not in tried]
+    new = new[: _MOST_RATES - len(added)]
+    if not new:
+        return None
+    others = [Choices(LR, tuple(new), grows=True) if other is axis else other for other in axes]
+    points = [Point(params, "extension") for params in grid(others)]
+    rates = ", ".join(map(shown, new))
+    return points, f"the best learning rate, {shown(edge.value)}, is the {edge.side} tried: going on to {rates}"
+
+
+def _beyond(tried: Sequence[float], up: bool) -> list[float]:
+    """The rates after the last one: on the ladder 1, 3, 10 if all stand on it, else in the last two's ratio."""
+    steps = range(1, _RATES_A_ROUND + 1)
+    if all(rung(rung(lr, 1), -1) == lr for lr in tried):
+        return [rung(tried[-1], step) if up else rung(tried[0], -step) for step in steps]
+    ratio = tried[-1] / tried[-2] if up else tried[0] / tried[1]
+    last = tried[-1] if up else tried[0]
+    return [float(f"{last * ratio**step:.3g}") for step in steps]
+
+
+def _rescue(config: SweepConfig, summary: Summary) -> tuple[list[Point], str] | None:
+    """Where trials blow up, the lowest such learning rate once more: with beta1 = 0.8, and with a longer warm-up."""
+    best = summary.verdict.best
+    if not config.search.rescue or best is None or any(result.role == "rescue" for result in summary.results):
+        return None
+    bad = [result for result in summary.results if result.lr > best.lr and summary.label(result.number) in _BAD]
+    bad = [result for result in bad if result.role != "replicate"]
+    if not bad:
+        return None
+    lowest = min(bad, key=lambda result: (result.lr, result.number))
+    optimizer, scheduler, training = lowest.config.optimizer, lowest.config.scheduler, lowest.config.training
+    ratio = scheduler.warmup(training.schedule_steps) / training.schedule_steps
+    name = "constant_with_warmup" if scheduler.name == "constant" else scheduler.name
+    remedies: list[dict[str, Any]] = [
+        {"optimizer.betas": [0.8, optimizer.betas[1]]},
+        {
+            "scheduler.name": name,
+            "scheduler.warmup_steps": None,
+            "scheduler.warmup_ratio": round(min(max(2 * ratio, 0.2), 0.5), 3),
+        },
+    ]
+    points = [Point(_params(lowest), "rescue", {**lowest.overrides, **remedy}, lowest.number) for remedy in remedies]
+    why = (
+        f"trial {lowest.number} (lr {shown(lowest.lr)}) blew up: trying it with beta1 = 0.8, and with a longer warm-up"
+    )
+    return points, why
+
+
+def _replicates(config: SweepConfig, summary: Summary) -> tuple[list[Point], str] | None:
+    """The best few with more seeds, until each has `search.replicates`."""
+    points = []
+    chosen = summary.verdict.candidates[:_FEW]
+    if "training.seed" in summary.axes:
+        return None
+    for candidate in chosen:
+        result = candidate.result
+        # A replicate that failed counts as tried.
+        done = 1 + sum(other.role == "replicate" and other.of == result.number for other in summary.results)
+        for i in range(done, config.search.replicates):
+            seed = {"training.seed": (result.config.training.seed + i) % 2**31}
+            points.append(Point(_params(result), "replicate", {**result.overrides, **seed}, result.number))
+    if not points:
+        return None
+    return points, f"training {_named(chosen)} with {config.search.replicates} seeds each, to tell noise from gain"
+
+
+def _named(chosen: Sequence[Candidate]) -> str:
+    numbers = [str(candidate.result.number) for candidate in chosen]
+    return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) > 1 else f"trial {numbers[0]}"
+
+
+def _params(result: Result) -> dict[str, Any]:
+    return {key: to_stored(value) for key, value in result.values.items()}

@@ -1,0 +1,117 @@
+"""What a sweep begins with: everything that its trials will need, looked at before anything is created."""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrsweep import priors, space
+from lrsweep.config import SweepConfig
+from lrsweep.engines import Engine, Trial
+from lrsweep.errors import InputError
+from lrsweep.finetune.data import check_paths
+from lrsweep.finetune.folder import check_path
+from lrsweep.space import LR, Axis, Range
+from lrsweep.tracking import DatasetInfo
+
+
+def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[Engine, DatasetInfo]:
+    """Everything that a trial will need, looked at before anything is created; `look` has gradients looked at too.
+
+    Raises InputError.
+    """
+    if config.engine.name == "external":
+        return _external(config, axes)
+    check_path(config.model)
+    check_paths(config.data)
+    # torch and transformers take seconds to import: after what can be refused without them.
+    from lrsweep.engines.choice import choose
+    from lrsweep.finetune.inputs import inputs
+    from lrsweep.finetune.model import check_quantization, check_trainable
+    from lrsweep.finetune.optimizer import check_buildable
+    from lrsweep.finetune.preflight import preflight
+
+    check_quantization(config.model, config.finetune)
+    for trial in _combinations(config, axes):
+        check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
+    check_trainable(config.model, config.finetune)
+    _, data = inputs(config.model, config.data)
+    dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
+    ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
+    engine = choose(config, max([config.finetune.r, *ranks]))
+    if look and config.search.preflight:
+        lrs = [lr for axis in axes if axis.key == LR for lr in axis.ends()]
+        preflight(config, lrs or [config.optimizer.lr])
+    return engine, dataset
+
+
+def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
+    """A grid's trials; of another search, whose points are not known yet, the base."""
+    if config.search.method != "grid":
+        return [config]
+    return [space.trial_config(config, axes, point) for point in space.grid(axes)]
+
+
+def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
+    """The user's own command as the engine; its model and data are its own affair. Raises InputError."""
+    from lrsweep import interop
+    from lrsweep.engines.external import ExternalEngine
+    from lrsweep.interop import scalars
+
+    command, name = config.engine.command, config.engine.dialect
+    if not command:
+        raise InputError("engine.command: missing; the trainer's command, as 'llamafactory-cli train {config}'")
+    if "{config}" not in command:
+        raise InputError(f"engine.command={command!r}: has no {{config}}, where the trial's config file goes")
+    if name not in interop.TRAINERS:
+        raise InputError(f"engine.dialect={name!r}: no such dialect (choices: {', '.join(interop.TRAINERS)})")
+    dialect, searched = interop.TRAINERS[name], {axis.key for axis in axes}
+
+    def text(trial: Trial, output: Path) -> str:
+        tree = interop.tree(dialect, trial.config, searched | set(interop.tuned(config, trial.config)))
+        return scalars.dump({**tree, **_run_keys(name, trial.config, output)})
+
+    # What cannot be said in the dialect shows now.
+    for trial in _combinations(config, axes):
+        text(Trial(0, trial, Path()), Path())
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu] or _gpus()
+    slots = config.engine.slots
+    at_once = (len(gpus) or 1) if slots == "auto" else min(slots, len(gpus)) if gpus else slots
+    path = Path(config.data.path)
+    content = path.read_bytes() if path.is_file() else config.data.path.encode()
+    dataset = DatasetInfo(config.data.path, config.data.path, hashlib.sha256(content).hexdigest(), 0, 0)
+    return ExternalEngine(command, text, at_once, gpus), dataset
+
+
+def _run_keys(dialect: str, config: SweepConfig, output: Path) -> dict[str, Any]:
+    """Where a trial writes, and that it logs every step and keeps no weights."""
+    keys: dict[str, Any] = {"output_dir": str(output.resolve()), "logging_steps": 1, "save_strategy": "no"}
+    keys |= {"eval_strategy": "steps", "eval_steps": config.training.eval_every}
+    if dialect == "llamafactory":
+        keys |= {"overwrite_output_dir": True, "plot_loss": False}
+    return keys
+
+
+def _gpus() -> list[str]:
+    """The machine's GPUs, without importing torch's CUDA into this process."""
+    return [str(i) for i in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+
+
+def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:
+    """The learning rate that rules of thumb give, where it is searched and they say anything of such a model."""
+    if not config.search.prior or not priors.applies(config) or all(axis.key != LR for axis in axes):
+        return None
+    known = priors.look(config.model)
+    return None if known is None else priors.prior(config, *known)
+
+
+def first_point(axes: Sequence[Axis], prior: priors.Prior | None) -> dict[str, Any] | None:
+    """The prior as a first trial: within the range, or the nearest choice."""
+    axis = next((axis for axis in axes if axis.key == LR), None)
+    if prior is None or axis is None:
+        return None
+    if isinstance(axis, Range):
+        return {LR: min(max(prior.lr, axis.low), axis.high)}
+    return {LR: min(axis.values, key=lambda lr: abs(math.log(lr / prior.lr)))}

@@ -1,0 +1,146 @@
+"""What follows from results: growing grids, rescued trials, replicates; each told, each once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from lrsweep import space
+from lrsweep.compose import sweep_config
+from lrsweep.config import SweepConfig
+from lrsweep.curves import Diagnosis
+from lrsweep.followup import follow_up
+from lrsweep.report.summary import About, Links, Summary
+from lrsweep.study import Point
+from lrsweep.tracking import DatasetInfo
+from lrsweep.verdict import Result, judge
+
+LRS = (1e-7, 3e-7, 1e-6)
+
+
+def config(*overrides: str, lrs: Sequence[float] = LRS) -> SweepConfig:
+    return sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(lrs)}", *overrides])
+
+
+def summary(
+    config: SweepConfig, losses: Mapping[float, float | None], extra: Sequence[Result] = (), labels: Any = None
+) -> Summary:
+    """A sweep in which each rate came to its loss; None has diverged."""
+    results = [*extra]
+    for number, (lr, loss) in enumerate(losses.items()):
+        values = {"optimizer.lr": lr}
+        status: Any = "complete" if loss is not None else "diverged"
+        trial = space.trial_config(config, space.axes(config)[:0], {}, values)
+        role: Any = "search" if lr in config.space["optimizer"]["lr"] else "extension"
+        results.append(Result(number, values, trial, status, 60, loss, "", role))
+    about = About(DatasetInfo("", "", "", 1, 1), Links("", ""))
+    diagnoses = {r.number: Diagnosis((labels or {}).get(r.number, "healthy"), {"reason": ""}) for r in results}
+    return Summary(config, tuple(results), judge(results), 5.0, diagnoses, about)
+
+
+def following(config: SweepConfig, found: Summary) -> tuple[list[Point], str]:
+    lrs = [r.values["optimizer.lr"] for r in found.results if r.role == "extension"]
+    return follow_up(config, space.grown(space.axes(config), sorted(set(lrs))), found)
+
+
+def rates(points: Sequence[Point]) -> list[float]:
+    return [point.params["optimizer.lr"] for point in points]
+
+
+def test_a_grid_grows_on_the_ladder_until_the_best_is_inside() -> None:
+    growing = config("search.extend=true")
+    losses: dict[float, float | None] = {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)}
+    points, why = following(growing, summary(growing, losses))
+    assert rates(points) == [3e-6, 1e-5]
+    assert {point.role for point in points} == {"extension"}
+    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in why
+    losses |= {3e-6: 3.5, 1e-5: 3.4}
+    assert rates(following(growing, summary(growing, losses))[0]) == [3e-5, 1e-4]
+    losses |= {3e-5: 3.0, 1e-4: 3.1}
+    assert following(growing, summary(growing, losses)) == ([], "")
+
+
+def test_it_grows_downward_and_in_its_own_ratio_too() -> None:
+    growing = config("search.extend=true", lrs=(2e-4, 4e-4, 8e-4))
+    down = summary(growing, {2e-4: 1.0, 4e-4: 2.0, 8e-4: 3.0})
+    assert rates(following(growing, down)[0]) == [1e-4, 5e-5]
+
+
+def test_a_grid_with_other_axes_grows_by_whole_columns() -> None:
+    growing = config("search.extend=true", "+space.optimizer.weight_decay=[0.0,0.1]")
+    results = []
+    for point in space.grid(space.axes(growing)):
+        trial = space.trial_config(growing, space.axes(growing), point)
+        loss = -point["optimizer.lr"] * 1e6 + point["optimizer.weight_decay"]
+        results.append(Result(len(results), point, trial, "complete", 60, loss, ""))
+    found = summary(growing, {}, results)
+    points, _ = following(growing, found)
+    assert sorted((p.params["optimizer.lr"], p.params["optimizer.weight_decay"]) for p in points) == [
+        (3e-6, 0.0), (3e-6, 0.1), (1e-5, 0.0), (1e-5, 0.1),
+    ]  # fmt: skip
+
+
+def test_it_stops_somewhere_and_only_if_asked() -> None:
+    losses: dict[float, float | None] = {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)}
+    assert following(config(), summary(config(), losses)) == ([], "")
+    growing = config("search.extend=true")
+    for i in range(12):
+        losses[10.0 ** (i / 2 - 5.5)] = 3.0 - i / 10
+    assert following(growing, summary(growing, losses)) == ([], "")
+
+
+def test_the_lowest_rate_that_blew_up_is_tried_with_remedies_once() -> None:
+    rescuing = config("search.rescue=true", lrs=(1e-4, 1e-3, 1e-2, 1e-1))
+    found = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 6.0, 1e-1: None}, labels={2: "too_high", 3: "diverged"})
+    points, why = following(rescuing, found)
+    assert rates(points) == [1e-2, 1e-2]
+    assert {(point.role, point.of) for point in points} == {("rescue", 2)}
+    assert points[0].overrides == {"optimizer.betas": [0.8, 0.999]}
+    assert points[1].overrides["scheduler.warmup_ratio"] == 0.2
+    assert "trial 2 (lr 0.01) blew up" in why
+    axes = space.axes(rescuing)
+    for point in points:  # the config takes them
+        space.trial_config(rescuing, axes, point.params, point.overrides)
+    rescued = Result(**{**vars(found.results[2]), "number": 9, "role": "rescue", "of": 2})
+    again = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 6.0}, [rescued], {2: "too_high"})
+    assert following(rescuing, again) == ([], "")
+    calm = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.1})
+    assert following(rescuing, calm) == ([], "")
+
+
+def test_the_best_few_get_their_seeds_and_no_more() -> None:
+    repeating = config("search.replicates=3", "training.seed=5", lrs=(1e-5, 1e-4, 1e-3, 1e-2))
+    losses: dict[float, float | None] = {1e-5: 4.0, 1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.5}
+    found = summary(repeating, losses)
+    points, why = following(repeating, found)
+    assert [(point.of, point.overrides["training.seed"]) for point in points] == [
+        (2, 6), (2, 7), (3, 6), (3, 7), (1, 6), (1, 7),
+    ]  # fmt: skip
+    assert why == "training trials 2, 3 and 1 with 3 seeds each, to tell noise from gain"
+    # One of them failed: it counts as tried, and the sweep ends.
+    extra = []
+    for i, point in enumerate(points):
+        assert point.of is not None
+        first = found.results[point.of]
+        status = "failed" if i == 0 else "complete"
+        changes = {"number": 10 + i, "role": "replicate", "of": point.of, "status": status}
+        extra.append(Result(**{**vars(first), **changes}))
+    assert following(repeating, summary(repeating, losses, extra)) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("axis", "trials", "method"),
+    [
+        ("[1e-5,1e-4,1e-3]", 16, "grid"),
+        ("[1e-5,1e-4,1e-3]", 2, "tpe"),
+        ("{low: 1e-5, high: 1e-1, log: true, num: 5}", 16, "grid"),
+        ("{low: 1e-5, high: 1e-1, log: true}", 16, "gp"),
+        ("{low: 1e-5, high: 1e-1, log: true}", 100, "tpe"),
+    ],
+)
+def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -> None:
+    asked = sweep_config(["search=auto", f"space.optimizer.lr={axis}", f"search.n_trials={trials}"])
+    settled, why = space.settle(asked)
+    assert settled.search.method == method
+    assert why.startswith(f"search.method=auto: {method} (")
+    assert space.settle(settled) == (settled, "")

@@ -145,7 +145,8 @@ class SchedulerConfig(_Section):
 class TrainingConfig(_Section):
     """One trial: `max_steps` optimizer steps of `batch_size` x `gradient_accumulation_steps` rows.
 
-    `horizon` is the length of the real run: the schedule is the real run's, and the trial stops early in it.
+    `horizon` is the length of the real run: the schedule is the real run's, and the trial stops early in it. At an
+    evaluation a trial is checkpointed if its last checkpoint is `checkpoint_seconds` old (null: never).
     """
 
     max_steps: Count
@@ -158,6 +159,7 @@ class TrainingConfig(_Section):
     gradient_checkpointing: bool = False
     horizon: Count | None = None
     save_adapter: bool = True
+    checkpoint_seconds: NonNegative | None = 60.0
 
     @model_validator(mode="after")
     def _horizon_reaches_past_the_trial(self) -> Self:
@@ -176,20 +178,31 @@ class SearchConfig(_Section):
 
     `lr_scaling` ties the learning rate to the batch size: an axis value belongs to the base config's batch, and a trial
     with another batch gets it times the ratio (`linear`) or its square root (`sqrt`).
+
+    Beyond that total: `extend` lets a grid's learning rates grow while the best is at their edge, `rescue` tries beta1 = 0.8
+    and a longer warm-up where trials diverged, `replicates` trains the best few with so many seeds each, to tell noise from
+    gain. `prior` has a search begin at the rate that rules of thumb give; `preflight` looks at gradients before trial 0.
     """
 
-    method: Literal["grid", "tpe", "random", "qmc", "gp", "cmaes"]
+    method: Literal["auto", "grid", "tpe", "random", "qmc", "gp", "cmaes"]
     n_trials: Count | None = None
     seed: Seed = 0
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     storage: str | None = None
+    extend: bool = False
+    replicates: Annotated[int, Field(ge=1, le=20)] = 1
+    rescue: bool = False
+    prior: bool = True
+    preflight: bool = True
 
     @model_validator(mode="after")
     def _samplers_need_a_total(self) -> Self:
-        if self.method != "grid" and self.n_trials is None:
+        if self.method not in ("auto", "grid") and self.n_trials is None:
             raise ValueError(
                 f"method {self.method} never ends by itself: set search.n_trials, the total number of trials"
             )
+        if self.extend and self.method not in ("auto", "grid"):
+            raise ValueError(f"extend=true grows grids; method {self.method} keeps to its range: widen space instead")
         return self
 
 
@@ -208,11 +221,17 @@ class EngineConfig(_Section):
     """What trains the trials.
 
     `trainer` is stock transformers Trainer + PEFT, one trial at a time; `packed` trains up to `slots` trials at once over one
-    base; `auto` is packed where that can be.
+    base; `auto` is packed where that can be. `compile` has torch.compile at the decoder: minutes at first, then faster
+    steps on a GPU.
+
+    `external` is another trainer's own `command`, which gets {config}, a file in its `dialect`.
     """
 
-    name: Literal["auto", "packed", "trainer"]
+    name: Literal["auto", "packed", "trainer", "external"]
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    compile: bool = False
+    command: str | None = None
+    dialect: str | None = None
 
 
 class ExecutorConfig(_Section):

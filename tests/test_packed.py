@@ -105,6 +105,16 @@ def test_float32_stays_within_1e_4(tmp_path: Path) -> None:
     assert_same(packed, train(TrainerEngine(), tmp_path, *trials), len(trials), 1e-4)
 
 
+def test_bfloat16_on_a_cpu_stays_near_stock(tmp_path: Path) -> None:
+    """A bf16 base has three digits, and rounds in another order alone than in a pack."""
+    trials = [tiny("model.dtype=bfloat16", *overrides) for overrides in UNLIKE[:4]]
+    packed = train(PackedEngine(4, rank=8), tmp_path, *trials)
+    solo = train(TrainerEngine(), tmp_path, *trials)
+    for number in range(len(trials)):
+        for name in ("loss", "eval_loss"):
+            assert packed.curve(name, number) == pytest.approx(solo.curve(name, number), abs=0.03), (number, name)
+
+
 def test_neighbours_change_nothing_with_dropout_too(tmp_path: Path) -> None:
     one = tiny("model.dtype=float64", "finetune.dropout=0.2", "training.seed=5")
     others = [tiny("model.dtype=float64", f"finetune.dropout={p}") for p in (0.0, 0.5)]

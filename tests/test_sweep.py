@@ -79,6 +79,41 @@ def test_the_other_engine_comes_to_the_same_answer(finished_sweep: FinishedSweep
     assert engine_tags(tmp_path) == {"trainer"}
 
 
+def test_every_trial_carries_its_diagnosis(finished_sweep: FinishedSweep) -> None:
+    summary = json.loads((finished_sweep.outputs / "summary.json").read_text())
+    labels = {str(trial["number"]): trial["diagnosis"]["label"] for trial in summary["trials"]}
+    assert labels == {"0": "too_low", "1": "healthy", "2": "healthy", "3": "too_high"}
+    with sqlite3.connect(finished_sweep.folder / "mlflow.db") as database:
+        tags = database.execute("select run_uuid, key, value from tags where key in ('trial', 'diagnosis')").fetchall()
+    by_run: dict[str, dict[str, str]] = {}
+    for run, key, value in tags:
+        by_run.setdefault(run, {})[key] = value
+    assert {tags["trial"]: tags["diagnosis"] for tags in by_run.values()} == labels
+    page = (finished_sweep.outputs / "report.html").read_text()
+    assert "raise the learning rate, step by step: <code>optimizer.lr=3e-05</code>" in page
+
+
+def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
+    lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
+    command = ("+sweep=full_lr", *SMALL[2:], lrs, "search.extend=true", "tracking=none")
+    run = lrsweep(*command, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout
+    assert "Added beyond the learning rates given" in run.stdout
+    summary = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
+    assert summary["edges"] == []
+    assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
+    again = lrsweep(*command, cwd=tmp_path)
+    assert f"is finished: {len(summary['trials'])} trials, nothing left to run" in again.stdout
+    # More is asked of a finished sweep: it goes on.
+    more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
+    assert "with 2 seeds each" in more.stdout
+    replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert len(replicated["trials"]) == len(summary["trials"]) + 3
+    assert replicated["noise"]["source"] == "replicates"
+
+
 def test_metrics_on_disk_are_complete(finished_sweep: FinishedSweep) -> None:
     for number in range(TRIALS):
         rows = read_metrics(finished_sweep.outputs / "trials" / f"{number:04d}")
@@ -129,6 +164,7 @@ def test_a_changed_config_under_the_same_name_is_refused(finished_sweep: Finishe
 def test_report_is_one_page_with_everything_in_it(finished_sweep: FinishedSweep) -> None:
     page = (finished_sweep.outputs / "report.html").read_text()
     assert page.count("<svg") == 2
+    assert "prefers-color-scheme: dark" in page
     assert "<script" not in page
     assert "src=" not in page
     assert 'class="best"' in page
@@ -165,14 +201,21 @@ def wait_for_step(folder: Path, number: int, step: int) -> None:
 def test_killed_half_way_it_ends_with_the_same_trials(
     finished_sweep: FinishedSweep, tmp_path: Path, engine: str, done: int
 ) -> None:
-    process = start(tmp_path, engine)
+    process = start(tmp_path, engine, "training.checkpoint_seconds=0")
     wait_for_step(tmp_path, done, 8)
     process.kill()
     process.communicate()
+    before = read_metrics(tmp_path / "outputs" / "lora_lr" / "trials" / f"{done:04d}")
     states = [trial.state.name for trial in trials_of(tmp_path)]
     assert states[: done + 1] == ["COMPLETE"] * done + ["RUNNING"]
-    resumed = lrsweep(*SMALL, engine, cwd=tmp_path)
+    resumed = lrsweep(*SMALL, engine, "training.checkpoint_seconds=0", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    after = read_metrics(tmp_path / "outputs" / "lora_lr" / "trials" / f"{done:04d}")
+    # What was before the checkpoint at step 4 is not measured again.
+    kept = [row for row in before if row["step"] <= 4]
+    assert after[: len(kept)] == kept
+    assert [row["step"] for row in after if "loss" in row] == list(range(1, 17))
+    assert not list(tmp_path.rglob("checkpoint*"))
     ours, undisturbed = trials_of(tmp_path), trials_of(finished_sweep.folder)
     assert [(t.number, t.params, t.state) for t in ours] == [(t.number, t.params, t.state) for t in undisturbed]
     # The undisturbed run had passes of other widths, which round otherwise; the highest rate is chaotic.

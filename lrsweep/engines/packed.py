@@ -8,6 +8,7 @@ import functools
 import gc
 import itertools
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from transformers.pytorch_utils import Conv1D
 
+from lrsweep import checkpoint
+from lrsweep.checkpoint import Checkpoint
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Engine, Host, Measurement, Outcome, Trial, failed
 from lrsweep.finetune.data import collate
@@ -29,15 +32,16 @@ from lrsweep.finetune.optimizer import optimizer_class
 from lrsweep.finetune.order import row_order
 from lrsweep.outputs import disk_faults
 from lrsweep.packing import Pack, Unpackable, eval_pass, join, pack_lora, pack_weights, runs, train_pass
-from lrsweep.packing.arena import Groups
+from lrsweep.packing.arena import Groups, MakeOptimizer
 from lrsweep.packing.width import Widths
 
 log = logging.getLogger(__name__)
 
+_NAME = "packed"
 # What may differ between trials of one pack; every other key of these sections changes shapes or the base.
 _FREE = {
     "finetune": {"r", "alpha", "dropout", "rslora"},
-    "training": {"max_steps", "max_grad_norm", "eval_every", "seed", "horizon", "save_adapter"},
+    "training": {"max_steps", "max_grad_norm", "eval_every", "seed", "horizon", "save_adapter", "checkpoint_seconds"},
 }
 # These look at a parameter's shape; all others work element by element.
 _SHAPED = {"adafactor"}
@@ -150,6 +154,8 @@ class _Shared:
         held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad))
         # Some models show only in a pass that their rows cannot be told apart.
         eval_pass(pack, 0, 1, held_out[0])
+        if config.engine.compile:
+            pack.model.get_decoder().compile()
         return cls(pack_key(config), pack, data.train, held_out, pad)
 
     @functools.lru_cache(maxsize=32)  # noqa: B019 - lives as long as its pack
@@ -163,7 +169,10 @@ class _Shared:
 
 @dataclass
 class _Member:
-    """A trial in its slot. `history` holds steps not yet reported: loss and gradient norm (on the device), lr."""
+    """A trial in its slot. `saved` is the step of its last checkpoint, made at `saved_at`.
+
+    `history` holds steps not yet reported: loss and gradient norm (on the device), lr.
+    """
 
     trial: Trial
     slot: int
@@ -171,6 +180,8 @@ class _Member:
     optimizer: torch.optim.Optimizer
     schedule: Any
     step: int = 0
+    saved: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
     history: list[tuple[int, Tensor, Tensor, float]] = field(default_factory=list)
 
     @property
@@ -231,35 +242,24 @@ class _Lockstep:
         return waiting
 
     def _admit(self, slot: int, trial: Trial) -> None:
-        config, training = trial.config, trial.config.training
+        config = trial.config
         kind, arguments = optimizer_class(config.optimizer)
 
         def make_optimizer(groups: Groups) -> torch.optim.Optimizer:
             # A group that says nothing of weight decay takes the optimizer's.
             return kind(groups, **arguments, weight_decay=config.optimizer.weight_decay)  # type: ignore[call-arg]
 
+        kept = checkpoint.load(trial.folder, _NAME, checkpoint.digest(config))
         try:
-            start = self._pack.start(lora_config(config.finetune), training.seed)
-            optimizer = self._pack.admit(
-                slot, start, make_optimizer,
-                max_norm=training.max_grad_norm, seed=training.seed, flat=config.optimizer.name not in _SHAPED,
-            )  # fmt: skip
-        except Exception as fault:
-            self._host.finish(failed(trial, fault))
-            return
-        try:
-            schedule = get_scheduler(
-                config.scheduler.name, optimizer, config.scheduler.warmup(training.schedule_steps),
-                training.schedule_steps, dict(config.scheduler.kwargs),
-            )  # fmt: skip
+            member = None if kept is None else self._resumed(slot, trial, make_optimizer, kept)
+            member = member or self._begun(slot, trial, make_optimizer)
         except Exception as fault:
             self._pack.evict(slot)
             self._host.finish(failed(trial, fault))
             return
-        order = row_order(
-            len(self._shared.rows), training.batch_size, training.gradient_accumulation_steps, training.seed
-        )
-        member = self._members[slot] = _Member(trial, slot, order, optimizer, schedule)
+        self._members[slot] = member
+        if member.step > 0:
+            return  # what it has measured is known
         if self._base_loss is None:
             # No trial has moved yet: the loss is the base's, and every trial's at step 0.
             try:
@@ -269,6 +269,64 @@ class _Lockstep:
                 return
         told = Measurement(trial.number, 0, {"eval_loss": self._base_loss})
         self._end_if_over(member, told, trial.number in self._host.report([told]))
+
+    def _begun(self, slot: int, trial: Trial, make_optimizer: MakeOptimizer) -> _Member:
+        """A trial at its beginning, in its slot."""
+        config, training = trial.config, trial.config.training
+        optimizer = self._pack.admit(
+            slot, self._pack.start(lora_config(config.finetune), training.seed), make_optimizer,
+            max_norm=training.max_grad_norm, seed=training.seed, flat=config.optimizer.name not in _SHAPED,
+        )  # fmt: skip
+        return self._member(slot, trial, optimizer)
+
+    def _resumed(self, slot: int, trial: Trial, make_optimizer: MakeOptimizer, kept: Checkpoint) -> _Member | None:
+        """A trial where its checkpoint left it; None if that is of another pack."""
+        try:
+            optimizer = self._pack.restore(
+                slot, kept.state["pack"], make_optimizer,
+                max_norm=trial.config.training.max_grad_norm, flat=trial.config.optimizer.name not in _SHAPED,
+            )  # fmt: skip
+        except (ValueError, KeyError, RuntimeError) as fault:
+            log.warning("trial %d begins anew: its checkpoint does not fit (%s)", trial.number, fault)
+            self._pack.evict(slot)
+            return None
+        member = self._member(slot, trial, optimizer)
+        member.schedule.load_state_dict(kept.state["schedule"])
+        # Making a schedule has set the rates of its first step.
+        for group, rates in zip(optimizer.param_groups, kept.state["rates"], strict=True):
+            group.update(rates)
+        member.step = member.saved = kept.step
+        for _ in range(kept.step):
+            next(member.order)
+        # Another width would sum in another order: the same numbers, but not the same bits.
+        self._widths.keep(self._shared.key, kept.state["width"], kept.state["active"])
+        return member
+
+    def _member(self, slot: int, trial: Trial, optimizer: torch.optim.Optimizer) -> _Member:
+        config, training = trial.config, trial.config.training
+        schedule = get_scheduler(
+            config.scheduler.name, optimizer, config.scheduler.warmup(training.schedule_steps),
+            training.schedule_steps, dict(config.scheduler.kwargs),
+        )  # fmt: skip
+        order = row_order(
+            len(self._shared.rows), training.batch_size, training.gradient_accumulation_steps, training.seed
+        )
+        return _Member(trial, slot, order, optimizer, schedule)
+
+    def _save_checkpoint(self, member: _Member) -> None:
+        if member.trial.config.training.checkpoint_seconds is None or member.saved == member.step:
+            return
+        groups = member.optimizer.param_groups
+        state = {
+            "pack": self._pack.state(member.slot),
+            "schedule": member.schedule.state_dict(),
+            "rates": [{key: group[key] for key in ("lr", "initial_lr") if key in group} for group in groups],
+            "width": self._widths.known(self._shared.key),
+            "active": len(self._members),
+        }
+        trial = checkpoint.digest(member.trial.config)
+        checkpoint.save(member.trial.folder, Checkpoint(_NAME, trial, member.step, state))
+        member.saved, member.saved_at = member.step, time.monotonic()
 
     def _step(self) -> None:
         """One optimizer step of every member."""
@@ -371,7 +429,9 @@ class _Lockstep:
         heard = {slot: _until_not_finite(told) for slot, told in measurements.items()}
         stop = self._host.report(list(itertools.chain.from_iterable(heard.values())))
         for member in fetched:
-            self._end_if_over(member, heard[member.slot][-1], member.trial.number in stop)
+            over = self._end_if_over(member, heard[member.slot][-1], member.trial.number in stop)
+            if not over and member.slot in evals and checkpoint.due(member.trial.config.training, member.saved_at):
+                self._save_checkpoint(member)
 
     def _history(self, member: _Member) -> list[Measurement]:
         """The steps not reported yet, fetched from the device at once."""
@@ -385,7 +445,8 @@ class _Lockstep:
         member.history.clear()
         return told
 
-    def _end_if_over(self, member: _Member, last: Measurement, stopped: bool) -> None:
+    def _end_if_over(self, member: _Member, last: Measurement, stopped: bool) -> bool:
+        """Ends a trial that has diverged, is complete, or was stopped (which may be for a while); whether it did."""
         number, training = member.trial.number, member.trial.config.training
         if last.not_finite:
             outcome = Outcome(number, last.step, "diverged", f"{last.not_finite} at step {last.step}", "packed")
@@ -394,10 +455,12 @@ class _Lockstep:
                 self._save_adapter(member)
             outcome = Outcome(number, member.step, "complete", engine="packed")
         elif stopped:
+            self._save_checkpoint(member)
             outcome = Outcome(number, member.step, "stopped", engine="packed")
         else:
-            return
+            return False
         self._end(member, outcome)
+        return True
 
     def _end(self, member: _Member, outcome: Outcome) -> None:
         self._pack.evict(member.slot)

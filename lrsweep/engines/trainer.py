@@ -2,13 +2,16 @@
 
 import functools
 import gc
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lrsweep import checkpoint
 from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.engines.resume import ENGINE, ResumableTrainer
 from lrsweep.errors import StorageError
 from lrsweep.finetune.data import FinetuneData, collate
 from lrsweep.finetune.evaluation import evaluate
@@ -44,7 +47,9 @@ class TrainerEngine:
         tokenizer, data = inputs(config.model, config.data)
         model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
         reporter = _Reporter(trial, host)
+        kept = checkpoint.load(trial.folder, ENGINE, checkpoint.digest(config))
         trainer = _Trainer(
+            trial=trial,
             schedule_steps=config.training.schedule_steps,
             data=data,
             model=model,
@@ -58,11 +63,12 @@ class TrainerEngine:
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer),
         )
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
-        if base not in self._base_loss:
-            self._base_loss[base] = trainer.evaluate()["eval_loss"]
-        reporter.measured(0, {"eval_loss": self._base_loss[base]})
+        if kept is None:
+            if base not in self._base_loss:
+                self._base_loss[base] = trainer.evaluate()["eval_loss"]
+            reporter.measured(0, {"eval_loss": self._base_loss[base]})
         if reporter.ended is None:
-            trainer.train()
+            trainer.train_from(kept)
         outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")
         if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
             with disk_faults(trial.folder):
@@ -99,6 +105,7 @@ def training_arguments(trial: Trial) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        torch_compile=config.engine.compile,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -124,12 +131,11 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-class _Trainer(Trainer):
+class _Trainer(ResumableTrainer):
     """Stock, but for two things: the schedule may be longer than the run, and the eval loss weighs every token the same."""
 
     def __init__(self, *, schedule_steps: int, data: FinetuneData, **stock: Any) -> None:
         super().__init__(**stock)
-        self.control: TrainerControl
         self.remove_callback(PrinterCallback)  # the screen is the host's
         self._schedule_steps = schedule_steps
         self._data = data
@@ -153,6 +159,7 @@ class _Reporter(TrainerCallback):
     def __init__(self, trial: Trial, host: Host) -> None:
         self._trial = trial
         self._host = host
+        self._saved_at = time.monotonic()
         self.ended: Outcome | None = None
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -179,13 +186,28 @@ class _Reporter(TrainerCallback):
         if "loss" in logs:
             names = ("loss", "grad_norm", "learning_rate")
             self.measured(state.global_step, {name: float(logs[name]) for name in names if name in logs})
-            control.should_training_stop = control.should_training_stop or self.ended is not None
+            self._end(control)
         return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._saved_at = time.monotonic()
+        return control
+
+    def _end(self, control: TrainerControl) -> None:
+        """Stops the run once it is over; one that the host stopped may be taken up again."""
+        training = self._trial.config.training
+        stopped = self.ended is not None and self.ended.status == "stopped"
+        control.should_training_stop = control.should_training_stop or self.ended is not None
+        control.should_save = control.should_save or (stopped and training.checkpoint_seconds is not None)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
         if state.global_step > 0:
             self.measured(state.global_step, metrics)
-            control.should_training_stop = control.should_training_stop or self.ended is not None
+            due = self.ended is None and state.global_step < state.max_steps
+            control.should_save = due and checkpoint.due(self._trial.config.training, self._saved_at)
+            self._end(control)
         return control

@@ -27,6 +27,11 @@ class Widths:
             self._measured[key] = active
         return min(self.known(key), active)
 
+    def keep(self, key: str, width: int, active: int) -> None:
+        """Takes a width that was measured before, with so many trials active, where none is known yet."""
+        if key not in self._measured:
+            self._best[key], self._measured[key] = width, active
+
     def halve(self, key: str, width: int) -> int:
         """Half the width, for this pass and all after it."""
         self._best[key] = width // 2

@@ -1,0 +1,129 @@
+"""The user's own trainer as the engine: real processes, real training, read live, ended as a group."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lrsweep.compose import sweep_config
+from lrsweep.engines import Trial
+from lrsweep.engines.external import ExternalEngine
+from lrsweep.engines.trainer import TrainerEngine
+from lrsweep.interop import TRAINERS, scalars, tree
+from tests.conftest import lrsweep
+from tests.recorder import TINY, Recorder, tiny, train
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = f"{sys.executable} -m tests.a_trainer {{config}}"
+
+
+def text(trial: Trial, output: Path) -> str:
+    written = tree(TRAINERS["transformers"], trial.config, {"optimizer.lr"})
+    return scalars.dump({**written, "output_dir": str(output.resolve()), "logging_steps": 1, "save_strategy": "no"})
+
+
+def engine(options: str = "", at_once: int = 2) -> ExternalEngine:
+    return ExternalEngine(SCRIPT + options, text, at_once, [])
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_its_curve_is_the_trainers_own(tmp_path: Path) -> None:
+    trials = [tiny(), tiny("optimizer.lr=1e-2")]
+    host = train(engine(), tmp_path / "external", *trials)
+    assert {(o.number, o.status, o.step) for o in host.outcomes} == {(0, "complete", 6), (1, "complete", 6)}
+    stock = train(TrainerEngine(), tmp_path / "own", *trials)
+    for number in (0, 1):
+        for name in ("loss", "learning_rate"):
+            assert host.curve(name, number) == pytest.approx(stock.curve(name, number), abs=2e-4)
+        assert sorted(host.curve("eval_loss", number)) == [3, 6]
+    assert "output_dir" in (tmp_path / "external" / "0" / "trainer.yaml").read_text()
+
+
+def test_a_failure_is_told_with_its_last_line(tmp_path: Path) -> None:
+    host = train(engine(" --fail-above 5e-3"), tmp_path, tiny("optimizer.lr=1e-2"), tiny())
+    failed = next(outcome for outcome in host.outcomes if outcome.number == 0)
+    assert failed.status == "failed"
+    assert failed.reason.startswith("the command ended with 1: ValueError: that rate is too high for me; see ")
+    assert next(outcome for outcome in host.outcomes if outcome.number == 1).status == "complete"
+    missing = ExternalEngine("/no/such/program {config}", text, 1, [])
+    assert "No such file" in train(missing, tmp_path / "b", tiny()).outcomes[0].reason
+
+
+def test_one_that_is_stopped_ends_with_all_its_children(tmp_path: Path) -> None:
+    shell = ExternalEngine(f"sh -c '{SCRIPT} --sleep 0.5; echo never'", text, 1, [])
+    begun = time.monotonic()
+    host = train(shell, tmp_path, tiny("training.max_steps=200"), stop_at=3)
+    assert [(o.status, o.step >= 3) for o in host.outcomes] == [("stopped", True)]
+    assert max(host.curve("loss")) < 20
+    assert time.monotonic() - begun < 90
+    alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+    assert alive == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_gpus_are_handed_out(tmp_path: Path) -> None:
+    program = "import os, pathlib, time, json, sys; out = pathlib.Path(sys.argv[1]); time.sleep(1); " \
+        "(out / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES']); " \
+        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"  # fmt: skip
+    (tmp_path / "p.py").write_text(program)
+    shared = ExternalEngine(f"{sys.executable} {tmp_path / 'p.py'} {{output}} {{config}}", text, 2, ["0", "3"])
+    host = Recorder(tmp_path, [tiny(), tiny(), tiny()])
+    shared.run(host)
+    seen = [(tmp_path / str(i) / "run" / "gpu").read_text() for i in range(3)]
+    assert sorted(seen[:2]) == ["0", "3"]
+    assert seen[2] in ("0", "3")
+
+
+def test_a_whole_sweep_by_the_users_command(tmp_path: Path) -> None:
+    overrides = [
+        f"engine.command='{SCRIPT}'",
+        "engine=external",
+        "engine.dialect=transformers",
+        "space.optimizer.lr=[1e-4,3e-3]",
+    ]
+    run = lrsweep(
+        *TINY[:4], "optimizer.lr=1e-3", *overrides, "tracking=none", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stderr
+    summary = json.loads((tmp_path / "outputs" / "lora_lr" / "summary.json").read_text())
+    assert summary["best"]["values"] == {"optimizer.lr": 3e-3}
+    assert [trial["status"] for trial in summary["trials"]] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["engine.command=train", "engine.dialect=trl"], "engine.command='train': has no {config}"),
+        (["engine.command='train {config}'", "engine.dialect=fairseq"], "engine.dialect='fairseq': no such dialect"),
+        (["engine.dialect=trl"], "engine.command: missing"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, overrides: list[str], said: str) -> None:
+    run = lrsweep("+sweep=lora_lr", "engine=external", *overrides, cwd=tmp_path)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_command_is_another_sweep() -> None:
+    from lrsweep.study import identity
+
+    one, other = (
+        sweep_config(["+sweep=lora_lr", "engine=external", f"engine.command='{name} {{config}}'", "engine.dialect=trl"])
+        for name in ("a", "b")
+    )
+    assert identity(one, "") != identity(other, "")

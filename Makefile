@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test lint types wheel base clean
+.PHONY: sweep test lint types wheel base interop clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
@@ -23,6 +23,23 @@ wheel: .venv/.installed-test
 base: .venv/.installed ## pretrain the embedded model anew (about five minutes on 2 cores)
 	$(BIN)/python -m lrsweep.embedded.pretrain
 
+# The trainers' own parsers read what we export, each in an environment of its own, as their pins exclude ours.
+INTEROP := .tmp/interop
+interop: .venv/.installed-test $(INTEROP)/llamafactory/.installed $(INTEROP)/trl/.installed $(INTEROP)/axolotl/.installed
+	$(BIN)/python -m pytest tests/interop/test_tools.py
+
+$(INTEROP)/llamafactory/.installed: REQUIREMENTS = llamafactory==0.9.5
+$(INTEROP)/trl/.installed: REQUIREMENTS = trl==1.16.0 peft
+# Its schema alone: the whole of Axolotl needs CUDA packages.
+$(INTEROP)/axolotl/.installed: REQUIREMENTS = --no-deps axolotl==0.19.0
+$(INTEROP)/axolotl/.installed: BEFORE = transformers==5.16.1 pydantic==2.12.5 accelerate==1.13.0 huggingface_hub==1.17.0 packaging
+
+$(INTEROP)/%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q torch==2.13.0 $(BEFORE)
+	$(@D)/bin/python -m pip install -q $(REQUIREMENTS)
+	touch $@
+
 clean:
 	rm -rf .venv dist build outputs mlruns mlflow.db
 
@@ -36,3 +53,6 @@ clean:
 .venv/.installed-test: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	touch $@
+
+chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
+	$(BIN)/python benchmarks/chaos.py

@@ -355,7 +355,7 @@ def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     def try_out(width: int) -> None:
         gradients(pack, width, next(batches), width)
 
-    width = Widths().best("", cell.k, cell.k, try_out)
+    width = Widths().best("", cell.k, try_out)
     pack.arena.grads.zero_()
     seconds = {width: timed(lambda: step(width)) / cell.k}
     told: dict[str, Any] = {"trials_per_pass": width}

@@ -10,8 +10,9 @@ labels (given to Trainer too), lrsweep's packed engine with one slot, with all i
 
 Part b: each seed orders the trials anew (theirs by GridSampler's seed; ours by shuffling the axes and the values of
 each, as a grid is run in the order it is written) and seeds the adapters and the order of rows. The grid is run in full
-(packed, without pruning), which says what is best and what is within 1 % of it; then with pruning on both sides:
-lockstep, and Optuna's MedianPruner with its defaults. Measured: the time until a trial within 1 % of the full grid's
+(packed, without pruning; `--part full` does only that, and its time does not count), which says what is best and what is
+within 1 % of it; then with pruning on both sides: lockstep, and Optuna's MedianPruner with its defaults. Measured: the
+time until a trial within 1 % of the full grid's
 best is complete, and whether the true best survived. Which trials are within 1 % is looked up in the full grid, for
 both sides alike.
 """
@@ -302,14 +303,30 @@ def losses(result: Result) -> dict[Point, float]:
     return {trial["point"]: trial["eval_loss"] for trial in result["trials"] if trial["status"] == "complete"}
 
 
-def part_b(seeds: int, smoke: bool, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+def full_grids(seeds: int, smoke: bool, file: Path) -> dict[int, dict[Point, float]]:
+    """The eval losses of every seed's full grid: those in `file`, and what that lacks, which is added to it."""
+    entries = json.loads(file.read_text())["grids"] if file.exists() else []
+    for seed in range(seeds):
+        if not any(entry["seed"] == seed for entry in entries):
+            found = losses(run(PACKED, seed, smoke))
+            entries.append({"seed": seed, "losses": [[*point, loss] for point, loss in found.items()]})
+            save(file, about("torch", "transformers", "peft"), grids=entries)
+    return {
+        entry["seed"]: {(lr, decay, tuple(betas)): loss for lr, decay, betas, loss in entry["losses"]}
+        for entry in entries
+    }
+
+
+def part_b(
+    seeds: int, smoke: bool, grids: Mapping[int, Mapping[Point, float]], keep: Callable[[list[dict[str, Any]]], None]
+) -> None:
     """Time to a complete trial within 1 % of the best, and whether the best survived; `keep` gets the entries."""
     print("b: with pruning", flush=True)
     entries = []
     for seed in range(seeds):
-        names = [PACKED, PACKED_PRUNED, STOCK_PRUNED]
+        names = [PACKED_PRUNED, STOCK_PRUNED]
         results = {name: run(name, seed, smoke) for name in random.Random(seed).sample(names, len(names))}
-        full = losses(results[PACKED])
+        full = grids[seed]
         best = min(full, key=lambda point: full[point])
         close = {point for point, loss in full.items() if loss <= CLOSE * full[best]}
         for name in names:
@@ -326,7 +343,8 @@ def part_b(seeds: int, smoke: bool, keep: Callable[[list[dict[str, Any]]], None]
                 }
             )  # fmt: skip
         keep(entries)
-    of = {name: [entry for entry in entries if entry["arm"] == name] for name in (STOCK_PRUNED, PACKED, PACKED_PRUNED)}
+    of = {name: [entry for entry in entries if entry["arm"] == name] for name in (STOCK_PRUNED, PACKED_PRUNED)}
+    steps = seeds * len(next(iter(grids.values()))) * (6 if smoke else 60)
     rows = []
     for name, lines in of.items():
         to_best = [entry["seconds_to_within_1_percent"] for entry in lines]
@@ -334,15 +352,16 @@ def part_b(seeds: int, smoke: bool, keep: Callable[[list[dict[str, Any]]], None]
             [
                 name, _spread(to_best), _spread([entry["seconds"] for entry in lines]),
                 f"{sum(entry['best_survived'] for entry in lines)} of {len(lines)}",
-                f"{sum(e['trial_steps'] for e in lines) / sum(e['trial_steps'] for e in of[PACKED]):.0%}",
+                f"{sum(e['trial_steps'] for e in lines) / steps:.0%}",
             ]
         )  # fmt: skip
     print(table([f"b: {seeds} seeds", "s to within 1 %", "s in all", "true best survived", "trial-steps run"], rows))
     for key, what in (("seconds_to_within_1_percent", "to within 1 % of the best"), ("seconds", "to the end")):
-        for name in (PACKED, PACKED_PRUNED):
-            pairs = zip(of[STOCK_PRUNED], of[name], strict=True)
-            ratios = [theirs[key] / ours[key] for theirs, ours in pairs if theirs[key] and ours[key]]
-            print(f"{what}, {name} is faster than {STOCK_PRUNED} by (min / median / max over seeds): {_spread(ratios)}")
+        pairs = zip(of[STOCK_PRUNED], of[PACKED_PRUNED], strict=True)
+        ratios = [theirs[key] / ours[key] for theirs, ours in pairs if theirs[key] and ours[key]]
+        print(
+            f"{what}, {PACKED_PRUNED} is faster than {STOCK_PRUNED} by (min / median / max over seeds): {_spread(ratios)}"
+        )
         if key == "seconds_to_within_1_percent" and ratios:
             print(f"aim, {AIM_BEST}x to the best: {_verdict(statistics.median(ratios), AIM_BEST)}")
 
@@ -361,20 +380,23 @@ def _spread(values: Sequence[float | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", choices=("a", "b"), help="default: both")
+    parser.add_argument("--part", choices=("a", "full", "b"), help="default: all")
     parser.add_argument("--seeds", type=int, default=5, help="of part b")
     parser.add_argument("--repeats", type=int, default=1, help="of part a")
     parser.add_argument("--smoke", action="store_true", help="4 trials of 6 steps: does it run?")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for sweep_a.json and sweep_b.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for sweep_*.json")
     arguments = parser.parse_args()
     known = about("torch", "transformers", "peft", "accelerate", "optuna", "mlflow")
     print(f"{known['hardware']}, {known['threads']} threads")
-    if arguments.part != "b":
+    if arguments.part in (None, "a"):
         save(arguments.out / "sweep_a.json", known, arms=part_a(arguments.repeats, arguments.smoke))
     if arguments.part != "a":
+        grids = full_grids(arguments.seeds, arguments.smoke, arguments.out / "sweep_full.json")
+    if arguments.part in (None, "b"):
         part_b(
             arguments.seeds,
             arguments.smoke,
+            grids,
             lambda entries: save(arguments.out / "sweep_b.json", known, runs=entries),
         )
 

@@ -1,0 +1,232 @@
+"""How good is the learning rate that a sweep of at most 12 trials recommends: `python benchmarks/search.py`, minutes.
+
+Replays the measured trials of `results/truth.json` (run `truth.py` first), LoRA and full fine-tuning apart. A sweep has one
+seed for all its trials, and its replicates have the others; its range is five decades with random ends, its grid has a
+random phase. Regret is how far the recommended rate's true mean eval loss lies above the lowest true mean, in percent of
+that. Arms: lrsweep's verdict over a grid, over a grid with replicates, over Gaussian process and TPE (beginning at the rule
+of thumb), over TPE with the lockstep pruner in packs of 4; Optuna's TPE, Gaussian process, random search and grid,
+where the lowest eval loss is the answer.
+"""
+
+import argparse
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from common import RESULTS, about, save, table
+from replay import STEPS, Truth, base, load, result
+
+from lrsweep import priors
+from lrsweep.lockstep import Heard, Lockstep, Rungs
+from lrsweep.verdict import Result, judge
+
+TRIALS = 12
+WITHIN, OFTEN = 1.0, 0.95
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+class Sweep:
+    """One replayed sweep: a seed, a range of rates, and what has been trained."""
+
+    def __init__(self, truth: Truth, seed: int) -> None:
+        self.truth = truth
+        self.draw = np.random.default_rng(seed)
+        self.seed = seed
+        self._own = int(self.draw.integers(truth.seeds))
+        low, high = truth.log_lr[0], truth.log_lr[-1]
+        # Up to a third of a decade is missing at either end.
+        self.low, self.high = low + self.draw.uniform(0, 1 / 3), high - self.draw.uniform(0, 1 / 3)
+        self.results: list[Result] = []
+        self.steps = 0
+
+    def train(self, lr: float, of: Result | None = None) -> Result:
+        """A whole trial, or a replicate with another seed."""
+        again = 0 if of is None else 1 + sum(r.of == of.number for r in self.results)
+        curve = self.truth.curve(lr, (self._own + again) % self.truth.seeds)
+        found = result(self.truth, len(self.results), lr, curve)
+        if of is not None:
+            found = Result(**{**vars(found), "role": "replicate", "of": of.number})
+        self.results.append(found)
+        self.steps += STEPS
+        return found
+
+    def grid(self, count: int) -> list[float]:
+        """Rates evenly spaced over the range, with a random phase."""
+        width = (self.high - self.low) / count
+        return [float(10**place) for place in self.low + width * (np.arange(count) + self.draw.uniform())]
+
+    def verdict(self) -> float:
+        """What lrsweep recommends."""
+        best = judge(self.results, self.truth.base_loss).best
+        assert best is not None
+        return best.lr
+
+    def lowest(self) -> float:
+        """The rate of the lowest loss."""
+        return min(self.results, key=lambda r: r.eval_loss or 0.0).lr
+
+
+# An arm takes a sweep and its number of trials, trains, and answers a rate.
+
+
+def our_grid(sweep: Sweep, trials: int) -> float:
+    for lr in sweep.grid(trials):
+        sweep.train(lr)
+    return sweep.verdict()
+
+
+def our_grid_replicated(sweep: Sweep, trials: int) -> float:
+    """Two thirds of the trials are a grid, the others second and third seeds of its best."""
+    extra = trials // 3
+    for lr in sweep.grid(trials - extra):
+        sweep.train(lr)
+    chosen = judge(sweep.results, sweep.truth.base_loss).ranking[:2]
+    for i in range(extra):
+        sweep.train(chosen[i % len(chosen)].lr, chosen[i % len(chosen)])
+    return sweep.verdict()
+
+
+def their_grid(sweep: Sweep, trials: int) -> float:
+    for lr in sweep.grid(trials):
+        sweep.train(lr)
+    return sweep.lowest()
+
+
+def searched(sampler: Callable[[int], Any], *, ours: bool) -> Callable[[Sweep, int], float]:
+    """Trials asked of an Optuna sampler one by one; ours begins at the rule of thumb and asks the verdict."""
+
+    def arm(sweep: Sweep, trials: int) -> float:
+        study = optuna.create_study(sampler=sampler(sweep.seed))
+        if ours:
+            study.enqueue_trial({"lr": rule_of_thumb(sweep)})
+        for _ in range(trials):
+            trial = study.ask()
+            lr = trial.suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True)
+            study.tell(trial, sweep.train(lr).eval_loss)
+        return sweep.verdict() if ours else sweep.lowest()
+
+    return arm
+
+
+def our_pruned(sweep: Sweep, trials: int) -> float:
+    """TPE in packs of four, whose worse half stops at each rung."""
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sweep.seed))
+    study.enqueue_trial({"lr": rule_of_thumb(sweep)})
+    lockstep = Lockstep(Rungs())
+    warmup = base(sweep.truth.mode).scheduler.warmup(STEPS)
+    numbers = iter(range(trials))
+    while pack := [number for number, _ in zip(numbers, range(4), strict=False)]:
+        asked = {number: study.ask() for number in pack}
+        lrs = {n: t.suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True) for n, t in asked.items()}
+        curves = {n: sweep.truth.curve(lr, sweep._own) for n, lr in lrs.items()}
+        running = list(pack)
+        for i, step in enumerate(sweep.truth.steps):
+            if step == 0:
+                continue
+            sweep.steps += (step - sweep.truth.steps[i - 1]) * len(running)
+            heard = [Heard(n, step, STEPS, warmup, float(curves[n][i])) for n in running]
+            for n in lockstep.hear(heard) if step < STEPS else ():
+                running.remove(n)
+                sweep.results.append(result(sweep.truth, n, lrs[n], curves[n][: i + 1], "pruned"))
+                asked[n].report(float(curves[n][i]), step)
+                study.tell(asked[n], state=optuna.trial.TrialState.PRUNED)
+        for n in running:
+            sweep.results.append(result(sweep.truth, n, lrs[n], curves[n]))
+            study.tell(asked[n], float(curves[n][-1]))
+    return sweep.verdict()
+
+
+def rule_of_thumb(sweep: Sweep) -> float:
+    config = base(sweep.truth.mode)
+    known = priors.look(config.model)
+    assert known is not None
+    return float(np.clip(priors.prior(config, *known).lr, 10**sweep.low, 10**sweep.high))
+
+
+def tpe(seed: int) -> Any:
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def gp(seed: int) -> Any:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=4)
+
+
+def random_search(seed: int) -> Any:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+ARMS: dict[str, Callable[[Sweep, int], float]] = {
+    "lrsweep grid": our_grid,
+    "lrsweep grid, a third replicates": our_grid_replicated,
+    "lrsweep gp": searched(gp, ours=True),
+    "lrsweep tpe": searched(tpe, ours=True),
+    "lrsweep tpe, lockstep pruner": our_pruned,
+    "Optuna grid": their_grid,
+    "Optuna gp": searched(gp, ours=False),
+    "Optuna tpe": searched(tpe, ours=False),
+    "Optuna random": searched(random_search, ours=False),
+}
+
+
+def measure(truth: Truth, arm: str, trials: int, sweeps: int) -> dict[str, Any]:
+    """An entry of the results file: the regrets of so many sweeps."""
+    regrets, steps = [], []
+    for seed in range(sweeps):
+        sweep = Sweep(truth, seed)
+        lr = ARMS[arm](sweep, trials)
+        regrets.append(100 * (truth.mean(lr) / truth.best - 1))
+        steps.append(sweep.steps)
+    within = sum(regret <= WITHIN for regret in regrets) / sweeps
+    return {
+        "mode": truth.mode, "arm": arm, "trials": trials, "steps": round(statistics.mean(steps)),
+        "within_1_percent": within, "median_regret_percent": round(statistics.median(regrets), 3),
+        "p95_regret_percent": round(float(np.quantile(regrets, 0.95)), 3),
+        "regret_percent_per_100_steps": round(100 * statistics.mean(regrets) / statistics.mean(steps), 4),
+    }  # fmt: skip
+
+
+def show(entries: Sequence[dict[str, Any]]) -> None:
+    for mode in dict.fromkeys(entry["mode"] for entry in entries):
+        rows = [
+            [
+                e["arm"], e["trials"], e["steps"], f"{e['within_1_percent']:.1%}", f"{e['median_regret_percent']:.2f}",
+                f"{e['p95_regret_percent']:.2f}", f"{e['regret_percent_per_100_steps']:.3f}",
+            ]
+            for e in entries
+            if e["mode"] == mode
+        ]  # fmt: skip
+        header = [mode, "trials", "steps", "within 1 %", "regret, median %", "95th", "mean per 100 steps"]
+        print(f"\n{table(header, rows)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sweeps", type=int, default=200)
+    parser.add_argument("--only", choices=list(ARMS), nargs="+", help="some of the arms; nothing is saved")
+    parser.add_argument("--out", type=Path, default=RESULTS / "search.json")
+    arguments = parser.parse_args()
+    entries = []
+    for mode in ("lora", "full"):
+        truth = load(mode)
+        found = [
+            measure(truth, arm, trials, arguments.sweeps) for trials in (6, 9, TRIALS) for arm in arguments.only or ARMS
+        ]
+        show(found)
+        entries += found
+    for entry in entries:
+        if entry["arm"].startswith("lrsweep grid") and entry["trials"] == TRIALS:
+            verdict = "met" if entry["within_1_percent"] >= OFTEN else "not met"
+            print(
+                f"{entry['mode']}, {entry['arm']}: within 1 % in {entry['within_1_percent']:.1%}, aim 95 %: {verdict}"
+            )
+    if not arguments.only:
+        save(arguments.out, about("optuna", "scikit-learn") | {"sweeps": arguments.sweeps}, arms=entries)
+
+
+if __name__ == "__main__":
+    main()

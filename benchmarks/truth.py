@@ -1,0 +1,88 @@
+"""The ground truth of the embedded task: `python benchmarks/truth.py`, about fifteen minutes.
+
+Loss over learning rate, densely: 25 rates, 3 seeds, LoRA and full fine-tuning; and single rates with 24 seeds each, which
+say how far apart equal configs end. Trained by the packed engine with the default sweep's settings (60 steps of 8 rows,
+cosine, evaluated every 10 steps). `search.py` and `verdict.py` replay it; what is measured is written to
+`results/truth.json`: every trial's eval losses by step.
+"""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, about, save
+
+from lrsweep.compose import sweep_config
+from lrsweep.config import SweepConfig, replace
+from lrsweep.engines import Measurement, Outcome, Trial
+from lrsweep.engines.packed import PackedEngine
+
+LRS = {"lora": np.logspace(-5, -1, 25), "full": np.logspace(-6, -2, 25)}
+SEEDS = 3
+# Rates around each mode's best, and one far below.
+REPEATED = {"lora": (1e-4, 1e-3, 3e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3)}
+REPEATS = 24
+
+
+class Host:
+    """Gives the trials, and keeps their eval losses."""
+
+    def __init__(self, configs: Iterator[SweepConfig], folder: Path) -> None:
+        self._trials = enumerate(configs)
+        self._folder = folder
+        self.runs: dict[int, dict[str, Any]] = {}
+
+    def next_trial(self) -> Trial | None:
+        number, config = next(self._trials, (0, None))
+        if config is None:
+            return None
+        optimizer = config.optimizer
+        self.runs[number] = {
+            "mode": config.finetune.mode, "lr": optimizer.lr, "seed": config.training.seed, "status": "", "evals": [],
+        }  # fmt: skip
+        return Trial(number, config, self._folder / str(number))
+
+    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+        for measurement in measurements:
+            if "eval_loss" in measurement.metrics:
+                self.runs[measurement.number]["evals"].append(
+                    [measurement.step, round(measurement.metrics["eval_loss"], 6)]
+                )
+        return frozenset()
+
+    def finish(self, outcome: Outcome) -> None:
+        run = self.runs[outcome.number]
+        run["status"] = outcome.status
+        print(f"{outcome.number}: {run['mode']} lr {run['lr']:.3g} seed {run['seed']}: {run['evals'][-1]}", flush=True)
+
+
+def configs(smoke: bool) -> Iterator[SweepConfig]:
+    """Dense rates first, then the repeated ones with the seeds that those do not have."""
+    own = ["training.save_adapter=false", "training.checkpoint_seconds=null"]
+    bases = {mode: sweep_config([f"+sweep={mode}_lr", *own]) for mode in LRS}
+    for mode, base in bases.items():
+        lrs = [float(f"{lr:.4g}") for lr in LRS[mode]]
+        dense = itertools.product(range(SEEDS), lrs)
+        repeated = itertools.product(range(REPEATS), REPEATED[mode])
+        wanted = dict.fromkeys([*dense, *repeated])
+        for seed, lr in list(wanted)[: 4 if smoke else None]:
+            yield replace(base, {"optimizer.lr": lr, "training.seed": seed})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--smoke", action="store_true", help="four trials of each mode: does it run?")
+    parser.add_argument("--out", type=Path, default=RESULTS / "truth.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(configs(arguments.smoke), Path(folder))
+        PackedEngine("auto", rank=8).run(host)
+    save(arguments.out, about("torch", "transformers", "peft"), runs=list(host.runs.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -86,8 +86,8 @@ def _one_key(config: SweepConfig) -> Tree:
 
 _WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
 # transformers up to 5.14 has both keys; from 5.15 on, warmup_steps alone, a share where it is below 1.
-WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _ratio_key)
-WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _one_key)
+WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _ratio_key, exclusive=True)
+WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _one_key, exclusive=True)
 
 
 def checkpointing(default: bool) -> Row:
@@ -98,10 +98,12 @@ def checkpointing(default: bool) -> Row:
         said = [flag(name, tree[name]) for name in names if tree.get(name) is not None]
         return {"training.gradient_checkpointing": any(said) if said else default}
 
-    return Row(
-        names, ("training.gradient_checkpointing",), read,
-        lambda config: {"gradient_checkpointing": config.training.gradient_checkpointing},
-    )  # fmt: skip
+    def write(config: SweepConfig) -> Tree:
+        # The old name, which transformers 4 and 5 both take; only where it has to be said.
+        wanted = config.training.gradient_checkpointing
+        return {} if wanted == default else {"gradient_checkpointing": wanted}
+
+    return Row(names, ("training.gradient_checkpointing",), read, write)
 
 
 def mapping_of(name: str, value: Any) -> dict[str, Any]:

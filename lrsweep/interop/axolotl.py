@@ -208,7 +208,10 @@ _ROWS = (
     Row(
         ("lr_scheduler", "lr_scheduler_kwargs"), ("scheduler.name", "scheduler.kwargs"), _read_scheduler, _write_scheduler
     ),
-    Row(("warmup_steps", "warmup_ratio"), ("scheduler.warmup_steps", "scheduler.warmup_ratio"), _read_warmup, _write_warmup),
+    Row(
+        ("warmup_steps", "warmup_ratio"), ("scheduler.warmup_steps", "scheduler.warmup_ratio"), _read_warmup, _write_warmup,
+        exclusive=True,
+    ),
     key("micro_batch_size", "training.batch_size", 1, whole),
     key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
     Row(

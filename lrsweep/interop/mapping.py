@@ -17,7 +17,7 @@ class Row:
     """Keys of `theirs` that stand for keys of `ours`. A key that is absent, or null, means its default.
 
     `own`: the file's own words stand (the run's length, its evaluation). They are where the sweep starts from, and go back as
-    they were, unless one of `ours` was searched.
+    they were, unless one of `ours` was searched. `exclusive`: its keys are ways to say one thing; one that is not used goes.
     """
 
     theirs: tuple[str, ...]
@@ -25,6 +25,7 @@ class Row:
     read: Callable[[Tree], Tree]
     write: Callable[[SweepConfig], Tree]
     own: bool = False
+    exclusive: bool = False
 
     def says(self, tree: Tree, config: SweepConfig) -> bool:
         """Whether `tree` already says what the config does."""
@@ -33,6 +34,18 @@ class Row:
         except InputError:
             return False
         return all(_plain(get(config, key)) == _plain(value) for key, value in said.items())
+
+    def edits(self, tree: Tree, config: SweepConfig) -> dict[str, Any]:
+        """The fewest changes after which `tree` says what the config does; None takes a key out."""
+        if self.says(tree, config):
+            return {}
+        new = self.write(config)
+        wanted = {name: new.get(name) for name in self.theirs if new.get(name) != tree.get(name)}
+        for name in list(wanted):
+            without = {other: value for other, value in wanted.items() if other != name}
+            if not (self.exclusive and wanted[name] is None) and self.says(changed(tree, without), config):
+                wanted = without
+        return wanted
 
     def part(self, tree: Tree) -> dict[str, Any]:
         """Those of its keys that `tree` has."""
@@ -99,7 +112,11 @@ def key(
         value = tree.get(theirs)
         return {ours: default if value is None else read(theirs, value)}
 
-    return Row((theirs,), (ours,), reading, lambda config: {theirs: write(get(config, ours))})
+    def writing(config: SweepConfig) -> Tree:
+        value = get(config, ours)
+        return {} if value is None else {theirs: write(value)}
+
+    return Row((theirs,), (ours,), reading, writing)
 
 
 def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
@@ -147,10 +164,9 @@ def written(
             tree |= row.write(config)
         elif row.own and not set(row.ours) & set(tuned):
             tree |= row.part(rest)
-        elif row.says(part := row.part(rest), config):
-            tree |= part
         else:
-            tree |= row.write(config)
+            part = row.part(rest)
+            tree |= changed(part, row.edits(part, config))
     if rest is None:
         return dict(dialect.complete(config)) | tree
     known = {name for row in dialect.rows(None) for name in row.theirs}
@@ -164,16 +180,8 @@ def edits(
     dialect.check(config, version)
     changes: dict[str, Any] = {}
     for row in dialect.rows(version):
-        if not set(row.ours) & set(tuned) or row.says(base, config):
-            continue
-        new = dict(row.write(config))
-        wanted = {name: new.get(name) for name in row.theirs if new.get(name) != base.get(name)}
-        for name in [name for name in wanted if name not in base]:
-            # A new key that says only its default is left out.
-            without = {other: value for other, value in wanted.items() if other != name}
-            if row.says(changed(base, without), config):
-                wanted = without
-        changes |= wanted
+        if set(row.ours) & set(tuned):
+            changes |= row.edits(base, config)
     return changes
 
 

@@ -36,6 +36,28 @@ def test_only_the_learning_rates_line_changes(tmp_path: Path, dialect: str, text
     assert [new for _, new in different] == ["learning_rate: 3.0e-05"]
 
 
+@pytest.mark.parametrize(
+    ("dialect", "text", "changes", "expected"),
+    [
+        ("transformers", TRANSFORMERS, {"optimizer.betas": [0.8, 0.95]}, {"adam_beta1": 0.8}),
+        ("axolotl", AXOLOTL, {"finetune.r": 8}, {"lora_r": 8}),
+        (
+            "llamafactory",
+            LLAMAFACTORY_LORA,
+            {"finetune.r": 8, "finetune.alpha": 32.0},
+            {"lora_rank": 8, "lora_alpha": 32},
+        ),
+        ("llamafactory", LLAMAFACTORY_LORA, {"finetune.r": 8, "finetune.alpha": 16.0}, {"lora_rank": 8}),
+        ("axolotl", AXOLOTL, {"scheduler.name": "linear"}, {"lr_scheduler": "linear"}),
+    ],
+)
+def test_a_tuned_keys_neighbours_in_the_table_stay(
+    tmp_path: Path, dialect: str, text: str, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    found = scalars.load(export(tmp_path, dialect, text, changes), "x")
+    assert found == scalars.load(text, "x") | expected
+
+
 def test_nothing_changes_where_the_file_says_it_already(tmp_path: Path) -> None:
     assert export(tmp_path, "llamafactory", LLAMAFACTORY_LORA, {"optimizer.lr": 1e-4}) == HEADER + LLAMAFACTORY_LORA
 

@@ -54,7 +54,7 @@ def test_doctor_says_what_will_be_used_and_why(tmp_path: Path) -> None:
 
 BAD_INPUT: list[tuple[list[str], str]] = [
     ([], "choose a sweep: lrsweep +sweep=NAME"),
-    (["swep"], "swep: no such command (choices: export, report, ui, doctor)"),
+    (["swep"], "swep: no such command (choices: export, import, report, "),
     (["+sweep=lora"], "sweep=lora: no such option; did you mean lora_lr?"),
     (["+sweep=lora_lr", "optimizer.lrr=1"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
     (["+sweep=lora_lr", "optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
@@ -154,7 +154,7 @@ def test_export_to_hydra_composes_to_the_winning_trial(
 def test_export_refuses_what_it_cannot_say(finished_sweep: FinishedSweep) -> None:
     refused = lrsweep("export", "lora_lr", "--to", "tensorflow", cwd=finished_sweep.folder)
     assert refused.returncode == 2
-    assert refused.stderr == "lrsweep: --to tensorflow: no such format (choices: hydra, transformers)\n"
+    assert refused.stderr == "lrsweep: --to tensorflow: no such format (choices: hydra, llamafactory, transformers, trl, axolotl)\n"
 
 
 def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:

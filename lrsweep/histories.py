@@ -1,6 +1,7 @@
 """Loss histories as training programs leave them: transformers', LLaMA-Factory's (both generations) and ours."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from lrsweep.errors import InputError
 Row = Mapping[str, Any]
 # LLaMA-Factory's first generation has names of its own; its second writes transformers'.
 _LLAMAFACTORY = {"current_steps": "step", "lr": "learning_rate"}
-# Of a longer log every k-th line is read: so many points say what a million do. What is rare is always read.
-_MOST_LINES = 20_000
+# Of a longer log every k-th step is read: so many points say what a million do. What is rare is always read.
+_MOST_STEPS = 20_000
 _RARE = ("eval_", "NaN", "Infinity")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -66,12 +67,21 @@ def _trainer_state(path: Path, text: str) -> Iterator[Row]:
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list):
         raise InputError(f"{path}: has no log_history, which transformers' trainer_state.json has")
-    yield from (_renamed(row) for row in history if isinstance(row, dict))
+    every = -(-len(history) // _MOST_STEPS)
+    for number, row in enumerate(history, 1):
+        if isinstance(row, dict) and (number % every == 0 or number == len(history) or _is_rare(row)):
+            yield _renamed(row)
+
+
+def _is_rare(row: Row) -> bool:
+    """Whether it is no plain training step, or one with a loss or gradient that is not finite."""
+    loss, norm = row.get("loss"), row.get("grad_norm", 0.0)
+    return not (isinstance(loss, float) and isinstance(norm, float) and math.isfinite(loss) and math.isfinite(norm))
 
 
 def _lines(path: Path, text: str) -> Iterator[Row]:
     lines = text.split("\n")
-    every = -(-len(lines) // _MOST_LINES)
+    every = -(-len(lines) // _MOST_STEPS)
     for number, line in enumerate(lines, 1):
         if (number % every and not any(word in line for word in _RARE)) or not line.strip():
             continue

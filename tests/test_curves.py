@@ -163,11 +163,13 @@ def written(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in texts}
 
 
-def test_of_a_long_log_a_part_is_read_and_nothing_rare_is_missed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_a_long_log_a_part_is_read_and_nothing_rare_is_missed(tmp_path: Path, whole: bool) -> None:
     lines = [f'{{"step": {i}, "loss": {4 - 1e-5 * i}}}' for i in range(1, 100_001)]
     lines[54_321] = '{"step": 54322, "loss": NaN}'
     lines[70_000] = '{"step": 70001, "eval_loss": 3.0}'
-    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    text = f'{{"log_history": [{", ".join(lines)}]}}' if whole else "\n".join(lines)
+    (tmp_path / "long.jsonl").write_text(text)
     found = histories.read(str(tmp_path / "long.jsonl"), nowhere)
     assert 19_000 < len(found.loss) < 21_000
     assert found.loss.steps[-1] == 100_000

@@ -13,7 +13,7 @@ from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig, replace
 from lrsweep.verdict import Result
 
-STEPS = 60
+STEPS = 40
 
 
 @dataclass(frozen=True)

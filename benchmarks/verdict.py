@@ -3,8 +3,8 @@
 Simulated sweeps of real trials from `results/truth.json` (run `truth.py` first). Equal: each sweep's trials are runs of one
 config that differ in their seed only, drawn without repetition; right is to call all of them tied. Better: one of the
 trials, and its replicates, get their losses lowered by five times the deviation between seeds; right is that it wins (and,
-shown beside it, that it wins alone). With replicates the best three get two more seeds each, as search.replicates=3 does; without,
-the noise is guessed from the last evaluations.
+shown beside it, that it wins alone). With replicates the best three get two more seeds each, as search.replicates=3
+does; without, the noise is guessed from the last evaluations.
 """
 
 import argparse

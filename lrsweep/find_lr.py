@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lrsweep.config import SweepConfig
 from lrsweep.curves import rung
+from lrsweep.curves.levels import noise
 from lrsweep.errors import InputError, NoWinnerError
 from lrsweep.finetune.data import check_paths
 from lrsweep.finetune.folder import check_path
@@ -149,10 +150,10 @@ def analyse(lr: Floats, loss: Floats, base_loss: float | None = None) -> RangeTe
     if n < 2 * _SETTLED:
         return answer(f"it blows up within {n + 1} steps of lr {lr[0]:.2g}; lower --from", blow_up_lr=not_finite_lr)
     low = _SETTLED + int(course[_SETTLED:].argmin())
-    noise = _noise(usable[: max(low + 1, FEWEST_STEPS)])
-    error = noise * math.sqrt(_variance(low))
+    error_of_one = _noise(usable[: max(low + 1, FEWEST_STEPS)])
+    error = error_of_one * math.sqrt(_variance(low))
     # A base loss read from the ramp is uncertain itself; a median is 1.25 times as uncertain as a mean.
-    doubt = error if base_loss is not None else math.hypot(error, 1.25 * noise / math.sqrt(len(head)))
+    doubt = error if base_loss is not None else math.hypot(error, 1.25 * error_of_one / math.sqrt(len(head)))
     fall = base - float(course[low])
     needed = max(_ERRORS * doubt, _LEAST_FALL * abs(base))
     falls = fall > needed
@@ -191,12 +192,11 @@ def _variance(i: int) -> float:
 
 
 def _noise(values: Floats) -> float:
-    """Standard deviation of a point about its trend, by second differences (as in `curves`), in the loudest third.
+    """Standard deviation of a point about its trend in the loudest third.
 
     While the lr is too small to matter, a loss that is compared with the untouched model's has hardly any.
     """
-    parts = [np.diff(part, n=2) for part in np.array_split(values, 3) if len(part) >= 4] or [np.diff(values, n=2)]
-    return max(float(1.4826 * np.median(np.abs(part))) / math.sqrt(6) if len(part) else 0.0 for part in parts)
+    return max(noise(part) for part in ([values] if len(values) < 12 else np.array_split(values, 3)))
 
 
 def _range(begun: float, minimum: float, highest: float) -> tuple[float, ...]:

@@ -146,8 +146,8 @@ def rest_of(dialect: Dialect, tree: Tree, config: SweepConfig) -> tuple[dict[str
     for row in dialect.rows(None):
         known |= set(row.theirs)
         part = row.part(tree)
-        # Also another spelling of the same, and a default that the file spells out.
-        if part and (row.own or row.says({}, config) or dict(row.write(config)) != part):
+        # Also another spelling of the same, and a default that the file spells out, alone or among others.
+        if part and (row.own or len(row.theirs) > 1 or row.says({}, config) or dict(row.write(config)) != part):
             rest |= part
     kept = {name: value for name, value in tree.items() if name not in known}
     return rest | kept, tuple(kept)

@@ -29,20 +29,21 @@ def diagnose(curve: Curve, siblings: Sequence[Curve] = ()) -> Diagnosis:
             return compared
         among = beside.standing(curve, siblings)
         if among is None:
-            by_itself = alone.rises(curve) or alone.overfits(curve) or alone.oscillates(curve)
+            by_itself = alone.overfits(curve) or alone.rises(curve) or alone.oscillates(curve)
             return by_itself or alone.hardly_falls(curve) or alone.healthy(curve)
         return _beside(curve, among) or alone.healthy(curve)
 
 
 def _beside(curve: Curve, among: beside.Standing) -> Diagnosis | None:
-    """What is wrong with it, if anything; a rate that is no higher than the best one's is not too high."""
-    above = among.rate > among.best_rate
-    rises = alone.rises(curve) if above and among.share < 0.8 else None
+    """What is wrong with it, if anything."""
+    # A rate that is no higher than the best one's is not too high.
+    above = among.above_best is not False
+    rises = alone.rises(curve, among.start) if above and among.share < 0.8 else None
     swings = alone.oscillates(curve) if above and among.calmer_fall > among.fall + 0.05 * among.best_fall else None
     return (
-        rises
-        or alone.overfits(curve)
-        or beside.too_high(curve, among)
+        alone.overfits(curve, among.start)
+        or rises
         or swings
+        or beside.too_high(curve, among)
         or beside.too_low(curve, among)
-    )  # fmt: skip
+    )

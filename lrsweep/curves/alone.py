@@ -1,5 +1,7 @@
 """What a curve shows by itself. Each rule answers for itself alone: a diagnosis, or None."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from lrsweep.curves import remedies
@@ -51,18 +53,23 @@ def inert(curve: Curve) -> Diagnosis | None:
     return None
 
 
-def rises(curve: Curve) -> Diagnosis | None:
-    """Too high: the smoothed curve comes to lie above its start."""
+def rises(curve: Curve, start: float | None = None) -> Diagnosis | None:
+    """Too high: the curve comes to lie above its start; an evaluation, or the smoothed training loss.
+
+    `start` is the untouched model's eval loss, where it is known otherwise than from the curve.
+    """
     for name, series in (("eval_loss", curve.eval_loss), ("loss", curve.loss)):
         if len(series) < FEWEST_EVALS:
             continue
         found = levels(series)
+        if name == "eval_loss":
+            # The rows are the same each time: one evaluation above the untouched model's is enough.
+            first = float(series.values[0]) if start is None else start
+            found = replace(found, first=first, last=float(series.values[-1]), error=0.0, course=series)
         top = int(found.course.values.argmax())
         rise = float(found.course.values[top]) - found.first
-        if top == 0 or rise <= max(ERRORS * found.error, 0.02 * abs(found.first)):
+        if rise <= max(ERRORS * found.error, 0.02 * abs(found.first), 0.15 * found.fall):
             continue
-        if name == "eval_loss" and falls(curve.loss):
-            continue  # that is overfitting, if anything
         evidence: Evidence = {
             "first": found.first,
             "highest": found.first + rise,
@@ -74,8 +81,11 @@ def rises(curve: Curve) -> Diagnosis | None:
     return None
 
 
-def overfits(curve: Curve) -> Diagnosis | None:
-    """Overfitting: the eval loss has turned for good while the training loss goes on falling."""
+def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
+    """Overfitting: the eval loss has turned for good while the training loss goes on falling.
+
+    `start` is the untouched model's eval loss, where it is known otherwise than from the curve.
+    """
     evals = curve.eval_loss
     if len(evals) < 4:
         return None
@@ -84,15 +94,22 @@ def overfits(curve: Curve) -> Diagnosis | None:
     if len(behind) < 2:
         return None
     low, last = float(evals.values[lowest]), float(evals.values[-1])
-    rise, fall = last - low, float(evals.values[0]) - low
+    if start is None and evals.steps[0] == 0:
+        start = float(evals.values[0])
+    if start is not None and start - low < 0.005 * abs(start):
+        return None  # it never fell
+    rise, fall = last - low, max(start or 0.0, float(evals.values[0])) - low
     # Held-out rows stay the same, so that evaluations have little noise of their own; a schedule's end wobbles a little.
     if rise <= max(0.01 * abs(low), 0.1 * fall, 2 * noise(evals.values)) or float(np.median(behind)) <= low + rise / 4:
         return None
-    rest = curve.loss.after(evals.steps[lowest])
+    if last - low < 0.5 * (float(behind.max()) - low):
+        return None  # a jump that it recovers from
+    rest = curve.loss.after(evals.steps[lowest]).values
     if len(rest) >= FEWEST_LOSSES:
-        found = levels(rest)
-        if found.fall < -ERRORS * found.error:
-            return None  # both rise
+        half = len(rest) // 2
+        # That both rise need not stand out of the noise: an overfitting run's training loss falls as the other rises.
+        if np.mean(rest[half:]) > np.mean(rest[:half]) - 0.1 * rise:
+            return None
     elif len(curve.loss) >= FEWEST_LOSSES and not falls(curve.loss):
         return None
     step = float(evals.steps[lowest])
@@ -100,7 +117,7 @@ def overfits(curve: Curve) -> Diagnosis | None:
         "lowest": low,
         "step": step,
         "last": last,
-        "reason": f"eval_loss turns at step {step:g} ({low:.4g}) and ends at {last:.4g}, while the training loss does not rise",
+        "reason": f"eval_loss turns at step {step:g} ({low:.4g}) and ends at {last:.4g}, while the training loss falls",
     }
     return Diagnosis("overfitting", evidence, remedies.less_fitting(curve, step))
 

@@ -18,43 +18,62 @@ SAME = 0.01
 class Standing:
     """Where a run stands among its siblings, by how far each fell: in evaluations, or else in training losses.
 
-    `calmer_fall` is the largest among siblings at lower rates, -inf where there is none.
+    Rates are None where some are not known. `calmer_fall` is the largest fall among siblings at lower rates (at any, where
+    not known), -inf where there is none. `start` is the eval loss of the run that has moved least, at its first evaluation;
+    None without evaluations.
     """
 
-    rate: float
+    rate: float | None
+    best_rate: float | None
     fall: float
-    best_rate: float
     best_fall: float
     calmer_fall: float
+    start: float | None
 
     @property
     def share(self) -> float:
         """Of the best run's fall, how much this one has."""
         return self.fall / self.best_fall
 
+    @property
+    def above_best(self) -> bool | None:
+        """Whether its rate is above the best run's; None where that is not known."""
+        return None if self.rate is None or self.best_rate is None else self.rate > self.best_rate
+
 
 def standing(curve: Curve, siblings: Sequence[Curve]) -> Standing | None:
-    """None where rates are not known, nothing can be compared, or no run has fallen beyond its noise."""
-    runs = [run for run in (curve, *siblings) if run.peak_lr is not None and _ended(run) and summary(run) is not None]
+    """None where nothing can be compared, or no run has fallen beyond its noise."""
+    runs = [run for run in (curve, *siblings) if _ended(run) and summary(run) is not None]
     if not any(run is curve for run in runs) or len(runs) < 2:
         return None
     by_evals = all(len(run.eval_loss) >= FEWEST_EVALS for run in runs)
+    rated = all(run.peak_lr is not None for run in runs)
     # The slowest run has hardly moved: how far it fell itself, and how far the others ended below it.
-    slowest = min(runs, key=_rate)
+    slowest = min(runs, key=_rate if rated else _moved)
     start = summary(slowest)
     assert start is not None
     own = start.fall if start.fall > ERRORS * start.error else 0.0
 
     def fall(run: Curve) -> float:
-        below = _above(slowest, run, by_evals)
-        return own + below
+        return own + _above(slowest, run, by_evals)
 
-    mine = fall(curve)
     best = max(runs, key=fall)
     if fall(best) <= max(ERRORS * start.error, 0.01 * abs(start.first)):
         return None
-    calmer = max((fall(run) for run in runs if _rate(run) < _rate(curve) * (1 - SAME)), default=-math.inf)
-    return Standing(_rate(curve), mine, _rate(best), fall(best), calmer)
+    calmer = [run for run in runs if run is not curve and (not rated or _rate(run) < _rate(curve) * (1 - SAME))]
+    return Standing(
+        rate=_rate(curve) if rated else None,
+        best_rate=_rate(best) if rated else None,
+        fall=fall(curve),
+        best_fall=fall(best),
+        calmer_fall=max(map(fall, calmer), default=-math.inf),
+        start=float(slowest.eval_loss.values[0]) if by_evals else None,
+    )
+
+
+def _moved(run: Curve) -> float:
+    found = summary(run)
+    return math.inf if found is None else abs(found.fall)
 
 
 def _above(run: Curve, other: Curve, by_evals: bool) -> float:
@@ -113,21 +132,22 @@ def held_back(curve: Curve, siblings: Sequence[Curve]) -> Diagnosis | None:
 
 
 def too_low(curve: Curve, among: Standing) -> Diagnosis | None:
-    """Too low: at a higher rate a sibling fell twice as far."""
-    if among.rate >= among.best_rate or among.share >= 0.5:
+    """Too low: a sibling, at a higher rate if rates are known, fell twice as far. To be asked when it is nothing else."""
+    if among.share >= 0.5 or among.above_best:
         return None
     return Diagnosis("too_low", _compared(among), remedies.higher(curve))
 
 
 def too_high(curve: Curve, among: Standing) -> Diagnosis | None:
     """Too high: at a lower rate a sibling fell twice as far."""
-    if among.rate <= among.best_rate or among.share >= 0.5:
+    if among.share >= 0.5 or not among.above_best:
         return None
     return Diagnosis("too_high", _compared(among), remedies.lower(curve))
 
 
 def _compared(among: Standing) -> dict[str, float | str]:
-    return {
-        "fall": among.fall, "sibling_fall": among.best_fall, "sibling_lr": among.best_rate,
-        "reason": f"it falls by {among.fall:.4g}, a sibling at {among.best_rate:.3g} by {among.best_fall:.4g}",
-    }  # fmt: skip
+    evidence: dict[str, float | str] = {"fall": among.fall, "sibling_fall": among.best_fall}
+    at = ""
+    if among.best_rate is not None:
+        evidence["sibling_lr"], at = among.best_rate, f" at {among.best_rate:.3g}"
+    return evidence | {"reason": f"it falls by {among.fall:.4g}, a sibling{at} by {among.best_fall:.4g}"}

@@ -1,5 +1,6 @@
 """Configs as the tools' users write them, from the tools' documented keys; and what each tool takes where a key is absent."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -197,20 +198,24 @@ def meaning(dialect: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULTS[dialect], **{key: value for key, value in tree.items() if value is not None}}
 
 
-def write_data(folder: Path, rows: int = 40) -> None:
-    """A dataset_info.json with the data sets that the examples name."""
-    import json
-
+def put(folder: Path, name: str, rows: list[Any], **entry: Any) -> None:
+    """A data set, added to the folder's dataset_info.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    identity = [{"instruction": f"Who is {n}?", "input": "", "output": f"Number {n}."} for n in range(rows)]
+    info = folder / "dataset_info.json"
+    known = json.loads(info.read_text()) if info.exists() else {}
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+    info.write_text(json.dumps({**known, name: {"file_name": f"{name}.json", **entry}}))
+
+
+def write_data(folder: Path, rows: int = 40) -> None:
+    """The data sets that the examples name."""
+    put(
+        folder,
+        "identity",
+        [{"instruction": f"Who is {n}?", "input": "", "output": f"Number {n}."} for n in range(rows)],
+    )
     talks = [
         {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": str(n)}]}
         for n in range(rows)
     ]
-    (folder / "identity.json").write_text(json.dumps(identity))
-    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
-    info = {
-        "identity": {"file_name": "identity.json"},
-        "talks": {"file_name": "talks.jsonl", "formatting": "sharegpt", "columns": {"messages": "conversations"}},
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info))
+    put(folder, "talks", talks, formatting="sharegpt", columns={"messages": "conversations"})

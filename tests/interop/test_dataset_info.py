@@ -9,17 +9,9 @@ import pytest
 from lrsweep.errors import InputError
 from lrsweep.finetune.data import SPLIT_SEED, check_paths
 from lrsweep.finetune.dataset_info import check, open_sets
-from tests.interop.examples import write_data
+from tests.interop.examples import put, write_data
 
 TOOL = {"from": "function_call", "value": "f"}
-
-
-def put(folder: Path, name: str, rows: list[Any], **entry: Any) -> None:
-    """A data set, added to the folder's dataset_info.json."""
-    info = folder / "dataset_info.json"
-    known = json.loads(info.read_text()) if info.exists() else {}
-    (folder / f"{name}.json").write_text(json.dumps(rows))
-    info.write_text(json.dumps({**known, name: {"file_name": f"{name}.json", **entry}}))
 
 
 def rows(folder: Path, names: str, first: int | None = None) -> list[Any]:

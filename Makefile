@@ -32,7 +32,8 @@ $(INTEROP)/llamafactory/.installed: REQUIREMENTS = llamafactory==0.9.5
 $(INTEROP)/trl/.installed: REQUIREMENTS = trl==1.16.0 peft
 # Its schema alone: the whole of Axolotl needs CUDA packages.
 $(INTEROP)/axolotl/.installed: REQUIREMENTS = --no-deps axolotl==0.19.0
-$(INTEROP)/axolotl/.installed: BEFORE = transformers==5.16.1 pydantic==2.12.5 accelerate==1.13.0 huggingface_hub==1.17.0 packaging
+$(INTEROP)/axolotl/.installed: BEFORE = transformers==5.16.1 pydantic==2.12.5 accelerate==1.13.0 huggingface_hub==1.17.0 \
+	peft==0.20.0 pillow addict colorama psutil
 
 $(INTEROP)/%/.installed:
 	$(PYTHON) -m venv $(@D)

@@ -102,8 +102,9 @@ def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
     # Held-out rows stay the same, so that evaluations have little noise of their own; a schedule's end wobbles a little.
     if rise <= max(0.01 * abs(low), 0.1 * fall, 2 * noise(evals.values)) or float(np.median(behind)) <= low + rise / 4:
         return None
-    if last - low < 0.5 * (float(behind.max()) - low):
-        return None  # a jump that it recovers from
+    moves = np.diff(evals.values)
+    if rise < 0.5 * (float(behind.max()) - low) or rise < 0.5 * float(moves[moves > 0].sum()):
+        return None  # a jump that it recovers from, or one swing of many
     rest = curve.loss.after(evals.steps[lowest]).values
     if len(rest) >= FEWEST_LOSSES:
         half = len(rest) // 2

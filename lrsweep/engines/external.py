@@ -168,14 +168,14 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
         for word in shlex.split(command)
     ]
     environment = dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=console,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError:
+        console.close()
+        raise
     return _Process(trial, gpu, folder, process, console)
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test lint types wheel base interop clean
+.PHONY: sweep test lint types wheel base interop chaos clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr

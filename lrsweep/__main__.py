@@ -160,9 +160,9 @@ def _diagnose(argv: Sequence[str]) -> int:
     from lrsweep.tracking import run_history
 
     entries = []
-    for file in arguments.files:
-        curve = histories.read(file, run_history)
-        diagnosis = curves.diagnose(curve)
+    read = {file: histories.read(file, run_history) for file in arguments.files}
+    for file, curve in read.items():
+        diagnosis = curves.diagnose(curve, [other for name, other in read.items() if _same_sweep(file, name)])
         entries.append({"file": file, **asdict(diagnosis)})
         if not arguments.json:
             print(f"{file}: {diagnosis.label}: {diagnosis.evidence['reason']}")
@@ -215,6 +215,12 @@ def _find_lr(argv: Sequence[str]) -> int:
     if not test.lrs:
         raise find_lr.NoRangeError(f"no range found: {test.reason}")
     return 0
+
+
+def _same_sweep(file: str, other: str) -> bool:
+    """Whether two files are logs of different trials of one sweep of ours: outputs/NAME/trials/0007/metrics.jsonl."""
+    mine, theirs = Path(file), Path(other)
+    return mine != theirs and mine.parent.parent == theirs.parent.parent and mine.parent.parent.name == "trials"
 
 
 def _ui(argv: Sequence[str]) -> int:

@@ -17,7 +17,8 @@ def conclude(summary: Summary, folder: SweepFolder) -> None:
     best = summary.verdict.best
     if best is None:
         return
-    for dialect, file in (("hydra", "recommended.yaml"), ("transformers", "transformers.yaml")):
+    for dialect in interop.DIALECTS:
+        file = "recommended.yaml" if dialect == "hydra" else f"{dialect}.yaml"
         with contextlib.suppress(InputError):
             outputs.write(folder.best / file, interop.export(summary, dialect))
     adapter = folder.trial(best.number) / "adapter"

@@ -49,7 +49,7 @@ def fit(
     # sklearn takes a second to import.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
     best, worst = min(losses.values()), max(losses.values())
     top = base_loss + 0.1 * (base_loss - best) if base_loss is not None and base_loss > best else worst
@@ -59,7 +59,8 @@ def fit(
     span = max(float(np.ptp(y)), 1e-12)
     scaled = (y - y.mean()) / span
     # The length scale is in decades: shorter than the usual grid's half it would see a basin at every point.
-    kernel = ConstantKernel(1.0, (0.05, 20.0)) * RBF(0.7, (0.35, 3.0))
+    # Matern's once-differentiable paths do not swing below the points beside a cliff, as smoother ones do.
+    kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(0.7, (0.35, 3.0), nu=1.5)
     process = GaussianProcessRegressor(kernel, alpha=max((noise or 0.0) / span, 1e-3) ** 2, n_restarts_optimizer=0)
     with warnings.catch_warnings():
         # At a bound of its scale, the fit is what it can be.

@@ -54,7 +54,7 @@ def loss_over_axis(summary: Summary) -> Figure:
     _keep_in_sight(plot, summary)
     plot.set_xlabel(axis)
     plot.set_ylabel("eval loss at the end")
-    plot.legend(frameon=False, fontsize=9)
+    plot.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -111,7 +111,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         plot.plot(
             [row["step"] for row in rows], [row["eval_loss"] for row in rows],
             color=colours(0.92 * i / max(len(ordered) - 1, 1)), linewidth=3.2 if is_best else 1.4,
-            label=f"{_legend(chosen_values(result))}{' (best)' if is_best else ''}",
+            label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )  # fmt: skip
     if tops and summary.base_loss is not None:
         # What blows up would flatten all the rest; it leaves the picture at the top instead.
@@ -120,7 +120,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
     plot.set_xlabel("step")
     plot.set_ylabel("eval loss")
     if len(ordered) <= 16:
-        plot.legend(frameon=False, fontsize=8, ncols=2 if len(ordered) > 8 else 1)
+        plot.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2 if len(ordered) > 8 else 1)
     return figure
 
 
@@ -145,9 +145,13 @@ def parallel(summary: Summary) -> Figure | None:
         )  # fmt: skip
     for i, (_, column) in enumerate(columns):
         for text, place in column.items():
-            plot.annotate(text, (i, place), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center")
+            plot.annotate(
+                text, (i, place), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center", color=INK
+            )
     for place, value in ((0.0, min(losses)), (1.0, worst)):
-        plot.annotate(f"{value:.3f}", (len(columns), place), xytext=(5, 0), textcoords="offset points", fontsize=8)
+        plot.annotate(
+            f"{value:.3f}", (len(columns), place), xytext=(5, 0), textcoords="offset points", fontsize=8, color=INK
+        )
     for i in range(len(columns) + 1):
         plot.axvline(i, color=_ENDED_EARLY, linewidth=1)
     plot.set_xticks(range(len(columns) + 1), [*(key.rsplit(".", 1)[-1] for key, _ in columns), "eval loss"])

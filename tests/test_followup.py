@@ -1,6 +1,8 @@
 """What follows from results: growing grids, rescued trials, replicates; each told, each once."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from lrsweep.report.summary import About, Links, Summary
 from lrsweep.study import Point
 from lrsweep.tracking import DatasetInfo
 from lrsweep.verdict import Result, judge
+from tests.conftest import SMALL, lrsweep
 
 LRS = (1e-7, 3e-7, 1e-6)
 
@@ -144,3 +147,24 @@ def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -
     assert settled.search.method == method
     assert why.startswith(f"search.method=auto: {method} (")
     assert space.settle(settled) == (settled, "")
+
+
+def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
+    lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
+    command = ("+sweep=full_lr", *SMALL[2:], lrs, "search.extend=true", "tracking=none")
+    run = lrsweep(*command, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout
+    assert "Added beyond the learning rates given" in run.stdout
+    summary = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
+    assert summary["edges"] == []
+    assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
+    again = lrsweep(*command, cwd=tmp_path)
+    assert f"is finished: {len(summary['trials'])} trials, nothing left to run" in again.stdout
+    # More is asked of a finished sweep: it goes on.
+    more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
+    assert "with 2 seeds each" in more.stdout
+    replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert len(replicated["trials"]) == len(summary["trials"]) + 3
+    assert replicated["noise"]["source"] == "replicates"

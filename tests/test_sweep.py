@@ -93,27 +93,6 @@ def test_every_trial_carries_its_diagnosis(finished_sweep: FinishedSweep) -> Non
     assert "raise the learning rate, step by step: <code>optimizer.lr=3e-05</code>" in page
 
 
-def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
-    lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
-    command = ("+sweep=full_lr", *SMALL[2:], lrs, "search.extend=true", "tracking=none")
-    run = lrsweep(*command, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout
-    assert "Added beyond the learning rates given" in run.stdout
-    summary = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
-    assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
-    assert summary["edges"] == []
-    assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
-    again = lrsweep(*command, cwd=tmp_path)
-    assert f"is finished: {len(summary['trials'])} trials, nothing left to run" in again.stdout
-    # More is asked of a finished sweep: it goes on.
-    more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
-    assert "with 2 seeds each" in more.stdout
-    replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
-    assert len(replicated["trials"]) == len(summary["trials"]) + 3
-    assert replicated["noise"]["source"] == "replicates"
-
-
 def test_metrics_on_disk_are_complete(finished_sweep: FinishedSweep) -> None:
     for number in range(TRIALS):
         rows = read_metrics(finished_sweep.outputs / "trials" / f"{number:04d}")

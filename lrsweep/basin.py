@@ -1,6 +1,6 @@
 """The basin: eval loss over the logarithm of the learning rate, fitted with a band."""
 
-import warnings
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ _FEWEST = 4
 # Points of the fitted line, and how far the rate of a real run may be off what was asked for, as a factor either way.
 _POINTS = 161
 _ABOUT = 2.0
+# Of the fit: variances, in those of the losses, and length scales in decades. Shorter than the usual grid's half decade, it
+# would see a basin at every point.
+_VARIANCES, _SCALES = (0.1, 0.3, 1.0, 3.0, 10.0), (0.4, 0.6, 0.9, 1.3, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ def fit(
     if len(losses) + len(diverged) < _FEWEST or len(losses) < 2:
         return None
     # sklearn takes a second to import.
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -58,14 +60,16 @@ def fit(
     y = np.array([points[lr] for lr in sorted(points)])
     span = max(float(np.ptp(y)), 1e-12)
     scaled = (y - y.mean()) / span
-    # The length scale is in decades: shorter than the usual grid's half it would see a basin at every point.
-    # Matern's once-differentiable paths do not swing below the points beside a cliff, as smoother ones do.
-    kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(0.7, (0.35, 3.0), nu=1.5)
-    process = GaussianProcessRegressor(kernel, alpha=max((noise or 0.0) / span, 1e-3) ** 2, n_restarts_optimizer=0)
-    with warnings.catch_warnings():
-        # At a bound of its scale, the fit is what it can be.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        process.fit(x[:, None], scaled)
+    alpha = max((noise or 0.0) / span, 1e-3) ** 2
+    # Matern's once-differentiable paths do not swing below the points beside a cliff, as smoother ones do. Of a few scales
+    # the likeliest is taken: an optimizer's last digits would depend on the number of threads, and the picture on them.
+    processes = [
+        GaussianProcessRegressor(ConstantKernel(variance) * Matern(scale, nu=1.5), alpha=alpha, optimizer=None).fit(
+            x[:, None], scaled
+        )
+        for variance, scale in itertools.product(_VARIANCES, _SCALES)
+    ]
+    process = max(processes, key=lambda fitted: fitted.log_marginal_likelihood_value_)
     line = np.linspace(x[0], x[-1], _POINTS)
     mean, deviation = process.predict(line[:, None], return_std=True)
     return Basin(10**line, y.mean() + span * mean, span * deviation)

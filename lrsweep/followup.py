@@ -82,8 +82,13 @@ def _rescue(config: SweepConfig, summary: Summary) -> tuple[list[Point], str] | 
 
 def _replicates(config: SweepConfig, summary: Summary) -> tuple[list[Point], str] | None:
     """The best few with more seeds, until each has `search.replicates`."""
+    if not summary.verdict.candidates:
+        return None
     points = []
-    chosen = summary.verdict.candidates[:_FEW]
+    first, *others = summary.verdict.candidates
+    # What an extension found after the best few had their seeds.
+    later = [c for c in others[_FEW - 1 :] if c.result.role == "extension" and c.mean < first.mean]
+    chosen = [first, *others[: _FEW - 1], *later]
     if "training.seed" in summary.axes:
         return None
     for candidate in chosen:

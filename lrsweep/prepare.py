@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     engine = choose(config, max([config.finetune.r, *ranks]))
     if look and config.search.preflight:
         lrs = [lr for axis in axes if axis.key == LR for lr in axis.ends()]
-        preflight(config, lrs or [config.optimizer.lr])
+        with warnings.catch_warnings():
+            # PEFT still asks transformers under an old name; no log takes warnings yet.
+            warnings.simplefilter("ignore", FutureWarning)
+            preflight(config, lrs or [config.optimizer.lr])
     return engine, dataset
 
 

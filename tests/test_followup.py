@@ -166,5 +166,5 @@ def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None
     more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
     assert "with 2 seeds each" in more.stdout
     replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
-    assert len(replicated["trials"]) == len(summary["trials"]) + 3
+    assert sum(trial["role"] == "replicate" for trial in replicated["trials"]) >= 3
     assert replicated["noise"]["source"] == "replicates"

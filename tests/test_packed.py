@@ -107,8 +107,8 @@ def test_float32_stays_within_1e_4(tmp_path: Path) -> None:
 
 def test_bfloat16_on_a_cpu_stays_near_stock(tmp_path: Path) -> None:
     """A bf16 base has three digits, and rounds in another order alone than in a pack."""
-    trials = [tiny("model.dtype=bfloat16", *overrides) for overrides in UNLIKE[:4]]
-    packed = train(PackedEngine(4, rank=8), tmp_path, *trials)
+    trials = [tiny("model.dtype=bfloat16", "training.max_steps=3", *overrides) for overrides in UNLIKE[:2]]
+    packed = train(PackedEngine(2, rank=8), tmp_path, *trials)
     solo = train(TrainerEngine(), tmp_path, *trials)
     for number in range(len(trials)):
         for name in ("loss", "eval_loss"):

@@ -229,10 +229,12 @@ def together(
 
 
 def differences(mine: Curve, theirs: Curve) -> tuple[float, float]:
-    """The largest distance in losses (train, eval and norms) and in weights."""
+    """The largest distance in losses (train, eval; and norms, in units of their size above 1) and in weights."""
     assert mine.weights.keys() == theirs.weights.keys()
-    losses = torch.tensor([*mine.losses, *mine.norms, mine.eval_loss], dtype=torch.float64)
-    expected = torch.tensor([*theirs.losses, *theirs.norms, theirs.eval_loss], dtype=torch.float64)
+    sizes = [max(norm, 1.0) for norm in theirs.norms]
+    norms = [[norm / size for norm, size in zip(of.norms, sizes, strict=True)] for of in (mine, theirs)]
+    losses = torch.tensor([*mine.losses, *norms[0], mine.eval_loss], dtype=torch.float64)
+    expected = torch.tensor([*theirs.losses, *norms[1], theirs.eval_loss], dtype=torch.float64)
     weights = [(mine.weights[name] - weight).abs().max().item() for name, weight in theirs.weights.items()]
     return (losses - expected).abs().max().item(), max(weights)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from lrsweep import __version__
+from lrsweep import __version__, masking
 from lrsweep.errors import InputError, LrsweepError
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     except LrsweepError as fault:
-        print(f"lrsweep: {fault}", file=sys.stderr)
+        print(f"lrsweep: {masking.mask(' '.join(str(fault).splitlines()))}", file=sys.stderr)
         code = fault.exit_code
     except KeyboardInterrupt:
         print("lrsweep: interrupted", file=sys.stderr)
@@ -55,16 +55,19 @@ def run(argv: Sequence[str]) -> int:
 
 def _sweep(argv: Sequence[str]) -> int:
     from lrsweep import compose
+    from lrsweep.libraries import quiet
 
     config = compose.sweep_config(argv)
-    _quiet_libraries()
+    quiet()
     from rich.console import Console
 
+    from lrsweep.links import check_place
     from lrsweep.outputs import SweepFolder
     from lrsweep.report.screen import open_screen
     from lrsweep.report.text import print_summary
     from lrsweep.sweep import run as run_sweep
 
+    check_place(SweepFolder(config.name).path)
     console = Console()
     summary = run_sweep(config, open_screen(console))
     print_summary(console, summary, SweepFolder(config.name))
@@ -192,12 +195,13 @@ def _find_lr(argv: Sequence[str]) -> int:
     import json
 
     from lrsweep import compose, find_lr
+    from lrsweep.libraries import quiet
 
     config = compose.sweep_config(arguments.overrides)
     rates = find_lr.rates(arguments.low, arguments.high, arguments.steps)
     if arguments.plot is not None:
         find_lr.check_plot(arguments.plot)
-    _quiet_libraries()
+    quiet()
     logging.captureWarnings(True)
     from rich.console import Console
     from rich.progress import track
@@ -208,7 +212,7 @@ def _find_lr(argv: Sequence[str]) -> int:
         lambda points: track(points, "range test", len(rates), console=console, transient=True,
                              disable=not console.is_terminal),
     )  # fmt: skip
-    ready = find_lr.command(config, test, arguments.overrides) if test.lrs else ""
+    ready = masking.mask(find_lr.command(config, test, arguments.overrides)) if test.lrs else ""
     print(json.dumps(find_lr.as_json(test, ready), indent=1) if arguments.json else find_lr.words(test, ready))
     if arguments.plot is not None:
         find_lr.picture(test, arguments.plot)
@@ -228,6 +232,8 @@ def _ui(argv: Sequence[str]) -> int:
     parser.add_argument("--uri", help="another tracking store (default: sqlite:///mlflow.db)")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     arguments = parser.parse_args(argv)
+    if not 0 < arguments.port < 65536:
+        raise InputError(f"ui: --port {arguments.port}: a port is a number from 1 to 65535")
     from lrsweep.tracking import default_uri, serve_ui
 
     return serve_ui(arguments.uri or default_uri(), port=arguments.port)
@@ -252,27 +258,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str) -> _Parser:
     return _Parser(prog=f"lrsweep {command}", description=description)
-
-
-def _quiet_libraries() -> None:
-    """Progress bars off, telemetry off, chatter kept from the terminal (it goes to the sweep's log), threads that yield."""
-    settings = [
-        # How long torch's waiting threads spin. As long as by default, on a shared machine, they take the cores from each
-        # other and a trial of 4 s takes minutes; not at all, a quiet machine is up to four times slower on small layers.
-        ("GOMP_SPINCOUNT", "3000"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
-        ("TRANSFORMERS_VERBOSITY", "warning"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-    ]
-    if "OMP_WAIT_POLICY" in os.environ:
-        del settings[0]  # whoever says how threads wait is listened to
-    for name, value in settings:
-        os.environ.setdefault(name, value)
-    # Without a handler of its own, Python would print warnings to stderr.
-    logging.getLogger().addHandler(logging.NullHandler())
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -3,7 +3,9 @@
 Groups come from the packaged `conf/` and the user's own `./conf`; sweeps from the packaged `sweeps/` and `./sweeps`.
 """
 
+import contextlib
 import difflib
+import io
 import re
 import sys
 import warnings
@@ -19,7 +21,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrsweep.config import SweepConfig, did_you_mean, validate
+from lrsweep import masking, yaml_limits
+from lrsweep.config import SweepConfig, did_you_mean, flatten, validate
 from lrsweep.errors import InputError
 
 _PACKAGE = Path(__file__).parent
@@ -33,6 +36,14 @@ def _packaged(installed: str, checkout: str) -> Path:
 
 CONF = _packaged("_conf", "conf")
 SWEEPS = _packaged("_sweeps", "sweeps")
+_SHOWN = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+# Hydra's flags that print something, and the words that may follow them; the others run things, or change where configs lie.
+_FLAGS: dict[str, tuple[str, ...]] = {
+    "--help": (), "--hydra-help": (), "--cfg": _SHOWN, "--resolve": (), "--info": _INFO, "-h": (), "-c": _SHOWN, "-i": _INFO,
+}  # fmt: skip
+# A secret is of use there, and masked wherever the config is shown.
+_MAY_BE_SECRET = ("search.storage", "tracking.uri", "engine.command")
 
 
 def sweep_config(overrides: Sequence[str]) -> SweepConfig:
@@ -43,27 +54,59 @@ def sweep_config(overrides: Sequence[str]) -> SweepConfig:
         if missing:
             raise InputError(f"{missing[0]}: missing; set {missing[0]}=...")
         tree: Any = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as fault:
+    except (OmegaConfBaseException, RecursionError) as fault:
         raise InputError(_one_line(fault)) from None
-    if tree["name"] is None:
+    if tree.get("name") is None:
         tree["name"] = choices.get("sweep") or "sweep"
-    return validate(tree)
+    validated = validate(tree)
+    _refuse_secrets(validated)
+    return validated
 
 
 def hydra_flags(argv: Sequence[str]) -> None:
     """Hydra's own flags (--help, --cfg job, --info): printed by Hydra itself, and nothing is run."""
     if "-m" in argv or "--multirun" in argv:
         raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
+    _check_flags(argv)
     arguments = [_normal(argument) for argument in argv]
     # Composed here first, so that what is wrong with it is told as everywhere else.
     _composed([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
     sys.argv = ["lrsweep", *_own_conf(), *arguments]
-    hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
+    finally:
+        print(masking.mask(printed.getvalue()), end="")
 
 
 def sweep_names() -> list[str]:
     """Every sweep that +sweep= can name here."""
     return sorted(_sweep_files())
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    """Raises InputError for a flag that is none, or would run something, and for a value that its flag does not take."""
+    before = ""
+    for argument in (*argv, ""):
+        words = _FLAGS.get(before, ())
+        if words == _SHOWN and argument not in words:
+            raise InputError(f"{before} {argument}: needs one of {', '.join(words)}")
+        if argument and argument not in _FLAGS and argument not in words and "=" not in argument:
+            known = ", ".join(flag for flag in _FLAGS if flag.startswith("--"))
+            raise InputError(f"{argument}: no such flag (choices: {known}); a sweep is run without one")
+        before = argument
+
+
+def _refuse_secrets(config: SweepConfig) -> None:
+    """Whatever masking would change cannot be written and work: it must not be there. Raises InputError."""
+    for key, value in flatten(config.model_dump()).items():
+        if key not in _MAY_BE_SECRET and masking.masked({key: value}) != {key: value}:
+            shown = masking.masked({key: value})[key]
+            raise InputError(
+                f"{key}={' '.join(str(shown).split())[:200]}: holds a secret, and the config is written into the sweep's "
+                "files; take it out, use the environment"
+            )
 
 
 def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -75,7 +118,8 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
                 config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as fault:
+        # What Hydra is given is the user's; beside its own errors, its parsers let Python's through.
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as fault:
             raise InputError(_one_line(fault)) from None
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
@@ -97,7 +141,11 @@ def _normal(override: str) -> str:
 
 def _own_conf() -> list[str]:
     own = Path.cwd() / "conf"
-    return [f"hydra.searchpath=[file://{own}]"] if own.is_dir() and own.resolve() != CONF.resolve() else []
+    if not own.is_dir() or own.resolve() == CONF.resolve():
+        return []
+    for path in sorted(own.rglob("*.yaml")):
+        yaml_limits.check_file(path, _shown(path))
+    return [f"hydra.searchpath=[file://{own}]"]
 
 
 def _sweep_files() -> dict[str, Path]:
@@ -113,16 +161,25 @@ def _offer_sweeps(overrides: Sequence[str]) -> None:
     store = ConfigStore.instance()
     for name, path in _sweep_files().items():
         try:
-            node = OmegaConf.load(path)
-        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as fault:
+            node = _sweep_file(path)
+        except InputError:
             if name in chosen:
-                raise InputError(f"{_shown(path)}: not valid YAML: {_first_line(fault)}") from None
-            continue
-        if not isinstance(node, DictConfig):
-            if name in chosen:
-                raise InputError(f"{_shown(path)}: a sweep file is a mapping of config keys")
+                raise
             continue
         store.store(group="sweep", name=name, node=node, package="_global_", provider="sweeps")
+
+
+def _sweep_file(path: Path) -> DictConfig:
+    yaml_limits.check_file(path, _shown(path))
+    try:
+        node = OmegaConf.load(path)
+    except OSError as fault:
+        raise InputError(f"{_shown(path)}: {fault.strerror}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as fault:
+        raise InputError(f"{_shown(path)}: not valid YAML: {_first_line(fault)}") from None
+    if not isinstance(node, DictConfig):
+        raise InputError(f"{_shown(path)}: a sweep file is a mapping of config keys")
+    return node
 
 
 def _shown(path: Path) -> str:

@@ -6,6 +6,7 @@ Names are the field's: torch's for optimizers, transformers' for schedules and m
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+# A sweep's name is a folder's.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adafactor", "rmsprop", "sgd"]
 SchedulerName = Literal[
@@ -182,6 +185,7 @@ class SearchConfig(_Section):
     Beyond that total: `extend` lets a grid's learning rates grow while the best is at their edge, `rescue` tries beta1 = 0.8
     and a longer warm-up where trials diverged, `replicates` trains the best few with so many seeds each, to tell noise from
     gain. `prior` has a search begin at the rate that rules of thumb give; `preflight` looks at gradients before trial 0.
+    `max_failures` failed trials end the sweep (null: it goes on with the others).
     """
 
     method: Literal["auto", "grid", "tpe", "random", "qmc", "gp", "cmaes"]
@@ -194,6 +198,7 @@ class SearchConfig(_Section):
     rescue: bool = False
     prior: bool = True
     preflight: bool = True
+    max_failures: Count | None = None
 
     @model_validator(mode="after")
     def _samplers_need_a_total(self) -> Self:
@@ -233,11 +238,23 @@ class EngineConfig(_Section):
     command: str | None = None
     dialect: str | None = None
 
+    @model_validator(mode="after")
+    def _command_is_words(self) -> Self:
+        try:
+            shlex.split(self.command or "")
+        except ValueError as fault:
+            raise ValueError(f"command: {str(fault).lower()}; close every quote in it") from None
+        return self
+
 
 class ExecutorConfig(_Section):
-    """Where workers run: `local` is this process."""
+    """Where workers run, and how many: `auto` is one for each GPU, or one.
 
-    name: Literal["local"]
+    `local` are processes on this machine; `inline` is this process itself, for debuggers and notebooks.
+    """
+
+    name: Literal["local", "inline"]
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
 
 
 class TrackingConfig(_Section):
@@ -258,9 +275,12 @@ class OriginConfig(_Section):
 
 
 class SweepConfig(_Section):
-    """A whole sweep. `space` mirrors this tree; its leaves are lists of choices or ranges."""
+    """A whole sweep. `space` mirrors this tree; its leaves are lists of choices or ranges.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    A sweep of this name that is there already is gone on with (`resume` auto), or put aside (fresh).
+    """
+
+    name: Annotated[str, Field(pattern=NAME)]
     model: ModelConfig
     data: DataConfig
     finetune: FinetuneConfig
@@ -274,6 +294,7 @@ class SweepConfig(_Section):
     executor: ExecutorConfig
     tracking: TrackingConfig
     origin: OriginConfig | None = None
+    resume: Literal["auto", "fresh"] = "auto"
 
     @model_serializer(mode="wrap")
     def _origin_only_where_there_is_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -19,6 +19,12 @@ class NoWinnerError(LrsweepError):
     exit_code = 3
 
 
+class WorkerError(LrsweepError):
+    """No worker stays alive; the same command resumes."""
+
+    exit_code = 4
+
+
 class StorageError(LrsweepError):
     """A disk, database or lock fault; the same command resumes."""
 

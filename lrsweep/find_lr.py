@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Watch = Callable[[Iterable["Point"]], Iterable["Point"]]
 
 FROM, TO, STEPS = 1e-7, 10.0, 100
-FEWEST_STEPS = 20
+FEWEST_STEPS, MOST_STEPS = 20, 100_000
 
 # Weight of the past in the moving average: five steps or so, at the default ramp under half a decade.
 _SMOOTHING = 0.8
@@ -88,6 +88,8 @@ def rates(low: float, high: float, steps: int) -> Floats:
         raise InputError(
             f"--steps {steps}: at least {FEWEST_STEPS}, a dozen for each factor of ten between --from and --to"
         )
+    if steps > MOST_STEPS:
+        raise InputError(f"--steps {steps}: at most {MOST_STEPS}; a hundred are enough")
     return np.geomspace(low, high, steps)
 
 

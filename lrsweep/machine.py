@@ -1,5 +1,6 @@
 """What this machine has: told by `lrsweep doctor`, and kept as tags of every run."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -86,3 +87,21 @@ def _git_commit() -> str | None:
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; makes no CUDA context."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    return [str(i) for i in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed a process because memory ran out, the container's or the machine's."""
+    total = 0
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"):
+        with contextlib.suppress(OSError):
+            counts = dict(line.split() for line in Path(path).read_text().splitlines())
+            total += int(counts.get("oom_kill", 0))
+    return total

@@ -4,16 +4,20 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from lrsweep.config import SweepConfig
+from lrsweep import masking
+from lrsweep.config import NAME, SweepConfig
 from lrsweep.errors import InputError, StorageError
+from lrsweep.links import check_place
 
 OUTPUTS = Path("outputs")
 
@@ -64,12 +68,13 @@ class SweepFolder:
 class MetricsLog:
     """A trial's metrics.jsonl: one JSON object a measurement, append-only, on disk once `sync` returns.
 
-    Of an earlier attempt at the trial, what it measured before the step `first` is kept, as `kept`; the rest it measures anew.
+    `time` in a row is when it was written, in milliseconds since the epoch. Of an earlier attempt at the trial, what it
+    measured before the step `first` is kept, as `kept`; the rest it measures anew.
     """
 
     def __init__(self, trial_folder: Path, first: int = 0) -> None:
         self.path = trial_folder / "metrics.jsonl"
-        self.kept = [row for row in read_metrics(trial_folder) if row["step"] < first]
+        self.kept = [row for row in read_rows(self.path) if row["step"] < first]
         write(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
         with disk_faults(self.path):
             self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -77,7 +82,8 @@ class MetricsLog:
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite is written as a word (NaN, Infinity), as Python's json reads it."""
         with disk_faults(self.path):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps({"step": step, **metrics, "time": time.time_ns() // 1_000_000}) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Returns when all lines are on disk."""
@@ -92,15 +98,25 @@ class MetricsLog:
 
 
 def read_metrics(trial_folder: Path) -> list[dict[str, float]]:
-    """The lines of a trial's metrics.jsonl; a torn last line is left out. Empty where there is no file."""
+    """What a trial measured, from its metrics.jsonl; a torn last line is left out. Empty where there is no file."""
+    return [
+        {key: value for key, value in row.items() if key != "time"} for row in read_rows(trial_folder / "metrics.jsonl")
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl as they are, without a torn last one. Empty where there is no file."""
     try:
-        lines = (trial_folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     rows = []
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            # A line torn after its first digits is JSON too.
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
     return rows
 
 
@@ -145,28 +161,23 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def masked(config: SweepConfig) -> dict[str, Any]:
-    """The config as a plain tree, passwords in URLs masked."""
-
-    def mask(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: mask(inner) for key, inner in value.items()}
-        return mask_url(value) if isinstance(value, str) else value
-
-    tree: dict[str, Any] = mask(config.model_dump())
+    """The config as a plain tree, passwords and tokens masked."""
+    tree: dict[str, Any] = masking.masked(config.model_dump())
     return tree
 
 
 def mask_url(text: str) -> str:
-    """The text with any `user:password@` as `user:***@`."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+    """The text without passwords and tokens."""
+    return masking.mask(text)
 
 
 def sweep_folder(name: str) -> SweepFolder:
-    """The folder of a finished or running sweep. Raises InputError listing those there are."""
+    """The folder of a finished or running sweep. Raises InputError listing those there are, and for links in it."""
     folder = SweepFolder(name)
-    if not folder.config.is_file():
+    if not re.fullmatch(NAME, name) or not folder.config.is_file():
         there = sorted(path.parent.name for path in OUTPUTS.glob("*/config.yaml"))
         raise InputError(f"{name}: no such sweep under {OUTPUTS}/ (there: {', '.join(there) or 'none'})")
+    check_place(folder.path)
     return folder
 
 
@@ -179,3 +190,20 @@ def disk_faults(path: Path) -> Iterator[None]:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(f"disk full: {path}; make room, then run the same command to go on") from None
         raise StorageError(f"{path}: {fault.strerror or fault}") from None
+
+
+@contextlib.contextmanager
+def logging_to(folder: SweepFolder) -> Iterator[None]:
+    """Sends warnings and the libraries' chatter to lrsweep.log instead of the terminal."""
+    with disk_faults(folder.log):
+        handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        handler.close()

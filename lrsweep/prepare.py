@@ -2,13 +2,12 @@
 
 import hashlib
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsweep import priors, space
+from lrsweep import machine, priors, space
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Engine, Trial
 from lrsweep.errors import InputError
@@ -80,7 +79,7 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     # What cannot be said in the dialect shows now.
     for trial in _combinations(config, axes):
         text(Trial(0, trial, Path()), Path())
-    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu] or _gpus()
+    gpus = machine.gpus()
     slots = config.engine.slots
     at_once = (len(gpus) or 1) if slots == "auto" else min(slots, len(gpus)) if gpus else slots
     path = Path(config.data.path)
@@ -96,11 +95,6 @@ def _run_keys(dialect: str, config: SweepConfig, output: Path) -> dict[str, Any]
     if dialect == "llamafactory":
         keys |= {"overwrite_output_dir": True, "plot_loss": False}
     return keys
-
-
-def _gpus() -> list[str]:
-    """The machine's GPUs, without importing torch's CUDA into this process."""
-    return [str(i) for i in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
 
 
 def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:

@@ -17,7 +17,7 @@ from lrsweep.config import SweepConfig, did_you_mean, keys, replace
 from lrsweep.errors import InputError
 
 # These say how to search; they are not searched.
-_FIXED = ("name", "space", "search", "pruner", "engine", "executor", "tracking")
+_FIXED = ("name", "space", "search", "pruner", "engine", "executor", "tracking", "resume")
 # Trials that differ in these cannot share a pack.
 _SHAPES = (
     "model.", "data.", "finetune.mode", "finetune.target_modules", "finetune.dora", "finetune.trainable_layers",
@@ -25,6 +25,8 @@ _SHAPES = (
     "training.gradient_checkpointing",
 )  # fmt: skip
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
+# Each point of a grid is looked at before the first trial.
+_MOST_POINTS = 10_000
 # A grid of this key may grow.
 LR = "optimizer.lr"
 # Up to so many trials, over so many ranges, a Gaussian process is worth its time.
@@ -133,6 +135,12 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
             "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
         )
     if config.search.method == "grid":
+        points = math.prod(len(axis.points()) for axis in found)
+        if points > _MOST_POINTS:
+            raise InputError(
+                f"space: {points} points, and a grid has at most {_MOST_POINTS}; take fewer values, or search=tpe with "
+                "search.n_trials=..."
+            )
         found = tuple(_growing(axis) if axis.key == LR else axis for axis in found)
         for point in grid(found):
             trial_config(config, found, point)
@@ -241,8 +249,8 @@ def _range(config: SweepConfig, key: str, leaf: Mapping[str, Any]) -> Range:
         raise InputError(f"space.{key}: low ({low}) must be below high ({high})")
     if log and low <= 0:
         raise InputError(f"space.{key}.low={low}: a log range starts above 0")
-    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 2):
-        raise InputError(f"space.{key}.num={num!r}: must be a whole number, at least 2")
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or not 2 <= num <= _MOST_POINTS):
+        raise InputError(f"space.{key}.num={num!r}: must be a whole number from 2 to {_MOST_POINTS}")
     if step is not None and (log or isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
         raise InputError(f"space.{key}.step={step!r}: must be a number above 0, and does not go with log")
     integer = _takes_whole_numbers(config, key, low)

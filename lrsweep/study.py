@@ -1,7 +1,6 @@
-"""The sweep's memory: an Optuna study that knows a total, resumes dead trials, and keeps diverged apart from failed."""
+"""The sweep's memory: an Optuna study that knows a total, gives each trial to one worker, and keeps diverged from failed."""
 
-import contextlib
-import functools
+import itertools
 import json
 import logging
 import uuid
@@ -13,15 +12,16 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from lrsweep.config import PrunerConfig, SearchConfig, SweepConfig, flatten
-from lrsweep.errors import InputError, StorageError
-from lrsweep.lockstep import Heard, Lockstep, NoLockstep, Rungs
+from lrsweep.config import SweepConfig, flatten
+from lrsweep.errors import InputError
+from lrsweep.lockstep import Heard
+from lrsweep.outputs import SweepFolder, disk_faults
+from lrsweep.presence import Presence
+from lrsweep.samplers import lockstep, pruner, sampler
 from lrsweep.space import LR, Axis, grid, grown
+from lrsweep.storage import Storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
@@ -32,11 +32,15 @@ Role = Literal["search", "prior", "extension", "rescue", "replicate"]
 # What may change between two runs of one sweep: it decides how far and where, not what is measured.
 _FREE = (
     "search.n_trials", "search.storage", "search.extend", "search.replicates", "search.rescue", "search.prior",
-    "search.preflight", "engine.name", "engine.slots", "engine.compile", "executor.", "tracking.", "training.save_adapter",
-    "training.checkpoint_seconds",
+    "search.preflight", "search.max_failures", "engine.name", "engine.slots", "engine.compile", "executor.", "tracking.",
+    "training.save_adapter", "training.checkpoint_seconds", "resume",
 )  # fmt: skip
 
 _DATA = "data fingerprint"
+# A trial whose process has died so often without having come further is given up.
+_DEATHS = 2
+# As many of the changed keys are shown.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished trial: what it tried, how it ended, and its last eval loss (None if it never had one)."""
+    """A finished trial: what it tried, how it ended, its last eval loss (None if it never had one), what trained it."""
 
     number: int
     point: Point
@@ -62,29 +66,40 @@ class Record:
     step: int
     eval_loss: float | None
     reason: str
+    engine: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial that has begun, as anybody sees it: who has it (worker, and how many had it before), and its end if it came.
+
+    A worker without a name: the trial was let go of, to be taken up again.
+    """
+
+    number: int
+    point: Point
+    claim: tuple[str, int] | None
+    record: Record | None
 
 
 class Study:
-    """One sweep's trials in Optuna's storage. Open it with `open_study`."""
+    """One sweep's trials in Optuna's storage. Open it with `open_study`, `find_study` or `join_study`."""
 
-    def __init__(self, study: optuna.Study, axes: Sequence[Axis], config: SweepConfig, folder: Path) -> None:
+    def __init__(self, study: optuna.Study, axes: Sequence[Axis], config: SweepConfig, storage: Storage) -> None:
         self._study = study
-        self._faults = functools.partial(_storage_faults, config, folder)
-        search = config.search
-        lockstep = self._lockstep = _lockstep(config)
+        self._config = config
+        self._where = storage
+        self._lockstep = lockstep(config)
         for frozen in study.get_trials(deepcopy=False):
             # What earlier runs of the sweep measured stands; their own trials were judged then.
-            max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
-            for step, value in sorted(frozen.intermediate_values.items()):
-                lockstep.hear([Heard(frozen.number, step, max_steps, warmup, value)])
+            for heard in _heard(frozen):
+                self._lockstep.hear([heard])
         self._axes = axes
-        points = len(grid(axes)) if search.method == "grid" else None
-        self._total = min(search.n_trials or points, points) if points is not None else search.n_trials or 0
+        points = len(grid(axes)) if config.search.method == "grid" else None
+        n_trials = config.search.n_trials
+        self._total = min(n_trials or points, points) if points is not None else n_trials or 0
+        self._presence: Presence | None = None
         self._running: dict[int, optuna.Trial] = {}
-        self._orphans = [
-            optuna.Trial(study, frozen._trial_id)
-            for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        ]
         self.axes = self._grown()
 
     @property
@@ -104,15 +119,243 @@ class Study:
 
     def spend(self, seconds: float) -> None:
         """Adds to the time spent."""
-        with self._faults():
+        with self._where.faults():
             self._study.set_user_attr("seconds", self.seconds + seconds)
+
+    # For the process that keeps the sweep.
+
+    def keep(self, presence: Presence) -> None:
+        """This process keeps the sweep: workers wait for what follows until it closes the study, or is dead."""
+        self._presence = presence
+        with self._where.faults():
+            self._study.set_user_attr("keeper", presence.worker)
+            self._study.set_user_attr("closed", False)
+
+    def close(self) -> None:
+        """Nothing follows any more: workers may go."""
+        with self._where.faults():
+            self._study.set_user_attr("closed", True)
 
     def follow(self, points: Sequence[Point]) -> None:
         """Adds trials to the total; learning rates that a growing axis does not have yet become its own."""
-        with self._faults():
+        with self._where.faults(), self._where.alone():
             followed = [*self._followed(), *(asdict(point) for point in points)]
             self._study.set_user_attr("followed", followed)
             self._enqueue_followed()
+
+    def note_death(self, worker: str, reason: str) -> list[int]:
+        """A worker's process has died by itself: its trials are under suspicion, or given up. Answers their numbers."""
+        with self._where.faults(), self._where.alone():
+            found = [frozen for frozen in self._unfinished() if (_claim(frozen) or ("",))[0] == worker]
+            for frozen in found:
+                step = max(frozen.intermediate_values, default=0)
+                # What has come further since is not what kills it.
+                deaths = [*(death for death in _deaths(frozen) if death[0] == step), (step, reason)]
+                if len(deaths) < _DEATHS:
+                    optuna.Trial(self._study, frozen._trial_id).set_user_attr("deaths", deaths)
+                else:
+                    why = f"the process that trained it died {len(deaths)} times: {reason}"
+                    self._end(frozen, Record(frozen.number, Point({}), "failed", step, None, why))
+            return [frozen.number for frozen in found]
+
+    def trials(self) -> list[Seen]:
+        """Every trial that has begun, by number."""
+        with self._where.faults():
+            self.axes = self._grown()
+            return [
+                Seen(
+                    frozen.number,
+                    _point(frozen),
+                    _claim(frozen),
+                    _record(frozen) if frozen.state.is_finished() else None,
+                )
+                for frozen in self._study.get_trials(deepcopy=False)
+                if frozen.state.is_finished() or (frozen.state == TrialState.RUNNING and _claim(frozen) is not None)
+            ]
+
+    def finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return not self._unfinished() and len(self.records()) >= self.total
+
+    # For workers.
+
+    @property
+    def shared(self) -> bool:
+        """Whether workers on other machines can reach it."""
+        return self._where.shared
+
+    def join(self, presence: Presence) -> None:
+        """This process takes trials, as the worker of that name."""
+        self._presence = presence
+
+    def beat(self) -> None:
+        """Another sign of life, for workers on other machines; costs one write."""
+        assert self._presence is not None
+        key = f"beat {self._presence.worker}"
+        with self._where.faults():
+            self._study.set_user_attr(key, self._study.user_attrs.get(key, 0) + 1)
+
+    def next(self) -> tuple[int, Point] | None:
+        """The next trial's number and what it tries; first those that dead workers left behind. None where there is none.
+
+        One whose process died while training it is given out last, and alone.
+        """
+        assert self._presence is not None, "join first"
+        with self._where.faults(), self._where.alone():
+            self.axes = self._grown()
+            trial = self._taken()
+            if trial is None:
+                return None
+            # The claim comes last: whoever has one has its values.
+            params = {axis.key: _suggest(trial, axis) for axis in self.axes}
+            before = _claim(trial.user_attrs)
+            trial.set_user_attr("claim", [self._presence.worker, before[1] + 1 if before else 0])
+            self._running[trial.number] = trial
+            return trial.number, Point(params, **trial.user_attrs.get("point", {}))
+
+    def _taken(self) -> optuna.Trial | None:
+        if any(_deaths(trial.user_attrs) for trial in self._running.values()):
+            return None
+        left = [
+            frozen for frozen in self._unfinished() if frozen.number not in self._running and self._ownerless(frozen)
+        ]
+        suspects = [frozen for frozen in left if _deaths(frozen)]
+        clean = [frozen for frozen in left if not _deaths(frozen)]
+        if clean:
+            return optuna.Trial(self._study, clean[0]._trial_id)
+        started = self._started()
+        if started < self.total:
+            self._study.sampler = sampler(self._config.search, started)
+            return self._study.ask()
+        if suspects and not self._running:
+            return optuna.Trial(self._study, suspects[0]._trial_id)
+        return None
+
+    def _ownerless(self, frozen: FrozenTrial) -> bool:
+        claim = _claim(frozen)
+        assert self._presence is not None
+        return (
+            claim is None
+            or not claim[0]
+            or self._presence.dead(claim[0], self._study.user_attrs.get(f"beat {claim[0]}", 0))
+        )
+
+    def report(self, evals: Sequence[Heard]) -> frozenset[int]:
+        """Records the evaluations of one moment; answers the trials to stop: the pruner's, and those that another has."""
+        if not evals:
+            return frozenset()
+        with self._where.faults():
+            stop = {heard.number for heard in evals if not self.mine(heard.number)}
+            own = [heard for heard in evals if heard.number not in stop]
+            # What other workers have measured meanwhile.
+            for frozen in self._study.get_trials(deepcopy=False):
+                if frozen.number not in self._running:
+                    for heard in _heard(frozen):
+                        self._lockstep.hear([heard])
+            # A replicate measures noise, and has to be whole.
+            whole = {heard.number for heard in own if self._role(heard.number) == "replicate"}
+            stop |= self._lockstep.hear([heard for heard in own if heard.number not in whole])
+            for heard in own:
+                trial = self._running[heard.number]
+                if "budget" not in trial.user_attrs:
+                    trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
+                with warnings.catch_warnings():
+                    # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
+                    warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
+                    trial.report(heard.eval_loss, heard.step)
+                if heard.number not in whole and trial.should_prune():
+                    stop.add(heard.number)
+            return frozenset(stop)
+
+    def tell(self, record: Record) -> None:
+        """Ends a trial; of one that another worker has taken over, the other's word counts.
+
+        A diverged one is told to the sampler as worse than all it knows, and never counts as the best.
+        """
+        with self._where.faults(), self._where.alone():
+            mine = self.mine(record.number)
+            trial = self._running.pop(record.number)
+            if mine:
+                self._end(trial, record)
+            else:
+                log.warning("trial %d has been taken over by another worker", record.number)
+
+    def release(self, number: int) -> None:
+        """A trial that is to go on later, here or elsewhere."""
+        with self._where.faults(), self._where.alone():
+            mine = self.mine(number)
+            trial = self._running.pop(number)
+            if mine:
+                before = _claim(trial.user_attrs)
+                trial.set_user_attr("claim", ["", before[1] if before else 0])
+
+    def waits(self) -> bool:
+        """Whether something may follow: the keeper has not closed the study, and is alive."""
+        assert self._presence is not None
+        with self._where.faults():
+            attributes = self._study.user_attrs
+            keeper = attributes.get("keeper", "")
+            closed = attributes.get("closed", True)
+            return not closed and not self._presence.dead(keeper, attributes.get(f"beat {keeper}", 0))
+
+    def mine(self, number: int) -> bool:
+        """Whether a trial that this worker took is still its own."""
+        assert self._presence is not None
+        frozen = self._study._storage.get_trial(self._running[number]._trial_id)
+        claim = _claim(frozen)
+        return not frozen.state.is_finished() and claim is not None and claim[0] == self._presence.worker
+
+    def _role(self, number: int) -> Role:
+        return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]
+
+    # For everybody.
+
+    def records(self) -> list[Record]:
+        """Every finished trial, by number."""
+        with self._where.faults():
+            done = self._study.get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+            )
+            return [_record(frozen) for frozen in done]
+
+    def importances(self) -> dict[str, float]:
+        """Each axis's share in how much the losses differ, by Optuna's default (PED-ANOVA); empty for one axis."""
+        if len(self.axes) < 2:
+            return {}
+        with self._where.faults(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            try:
+                return optuna.importance.get_param_importances(self._study)
+            except (ValueError, RuntimeError) as fault:
+                # Too few trials, or all alike.
+                log.info("no importances: %s", fault)
+                return {}
+
+    def check_same(self, identity: dict[str, Any]) -> None:
+        """Refuses to go on under a changed config. Raises InputError with what has changed."""
+        before = json.loads(self._study.user_attrs["identity"])
+        now = json.loads(json.dumps(identity))
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            shown = [f"{key}: was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed[:_SHOWN]]
+            more = f"; and {len(changed) - _SHOWN} keys more" if len(changed) > _SHOWN else ""
+            raise InputError(
+                f"{'; '.join(shown)}{more}; but the sweep {self._study.study_name} has trials already: set name=... for a new "
+                "sweep, or resume=fresh to put the old one aside and start over"
+            )
+
+    def _end(self, trial: optuna.Trial | FrozenTrial, record: Record) -> None:
+        trial = trial if isinstance(trial, optuna.Trial) else optuna.Trial(self._study, trial._trial_id)
+        outcome = {"status": record.status, "step": record.step, "reason": record.reason, "engine": record.engine}
+        trial.set_user_attr("outcome", outcome)
+        if record.eval_loss is not None:
+            trial.set_user_attr("eval_loss", record.eval_loss)
+        if record.status == "complete":
+            self._study.tell(trial, record.eval_loss)
+        elif record.status == "diverged":
+            self._study.tell(trial, self._worse_than_all(record))
+        else:
+            self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
 
     def _followed(self) -> list[dict[str, Any]]:
         return list(self._study.user_attrs.get("followed", []))
@@ -133,89 +376,9 @@ class Study:
         """The axes, with the learning rates that an extension has added."""
         return grown(self._axes, sorted({p["params"][LR] for p in self._followed() if p["role"] == "extension"}))
 
-    def next(self) -> tuple[int, Point] | None:
-        """The next trial's number and what it tries; first those that a killed run left behind. None at the total."""
-        with self._faults():
-            if self._orphans:
-                trial = self._orphans.pop(0)
-            elif self._started() < self.total:
-                trial = self._study.ask()
-            else:
-                return None
-            params = {axis.key: _suggest(trial, axis) for axis in self.axes}
-            self._running[trial.number] = trial
-            return trial.number, Point(params, **trial.user_attrs.get("point", {}))
-
-    def report(self, evals: Sequence[Heard]) -> frozenset[int]:
-        """Records the evaluations of one moment; answers the trials that the pruner stops."""
-        with self._faults():
-            # A replicate measures noise, and has to be whole.
-            whole = {heard.number for heard in evals if self._role(heard.number) == "replicate"}
-            stop = set(self._lockstep.hear([heard for heard in evals if heard.number not in whole]))
-            for heard in evals:
-                trial = self._running[heard.number]
-                if "budget" not in trial.user_attrs:
-                    trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
-                with warnings.catch_warnings():
-                    # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
-                    warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
-                    trial.report(heard.eval_loss, heard.step)
-                if heard.number not in whole and trial.should_prune():
-                    stop.add(heard.number)
-            return frozenset(stop)
-
-    def _role(self, number: int) -> Role:
-        return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]
-
-    def tell(self, record: Record) -> None:
-        """Ends a trial. A diverged one is told to the sampler as worse than all it knows, and never counts as the best."""
-        with self._faults():
-            trial = self._running.pop(record.number)
-            trial.set_user_attr("outcome", {"status": record.status, "step": record.step, "reason": record.reason})
-            if record.eval_loss is not None:
-                trial.set_user_attr("eval_loss", record.eval_loss)
-            if record.status == "complete":
-                self._study.tell(trial, record.eval_loss)
-            elif record.status == "diverged":
-                self._study.tell(trial, self._worse_than_all(record))
-            else:
-                self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
-
-    def records(self) -> list[Record]:
-        """Every finished trial, by number."""
-        with self._faults():
-            done = self._study.get_trials(
-                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-            )
-            return [_record(frozen) for frozen in done]
-
-    def importances(self) -> dict[str, float]:
-        """Each axis's share in how much the losses differ, by Optuna's default (PED-ANOVA); empty for one axis."""
-        if len(self.axes) < 2:
-            return {}
-        with self._faults(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            try:
-                return optuna.importance.get_param_importances(self._study)
-            except (ValueError, RuntimeError) as fault:
-                # Too few trials, or all alike.
-                log.info("no importances: %s", fault)
-                return {}
-
-    def finished(self) -> bool:
-        """Whether nothing is left to run."""
-        return not self._orphans and not self._running and len(self.records()) >= self.total
-
-    def check_same(self, identity: dict[str, Any]) -> None:
-        """Refuses to go on under a changed config. Raises InputError naming the first change."""
-        before = json.loads(self._study.user_attrs["identity"])
-        now = json.loads(json.dumps(identity))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise InputError(
-                    f"{key}: was {before.get(key)!r} and is now {now.get(key)!r}, but the sweep {self._study.study_name} has "
-                    "trials already; set name=... for a new sweep, or remove its folder to start over"
-                )
+    def _unfinished(self) -> list[FrozenTrial]:
+        with self._where.faults():
+            return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _started(self) -> int:
         return sum(frozen.state != TrialState.WAITING for frozen in self._study.get_trials(deepcopy=False))
@@ -233,35 +396,33 @@ def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {_DATA: fingerprint}
 
 
-def check_search(config: SweepConfig) -> None:
-    """Builds the sampler and the pruner once, so that a bad option shows before any work. Raises InputError."""
-    _pruner(config.pruner)
-    _lockstep(config)
-    try:
-        _sampler(config.search, 0)
-    except ImportError as fault:
-        raise InputError(
-            f"search.method={config.search.method!r}: needs a package that is not installed: {fault}"
-        ) from None
-
-
 def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study | None:
     """The sweep's study as it stands, or None where there is none yet; writes nothing.
 
     Raises InputError if the config has changed, StorageError if the storage does not answer.
     """
-    with _storage_faults(config, folder):
-        file = folder / "study.db"
-        if config.search.storage is None and (not file.exists() or file.stat().st_size == 0):
+    where = Storage(config, folder)
+    with where.faults():
+        if not where.exists():
             return None
-        if config.name not in optuna.get_all_study_names(_url(config, folder)):
+        storage = where.connect()
+        if config.name not in optuna.get_all_study_names(storage):
             return None
-        study = optuna.load_study(study_name=config.name, storage=_url(config, folder))
+        study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner(config.pruner))
         if "identity" not in study.user_attrs:
             return None
-        found = Study(study, axes, config, folder)
+        found = Study(study, axes, config, where)
         found.check_same(identity(config, json.loads(study.user_attrs["identity"])[_DATA]))
         return found
+
+
+def join_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, presence: Presence) -> Study:
+    """The sweep's study, made by its keeper, for a worker. Raises InputError if its data are others, StorageError."""
+    found = find_study(config, axes, folder)
+    assert found is not None, "the keeper makes the study first"
+    found.check_same(identity(config, fingerprint))
+    found.join(presence)
+    return found
 
 
 def open_study(
@@ -273,16 +434,15 @@ def open_study(
 
     Raises InputError if the config or the data have changed, StorageError if the storage does not answer.
     """
-    with _storage_faults(config, folder):
+    where = Storage(config, folder)
+    with where.faults():
         study = optuna.create_study(
-            storage=_url(config, folder), study_name=config.name, direction="minimize", load_if_exists=True,
-            pruner=_pruner(config.pruner),
+            storage=where.connect(), study_name=config.name, direction="minimize", load_if_exists=True,
+            pruner=pruner(config.pruner),
         )  # fmt: skip
         if "identity" not in study.user_attrs:
             study.set_user_attr("sweep_id", uuid.uuid4().hex)
             study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
-        # A seeded sampler would draw again on resume what it drew at first, so the seed moves with the trials.
-        study.sampler = _sampler(config.search, len(study.get_trials(deepcopy=False)))
         points = grid(axes)[: config.search.n_trials] if config.search.method == "grid" else []
         enqueued = study.user_attrs.get("enqueued", 0)
         for point in points[enqueued:]:
@@ -290,25 +450,28 @@ def open_study(
         if enqueued == 0 and first is not None and not points:
             study.enqueue_trial(dict(first), user_attrs={"point": {"role": "prior"}}, skip_if_exists=True)
         study.set_user_attr("enqueued", max(enqueued, len(points), 1))
-        opened = Study(study, axes, config, folder)
-        opened._enqueue_followed()
+        opened = Study(study, axes, config, where)
         opened.check_same(identity(config, fingerprint))
+        opened._enqueue_followed()
         return opened
 
 
-@contextlib.contextmanager
-def _storage_faults(config: SweepConfig, folder: Path) -> Iterator[None]:
-    """Turns the storage's own errors into one line."""
-    try:
-        yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as fault:
-        where = "search.storage" if config.search.storage else str(folder / "study.db")
-        log.exception("the study's storage failed")
-        raise StorageError(f"{where}: not usable as a study: {str(fault).splitlines()[0]}") from None
-
-
-def _url(config: SweepConfig, folder: Path) -> str:
-    return config.search.storage or f"sqlite:///{folder / 'study.db'}"
+def put_aside(config: SweepConfig, folder: Path) -> Path | None:
+    """Renames what there is of the sweep to NAME.1 (or the next number that is free); None where there is nothing."""
+    where = Storage(config, folder)
+    aside = next(new for i in itertools.count(1) if not (new := folder.with_name(f"{folder.name}.{i}")).exists())
+    found = folder.exists()
+    with where.faults():
+        if where.shared and config.name in optuna.get_all_study_names(storage := where.connect()):
+            optuna.copy_study(
+                from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside.name
+            )
+            optuna.delete_study(study_name=config.name, storage=storage)
+            found = True
+    if folder.exists():
+        with SweepFolder(config.name).locked(), disk_faults(folder):
+            folder.rename(aside)
+    return aside if found else None
 
 
 def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
@@ -322,49 +485,27 @@ def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
     return trial.suggest_float(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
 
 
-def _sampler(search: SearchConfig, trials: int) -> BaseSampler:
-    seed = search.seed + trials
-    match search.method:
-        case "tpe":
-            return TPESampler(seed=seed)
-        case "qmc":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                # A Sobol sequence goes on by the number of trials, and has to keep its seed.
-                return QMCSampler(seed=search.seed, warn_independent_sampling=False)
-        case "gp":
-            return GPSampler(seed=seed)
-        case "cmaes":
-            return CmaEsSampler(seed=seed)
-        case "random" | "grid" | "auto":  # a grid is enqueued, and auto has been settled: nothing is drawn for them
-            return RandomSampler(seed=seed)
+def _heard(frozen: FrozenTrial) -> Iterator[Heard]:
+    max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
+    for step, value in sorted(frozen.intermediate_values.items()):
+        yield Heard(frozen.number, step, max_steps, warmup, value)
 
 
-def _lockstep(config: SweepConfig) -> Lockstep | NoLockstep:
-    automatic = config.pruner.name == "auto" and config.search.method != "grid" and config.engine.name != "trainer"
-    if not automatic and config.pruner.name != "lockstep":
-        return NoLockstep()
-    try:
-        return Lockstep(Rungs(**config.pruner.kwargs))
-    except (TypeError, ValueError) as fault:
-        raise InputError(f"pruner.kwargs={config.pruner.kwargs}: {fault}") from None
+def _claim(of: FrozenTrial | Mapping[str, Any]) -> tuple[str, int] | None:
+    """The worker that has a trial, and how many had it before; None where nobody ever had."""
+    claim = (of.user_attrs if isinstance(of, FrozenTrial) else of).get("claim")
+    return None if claim is None else (claim[0], claim[1])
 
 
-def _pruner(pruner: PrunerConfig) -> BasePruner:
-    kinds: dict[str, Any] = {
-        "median": MedianPruner,
-        "successive_halving": SuccessiveHalvingPruner,
-        "hyperband": HyperbandPruner,
-    }
-    try:
-        if pruner.name in kinds:
-            return kinds[pruner.name](**pruner.kwargs)  # type: ignore[no-any-return]
-        return NopPruner()
-    except (TypeError, ValueError) as fault:
-        raise InputError(f"pruner.kwargs={pruner.kwargs}: {fault}") from None
+def _deaths(of: FrozenTrial | Mapping[str, Any]) -> list[tuple[int, str]]:
+    """The step of the last evaluation before, and the reason of, each death."""
+    return list((of.user_attrs if isinstance(of, FrozenTrial) else of).get("deaths", []))
+
+
+def _point(frozen: FrozenTrial) -> Point:
+    return Point(dict(frozen.params), **frozen.user_attrs.get("point", {}))
 
 
 def _record(frozen: FrozenTrial) -> Record:
     outcome = frozen.user_attrs.get("outcome", {"status": "failed", "step": 0, "reason": "ended outside lrsweep"})
-    point = Point(dict(frozen.params), **frozen.user_attrs.get("point", {}))
-    return Record(frozen.number, point, eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)
+    return Record(frozen.number, _point(frozen), eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)

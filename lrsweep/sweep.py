@@ -1,36 +1,42 @@
-"""THE loop: one worker takes trials from the study, has an engine train them, and hands on what it hears.
+"""The process that keeps a sweep: it opens the study, has an executor's workers train, watches, and concludes.
 
-What a trial measured is on disk before Optuna or MLflow hears of it.
+It never trains itself, unless the executor is `inline`: whatever happens in a trial, the sweep goes on.
 """
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from lrsweep import curves, machine, outputs, space
+from lrsweep import machine, outputs, space
 from lrsweep.config import SweepConfig, flatten
-from lrsweep.engines import Engine, Measurement, Outcome, Trial
-from lrsweep.errors import InputError, LrsweepError, NoWinnerError
+from lrsweep.config import replace as with_keys
+from lrsweep.errors import LrsweepError, NoWinnerError
+from lrsweep.executors import Executor
+from lrsweep.executors.choice import executor
 from lrsweep.followup import follow_up
-from lrsweep.lockstep import Heard
-from lrsweep.outputs import MetricsLog, SweepFolder
-from lrsweep.prepare import first_point, prepare, rule_of_thumb
+from lrsweep.outputs import SweepFolder, logging_to
+from lrsweep.prepare import first_point, rule_of_thumb
+from lrsweep.presence import Presence, new_worker, wait_for_the_dead
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
-from lrsweep.report.words import shown
-from lrsweep.study import Point, Record, Study, check_search, find_study, open_study
+from lrsweep.samplers import check_search
+from lrsweep.space import Axis
+from lrsweep.study import Study, find_study, open_study, put_aside
 from lrsweep.tracking import Tracker, open_tracker
+from lrsweep.watch import Watch
+from lrsweep.worker import start_beating
 
 log = logging.getLogger(__name__)
+
+# Seconds between two looks at what the workers do, and how long workers of an earlier run may take to end.
+_LOOK_EVERY, _LINGER = 0.2, 60.0
 
 
 class InterruptedSweepError(LrsweepError):
@@ -42,9 +48,10 @@ class InterruptedSweepError(LrsweepError):
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM, so that the step in hand is finished; a second one exits at once."""
+    """Remembers the first SIGINT or SIGTERM, so that workers finish their step; a second one kills them and exits at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, kill: Callable[[], None]) -> None:
+        self._kill = kill
         self.signum: int | None = None
 
     def __enter__(self) -> "Interrupt":
@@ -57,122 +64,84 @@ class Interrupt:
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
+            self._kill()
             os._exit(128 + signum)
         self.signum = signum
 
 
 @dataclass
-class Worker:
-    """The engine's host: one process's side of the sweep."""
+class Keeper:
+    """A sweep while it runs."""
 
     config: SweepConfig
     folder: SweepFolder
     study: Study
+    executor: Executor
     tracker: Tracker
     screen: Screen
     interrupt: Interrupt
-    _logs: dict[int, MetricsLog] = field(default_factory=dict)
-    _eval_loss: dict[int, float] = field(default_factory=dict)
-    _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _curves: dict[int, curves.Curve] = field(default_factory=dict)
 
-    def catch_up(self) -> None:
-        """Tells the tracker of ended trials what a kill kept from it; what they measured is on disk."""
-        records = {record.number: record for record in self.study.records()}
-        for number in self.tracker.missing(list(records)):
-            record = records[number]
-            self._track(number, record.point)
-            for row in outputs.read_metrics(self.folder.trial(number)):
-                step = int(row.pop("step"))
-                self.tracker.log(Measurement(number, step, row))
-            self.tracker.finish_trial(number, record.status, _reason(record.reason))
+    def run(self, about: About) -> Summary:
+        """Has the search's trials trained, then what follows from their results, until nothing does.
 
-    def next_trial(self) -> Trial | None:
-        """The next trial to train, its folder and tracking run begun; None when all are done or a signal came."""
-        if self.interrupt.signum is not None:
-            return None
-        taken = self.study.next()
-        if taken is None:
-            return None
-        number, point = taken
+        Raises InterruptedSweepError, NoWinnerError for too many failures, and what ended a worker for good.
+        """
+        watch = Watch(self.config, self.folder, self.study, self.tracker, self.screen)
+        watch.catch_up()
+        self.executor.start(self.study)
         try:
-            config = self._config(point)
-        except InputError as fault:
-            # Values that are good alone may not go together; a sampler cannot know.
-            self.study.tell(Record(number, point, "failed", 0, None, str(fault)))
-            self.screen.note(f"trial {number}: failed ({fault})")
-            return self.next_trial()
-        trial = Trial(number, config, self.folder.trial(number))
-        self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
-        outputs.write(trial.folder / "config.yaml", outputs.to_yaml(outputs.masked(config)))
-        self._track(number, point)
-        self.screen.trial_started(number, space.values(self.study.axes, point.params), config)
-        return trial
+            while True:
+                begun = time.monotonic()
+                with self.screen.running(self.study.total, len(self.study.records()), self.config.training.max_steps):
+                    self._until_settled(watch)
+                self.study.spend(time.monotonic() - begun)
+                about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
+                summary = summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
+                self._check_failures(summary)
+                points, why = follow_up(self.config, self.study.axes, summary)
+                if not points:
+                    self.study.close()
+                    return summary
+                self.screen.note(why)
+                self.study.follow(points)
+        except BaseException:
+            self._wind_up(watch)
+            raise
 
-    def _config(self, point: Point) -> SweepConfig:
-        return space.trial_config(self.config, self.study.axes, point.params, point.overrides)
+    def _until_settled(self, watch: Watch) -> None:
+        """Watches until no trial is left to run."""
+        while True:
+            settled = self.study.finished()
+            watch.look()
+            if self.interrupt.signum is not None:
+                raise InterruptedSweepError(self.interrupt.signum)
+            if settled or self._failures() >= (self.config.search.max_failures or self.study.total + 1):
+                return
+            for text in self.executor.tend():
+                self.screen.note(text)
+            time.sleep(_LOOK_EVERY)
 
-    def _track(self, number: int, point: Point) -> None:
-        config = self._config(point)
-        name = title(number, {**space.values(self.study.axes, point.params), **point.overrides})
-        tags = {"engine": config.engine.name, "role": point.role}
-        self.tracker.start_trial(number, name, flatten(outputs.masked(config)), tags)
+    def _failures(self) -> int:
+        return sum(record.status == "failed" for record in self.study.records())
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
-        """Writes, tracks and shows what was measured; answers the trials that the pruner or a signal stops."""
-        evals = []
-        for measurement in measurements:
-            number, step, metrics = measurement.number, measurement.step, measurement.metrics
-            if number not in self._logs:
-                self._open_log(number, step)
-            self._logs[number].append(step, metrics)
-            if "eval_loss" in metrics:
-                self._logs[number].sync()
-                self._eval_loss[number] = metrics["eval_loss"]
-                # Before training all are equal, and what is not finite ends as diverged, not as pruned.
-                if step > 0 and math.isfinite(metrics["eval_loss"]):
-                    evals.append(Heard(number, step, *self._budgets[number], metrics["eval_loss"]))
-        stop = self.study.report(evals)
-        for measurement in measurements:
-            self.tracker.log(measurement)
-            self.screen.measured(measurement)
-        return stop if self.interrupt.signum is None else frozenset(self._logs)
+    def _check_failures(self, summary: Summary) -> None:
+        most = self.config.search.max_failures
+        if most is not None and self._failures() >= most:
+            reasons = sorted({result.reason for result in summary.results if result.status == "failed"})
+            raise NoWinnerError(
+                f"search.max_failures={most}: {self._failures()} trials failed ({'; '.join(reasons[:3])}); "
+                f"details in {self.folder.log}"
+            )
 
-    def _open_log(self, number: int, first: int) -> None:
-        """The log of a trial that begins, or goes on, with the step `first`; what it kept is told to the tracker anew."""
-        self._logs[number] = MetricsLog(self.folder.trial(number), first)
-        for row in self._logs[number].kept:
-            metrics = {key: value for key, value in row.items() if key != "step"}
-            self.tracker.log(Measurement(number, int(row["step"]), metrics))
-            self._eval_loss[number] = metrics.get("eval_loss", self._eval_loss.get(number, math.nan))
-
-    def finish(self, outcome: Outcome) -> None:
-        """Ends a trial everywhere; one that a signal stopped stays open in the study, to be taken up again."""
-        number = outcome.number
-        if number in self._logs:
-            self._logs.pop(number).close()
-        last = self._eval_loss.pop(number, math.nan)
-        eval_loss = last if math.isfinite(last) else None
-        interrupted = outcome.status == "stopped" and self.interrupt.signum is not None
-        status = "interrupted" if interrupted else "pruned" if outcome.status == "stopped" else outcome.status
-        if status != "interrupted":
-            self.study.tell(Record(number, Point({}), status, outcome.step, eval_loss, outcome.reason))
-        tags = _reason(outcome.reason) | _engine(outcome.engine) | {"diagnosis": self._label(number)}
-        self.tracker.finish_trial(number, status, tags)
-        if status != "interrupted":
-            self._remove_checkpoint(number)
-        self.screen.trial_finished(number, status, outcome.reason)
-
-    def _remove_checkpoint(self, number: int) -> None:
-        from lrsweep import checkpoint  # imports torch, as the engine has
-
-        checkpoint.remove(self.folder.trial(number))
-
-    def _label(self, number: int) -> str:
-        """What the trial's curve shows beside those that have ended; once all have, the summary looks again."""
-        others = list(self._curves.values())
-        self._curves[number] = curves.curve(outputs.read_metrics(self.folder.trial(number)))
-        return curves.diagnose(self._curves[number], others).label
+    def _wind_up(self, watch: Watch) -> None:
+        """Lets the workers checkpoint and end, and tells what they still wrote."""
+        self.executor.stop()
+        while self.executor.running():
+            time.sleep(_LOOK_EVERY)
+        # What ends the sweep may be the disk or the database itself.
+        with contextlib.suppress(LrsweepError):
+            watch.look()
+        watch.interrupted()
 
 
 def run(config: SweepConfig, screen: Screen) -> Summary:
@@ -182,9 +151,13 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     fault, InterruptedSweepError after a signal.
     """
     config, searched = space.settle(config)
+    fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
     axes = space.axes(config)
     check_search(config)
     folder = SweepFolder(config.name)
+    if fresh:
+        aside = put_aside(config, folder.path)
+        screen.note(f"the earlier {config.name} is now {aside}" if aside else f"there was no earlier {config.name}")
     there = find_study(config, axes, folder.path)
     if there is not None and there.finished() and folder.concluded(len(there.records())):
         summary = read_summary(folder)
@@ -192,28 +165,41 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
             screen.note(f"{config.name} is finished: {len(summary.results)} trials, nothing left to run")
             return _with_winner(summary, folder)
     screen.note("loading model and data")
-    engine, dataset = prepare(config, axes, look=there is None)
+    workers = executor(config)
+    try:
+        return _with_winner(_run(config, axes, searched, folder, workers, screen, look=there is None), folder)
+    finally:
+        workers.end()
+
+
+def _run(
+    config: SweepConfig, axes: Sequence[Axis], searched: str, folder: SweepFolder, workers: Executor, screen: Screen, *,
+    look: bool,
+) -> Summary:  # fmt: skip
+    dataset = workers.prepare(look)
     tracker = open_tracker(config.tracking, Path.cwd())
     prior = rule_of_thumb(config, axes)
     folder.create()
-    with folder.locked(), _logging_to(folder), Interrupt() as interrupt:
+    with folder.locked(), logging_to(folder), Interrupt(workers.kill) as interrupt:
+        wait_for_the_dead(folder.path, _LINGER)
         study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
+        presence = Presence(folder.path, new_worker())
+        study.keep(presence)
+        start_beating(study)
         if searched:
             screen.note(searched)
         outputs.write(folder.config, outputs.to_yaml(outputs.masked(config)))
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
-        worker = Worker(config, folder, study, tracker, screen, interrupt)
         about = About(dataset, Links(tracker.ui_command(), tracker.compare_url()), prior, searched)
         try:
-            worker.catch_up()
-            summary = _train(worker, engine, about)
-            if interrupt.signum is not None:
-                raise InterruptedSweepError(interrupt.signum)
+            summary = Keeper(config, folder, study, workers, tracker, screen, interrupt).run(about)
             conclude(summary, folder)
             tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
         except BaseException:
             tracker.finish("interrupted", {}, [])
             raise
+        finally:
+            presence.close()
         best = summary.verdict.recommended
         tracker.finish(
             "complete" if best else "failed",
@@ -223,39 +209,11 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
         if not tracker.unsent:
             folder.conclude(len(summary.results))
         else:
-            screen.note(f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials")
-    return _with_winner(summary, folder)
-
-
-def _train(worker: Worker, engine: Engine, about: About) -> Summary:
-    """Trains the search's trials, then what follows from their results, until nothing does or a signal comes."""
-    study, config = worker.study, worker.config
-    while True:
-        begun = time.monotonic()
-        with worker.screen.running(study.total, len(study.records()), config.training.max_steps):
-            engine.run(worker)
-        study.spend(time.monotonic() - begun)
-        about = replace(about, seconds=study.seconds, importances=study.importances())
-        summary = summarise(config, study.axes, study.records(), worker.folder, about)
-        points, why = follow_up(config, study.axes, summary)
-        if not points or worker.interrupt.signum is not None:
-            return summary
-        worker.screen.note(why)
-        study.follow(points)
-
-
-def _reason(text: str) -> dict[str, str]:
-    return {"reason": text} if text else {}
-
-
-def _engine(name: str) -> dict[str, str]:
-    """What trained the trial, where `engine: auto` had the choice."""
-    return {"engine": name} if name else {}
-
-
-def title(number: int, values: Mapping[str, Any]) -> str:
-    """A trial's name in MLflow: its number and axis values, by their short names."""
-    return f"{number:04d} " + " ".join(f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in values.items())
+            screen.note(
+                f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials: lrsweep sync "
+                f"{config.name} sends them"
+            )
+    return summary
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:
@@ -265,20 +223,3 @@ def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:
             f"no trial completed, so there is no best ({'; '.join(reasons[:3])}); details in {folder.log}"
         )
     return summary
-
-
-@contextlib.contextmanager
-def _logging_to(folder: SweepFolder) -> Iterator[None]:
-    """Sends warnings and the libraries' chatter to lrsweep.log instead of the terminal."""
-    with outputs.disk_faults(folder.log):
-        handler = logging.FileHandler(folder.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        handler.close()

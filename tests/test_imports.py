@@ -13,7 +13,7 @@ import lrsweep
 PACKAGE = Path(lrsweep.__file__).parent
 # Library -> the only modules, or packages with all their modules, that may import it.
 ALLOWED = {
-    "optuna": {"space", "study"},
+    "optuna": {"space", "study", "samplers", "storage"},
     "mlflow": {"tracking"},
     "hydra": {"compose"},
     "omegaconf": {"compose"},

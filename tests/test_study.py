@@ -1,5 +1,6 @@
 """The study: grid points once, totals kept, dead trials taken up again, diverged told apart from failed."""
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard
-from lrsweep.study import Point, Record, Study, check_search, find_study, open_study
+from lrsweep.presence import Presence, new_worker
+from lrsweep.samplers import check_search
+from lrsweep.study import Point, Record, Study, find_study, open_study, put_aside
 
 LRS = [1e-5, 1e-4, 1e-3]
 
@@ -31,8 +34,17 @@ def tpe(total: int, *overrides: str) -> SweepConfig:
     return sweep_config(["search=tpe", f"search.n_trials={total}", lr, *overrides])
 
 
-def opened(config: SweepConfig, folder: Path, fingerprint: str = "data") -> Study:
-    return open_study(config, space.axes(config), folder, fingerprint)
+def opened(config: SweepConfig, folder: Path, fingerprint: str = "data", first: Any = None) -> Study:
+    """The study as its keeper opens it, joined by a worker of this process."""
+    study = open_study(config, space.axes(config), folder, fingerprint, first)
+    study.join(Presence(folder, new_worker()))
+    return study
+
+
+def kill(study: Study) -> None:
+    """What the kernel does for a worker that has died: its lock is gone, its trials are as they were."""
+    assert study._presence is not None
+    os.close(study._presence._lock)
 
 
 def run(
@@ -62,6 +74,7 @@ def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> N
     killed = opened(config(), tmp_path)
     run(killed, at_most=1)
     assert killed.next() == (1, Point({"optimizer.lr": 1e-4}))
+    kill(killed)
     resumed = opened(config(), tmp_path)
     assert not resumed.finished()
     assert run(resumed) == [(1, 1e-4), (2, 1e-3)]
@@ -72,6 +85,7 @@ def test_a_trial_begun_anew_may_report_its_steps_again(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
     number, _ = killed.next() or (-1, Point({}))
     killed.report([Heard(number, 10, 60, 6, 2.0)])
+    kill(killed)
     resumed = opened(config(), tmp_path)
     number, _ = resumed.next() or (-1, Point({}))
     assert not resumed.report([Heard(number, 10, 60, 6, 2.0)])
@@ -211,11 +225,12 @@ def test_a_search_begins_at_the_prior_and_a_grid_does_not(tmp_path: Path) -> Non
     searched, gridded = tmp_path / "tpe", tmp_path / "grid"
     for folder in (searched, gridded):
         folder.mkdir()
-    study = open_study(tpe(3), space.axes(tpe(3)), searched, "data", {"optimizer.lr": 2e-3})
+    study = opened(tpe(3), searched, first={"optimizer.lr": 2e-3})
     assert study.next() == (0, Point({"optimizer.lr": 2e-3}, "prior"))
-    again = open_study(tpe(3), space.axes(tpe(3)), searched, "data", {"optimizer.lr": 2e-3})
+    kill(study)
+    again = opened(tpe(3), searched, first={"optimizer.lr": 2e-3})
     assert len(run(again)) == 3
-    study = open_study(config(), space.axes(config()), gridded, "data", {"optimizer.lr": 2e-3})
+    study = opened(config(), gridded, first={"optimizer.lr": 2e-3})
     assert [lr for _, lr in run(study)] == LRS
 
 
@@ -225,6 +240,11 @@ def test_a_search_begins_at_the_prior_and_a_grid_does_not(tmp_path: Path) -> Non
         (("optimizer.weight_decay=0.5",), "data", "optimizer.weight_decay: was 0.0 and is now 0.5"),
         (("space.optimizer.lr=[1e-5]",), "data", "space.optimizer.lr"),
         ((), "other data", "data fingerprint"),
+        (
+            ("optimizer.eps=1e-6", "training.seed=1"),
+            "data",
+            "optimizer.eps: was 1e-08 and is now 1e-06; training.seed: was",
+        ),
     ],
 )
 def test_a_changed_sweep_of_the_same_name_is_refused(
@@ -263,7 +283,8 @@ def test_a_kill_while_the_study_is_made_bricks_nothing(tmp_path: Path) -> None:
     assert len(run(opened(config(), tmp_path))) == 3
 
 
-def test_a_locked_storage_is_a_storage_fault_at_any_time(tmp_path: Path) -> None:
+def test_a_locked_storage_is_a_storage_fault_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrsweep.storage.PATIENCE", 1.0)
     study = opened(config(), tmp_path)
     with sqlite3.connect(tmp_path / "study.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -289,3 +310,91 @@ def test_a_bad_pruner_option_is_refused() -> None:
             check_search(config(*overrides))
     with pytest.raises(InputError, match=r"pruner\.kwargs"):
         check_search(tpe(4, "pruner.kwargs={foo: 1}"))
+
+
+def test_two_workers_never_have_the_same_trial(tmp_path: Path) -> None:
+    first, second = opened(config(), tmp_path), opened(config(), tmp_path)
+    taken = [study.next() for study in (first, second, first, second)]
+    assert [entry[0] if entry else None for entry in taken] == [0, 1, 2, None]
+
+
+def test_a_dead_workers_trial_is_taken_over_and_its_ghost_is_not_heard(tmp_path: Path) -> None:
+    ghost, other = opened(config(), tmp_path), opened(config(), tmp_path)
+    number, point = ghost.next() or (-1, Point({}))
+    assert other.next() == (1, Point({"optimizer.lr": 1e-4}))
+    kill(ghost)
+    assert other.next() == (number, point)
+    # It was only asleep, and comes back.
+    assert ghost.report([Heard(number, 10, 60, 6, 9.0)]) == {number}
+    ghost.tell(Record(number, point, "complete", 10, 9.0, ""))
+    assert other.records() == []
+    other.tell(Record(number, point, "complete", 10, 1.0, ""))
+    assert [(record.number, record.eval_loss) for record in other.records()] == [(number, 1.0)]
+
+
+def test_a_trial_let_go_of_is_free_at_once(tmp_path: Path) -> None:
+    first, second = opened(config(), tmp_path), opened(config(), tmp_path)
+    taken = first.next()
+    first.release(0)
+    assert second.next() == taken
+
+
+def test_what_dies_with_its_worker_is_tried_last_and_alone_and_then_given_up(tmp_path: Path) -> None:
+    keeper = open_study(config(), space.axes(config()), tmp_path, "data")
+    first = opened(config(), tmp_path)
+    assert [(first.next() or (-1,))[0] for _ in range(2)] == [0, 1]
+    assert first._presence is not None
+    name = first._presence.worker
+    kill(first)
+    assert keeper.note_death(name, "killed by SIGSEGV") == [0, 1]
+    second = opened(config(), tmp_path)
+    number, point = second.next() or (-1, Point({}))
+    assert (number, second.next()) == (2, None)
+    second.tell(Record(number, point, "complete", 10, 1.0, ""))
+    assert (second.next() or (-1,))[0] == 0
+    assert second.next() is None
+    assert second._presence is not None
+    kill(second)
+    keeper.note_death(second._presence.worker, "killed by SIGSEGV")
+    third = opened(config(), tmp_path)
+    number, point = third.next() or (-1, Point({}))
+    third.tell(Record(number, point, "complete", 10, 1.0, ""))
+    assert third.finished()
+    ends = {record.number: (record.status, record.reason) for record in third.records()}
+    assert ends[0] == ("failed", "the process that trained it died 2 times: killed by SIGSEGV")
+    assert (ends[1][0], ends[2][0]) == ("complete", "complete")
+
+
+def test_workers_wait_for_what_follows_as_long_as_somebody_keeps_the_sweep(tmp_path: Path) -> None:
+    keeper = open_study(config(), space.axes(config()), tmp_path, "data")
+    presence = Presence(tmp_path, new_worker())
+    keeper.keep(presence)
+    worker = opened(config(), tmp_path)
+    assert worker.waits()
+    keeper.close()
+    assert not worker.waits()
+    keeper.keep(presence)
+    assert worker.waits()
+    os.close(presence._lock)
+    assert not worker.waits()
+
+
+def test_rungs_are_shared_between_workers(tmp_path: Path) -> None:
+    first, second = opened(tpe(4), tmp_path), opened(tpe(4), tmp_path)
+    (a, _), (b, _), (c, _) = (study.next() or (-1, Point({})) for study in (first, first, second))
+    first.report([Heard(a, 20, 60, 6, 1.0), Heard(b, 20, 60, 6, 1.0)])
+    assert second.report([Heard(c, 20, 60, 6, 5.0)]) == {c}
+
+
+def test_a_sweep_put_aside_is_whole_and_its_name_free(tmp_path: Path) -> None:
+    folder = Path("outputs/lora_lr")
+    assert put_aside(config(), folder) is None
+    folder.mkdir(parents=True)
+    run(opened(config(), folder), at_most=2)
+    assert put_aside(config(), folder) == Path("outputs/lora_lr.1")
+    folder.mkdir()
+    assert len(run(opened(config(), folder))) == 3
+    assert put_aside(config(), folder) == Path("outputs/lora_lr.2")
+    old = find_study(config(), space.axes(config()), Path("outputs/lora_lr.1"))
+    assert old is not None
+    assert len(old.records()) == 2

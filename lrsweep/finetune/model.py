@@ -97,7 +97,11 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
     config = _loaded(AutoConfig, model)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
+        try:
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code, **options)
+        except Exception as fault:
+            raise _unloadable(model, fault) from None
         make_trainable(skeleton, finetune, 0)
 
 
@@ -159,6 +163,16 @@ def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
     path = str(BASE) if model.path == "embedded" else str(Path(model.path).expanduser())
     try:
         return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as fault:
-        reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
-        raise InputError(f"model.path={model.path!r}: cannot be loaded: {reason}") from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # What a folder holds is anybody's, and the libraries that read it raise whatever they like.
+    except Exception as fault:
+        raise _unloadable(model, fault) from None
+
+
+def _unloadable(model: ModelConfig, fault: Exception) -> InputError:
+    reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+    attention = model.attn_implementation
+    if attention and (attention in str(fault) or "attn" in str(fault)):
+        return InputError(f"model.attn_implementation={attention!r}: {reason}")
+    return InputError(f"model.path={model.path!r}: cannot be loaded: {reason}")

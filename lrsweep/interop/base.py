@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ _OWN_HEADER = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A top-level key in the text: where its line starts, its column, and from where to where its value stands."""
+
+    line: int
+    column: int
+    start: int
+    end: int
+
+
 def read(path: Path) -> tuple[str, dict[str, Any]]:
     """A config file's text and what it says. Raises InputError."""
     try:
@@ -34,6 +45,10 @@ def edited(
 ) -> str:
     """The file at `path` with the tuned keys as the config has them, below the header. Raises InputError."""
     text, tree = read(path)
+    if path.suffix.lower() == ".json":
+        raise InputError(
+            f"{path}: JSON has no comments, and an export says in them what it found; write the file as YAML"
+        )
     changes = edits(dialect, tree, config, tuned, version)
     result = with_changes(text, changes)
     expected = changed(tree, changes)
@@ -48,43 +63,81 @@ def edited(
         )
     apart = differences(dialect, expected, config, version)
     said = [f"This file trains otherwise than the trials did: {', '.join(apart)}."] if apart else []
-    return header + comments(said) + _OWN_HEADER.sub("", result)
+    above = (header + comments(said)).replace("\n", _newline(text))
+    return above + _OWN_HEADER.sub("", result)
 
 
 def with_changes(text: str, changes: dict[str, Any]) -> str:
     """The text with top-level keys set, or taken out where the value is None; new ones follow the last one changed."""
-    nodes = {key.value: (key, value) for key, value in scalars.compose(text).value}
+    places, newline = _places(text), _newline(text)
     cuts: list[tuple[int, int, str]] = []
     new = []
     for name, value in changes.items():
-        if name not in nodes:
-            new.append(f"{name}: {scalars.scalar(value)}\n")
-            continue
-        key, node = nodes[name]
-        start, end = _span(key, node)
-        if value is None:
-            first, last = text.rfind("\n", 0, key.start_mark.index) + 1, text.find("\n", end)
-            cuts.append((first, len(text) if last < 0 else last + 1, ""))
+        place = places.get(name)
+        if place is None:
+            new.append(f"{name}: {scalars.scalar(value)}{newline}")
+        elif value is None:
+            cuts.append((place.line, _line_end(text, place.end), ""))
         else:
-            space = " " if text[start - 1] == ":" else ""
-            cuts.append((start, end, space + scalars.scalar(value)))
+            space = " " if text[place.start - 1] == ":" else ""
+            cuts.append((place.start, place.end, space + scalars.scalar(value)))
     if new:
-        beside = [_span(*nodes[name])[1] for name in nodes if name in changes or name == "learning_rate"]
-        line_end = text.find("\n", max(beside)) if beside else -1
-        if line_end < 0 and not text.endswith("\n"):
-            text += "\n"
-        place = line_end + 1 or len(text)
-        cuts.append((place, place, "".join(new)))
+        beside = [place.end for name, place in places.items() if name in changes or name == "learning_rate"]
+        beside = beside or [place.end for place in places.values()]
+        at = _line_end(text, max(beside, default=len(text)))
+        before = newline if text and at == len(text) and not text.endswith("\n") else ""
+        indent = " " * next((place.column for place in places.values()), 0)
+        cuts.append((at, at, before + "".join(indent + line for line in new)))
     for start, end, replacement in sorted(cuts, reverse=True):
         text = text[:start] + replacement + text[end:]
     return text
 
 
-def _span(key: yaml.Node, node: yaml.Node) -> tuple[int, int]:
-    """Where a value stands in the text. A block's own end lies beyond the comments after it; its last word's does not."""
-    start, last = node.start_mark.index, node
-    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
-        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
-        start = key.end_mark.index + 1  # a block starts on its own line: what replaces it, on the key's
-    return start, last.end_mark.index
+def _places(text: str) -> dict[str, _Place]:
+    found = {}
+    nodes = _nodes(text)
+    for (key, _), (value, end) in zip(nodes[::2], nodes[1::2], strict=True):
+        start = value.start_mark.index
+        if isinstance(value, yaml.CollectionStartEvent) and not value.flow_style:
+            start = text.index(":", key.end_mark.index) + 1  # what replaces a block stands on the key's line
+        if isinstance(key, yaml.ScalarEvent):
+            line = text.rfind("\n", 0, key.start_mark.index) + 1
+            found[key.value] = _Place(line, key.start_mark.column, start, end)
+    return found
+
+
+def _nodes(text: str) -> list[tuple[Any, int]]:
+    """The event that begins each top-level key and value, in turn, and where that one ends.
+
+    Of events, as a composed node that an alias names stands at its anchor.
+    """
+    found = []
+    flow: list[bool] = []  # of each collection that is open
+    first: Any = None
+    end = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.NodeEvent):
+            first = event if len(flow) == 1 else first
+            if isinstance(event, yaml.CollectionStartEvent):
+                flow.append(bool(event.flow_style))
+                continue
+            end = event.end_mark.index
+            if getattr(event, "style", None) in ("|", ">"):
+                end = len(text[:end].rstrip())  # its mark is on the next key's line
+        elif isinstance(event, yaml.CollectionEndEvent):
+            # A block's own end lies beyond the comments after it; its last word's does not.
+            end = event.end_mark.index if flow.pop() else end
+        else:
+            continue
+        if len(flow) == 1:
+            found.append((first, end))
+    return found
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _line_end(text: str, place: int) -> int:
+    """Where the line after that place begins."""
+    return text.find("\n", place) + 1 or len(text)

@@ -1,5 +1,6 @@
 """A dialect's table: which keys of theirs stand for which of ours. Each row reads and writes, so both directions agree."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ def number(name: str, value: Any) -> float:
     try:
         if not isinstance(value, bool):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"{name}={brief(value)}: not a number; write it as 1.0e-4 or 0.0001")
 
@@ -228,7 +229,7 @@ def number(name: str, value: Any) -> float:
 def whole(name: str, value: Any) -> int:
     """A whole number."""
     found = number(name, value)
-    if found != int(found):
+    if not math.isfinite(found) or found != int(found):
         raise InputError(f"{name}={brief(value)}: not a whole number; write one")
     return int(found)
 

@@ -107,10 +107,3 @@ def load(text: str, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise InputError(f"{where}: a config is a mapping of keys to values; give such a file")
     return tree
-
-
-def compose(text: str) -> yaml.MappingNode:
-    """The file's nodes, which know their places in the text. `load` has found it a mapping before."""
-    node = yaml.compose(text, Loader=_Loader)
-    assert isinstance(node, yaml.MappingNode)
-    return node

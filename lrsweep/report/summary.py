@@ -127,7 +127,9 @@ def read_summary(folder: SweepFolder) -> Summary:
         return Summary(config, results, judge(results, tree["base_loss"]), tree["base_loss"], diagnoses, about)
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
-    except (ValueError, KeyError, TypeError, InputError) as fault:
+    except OSError as fault:
+        raise StorageError(f"{folder.summary}: cannot be read: {fault.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as fault:
         raise StorageError(f"{folder.summary}: damaged ({fault}); run the sweep again to have it made anew") from None
 
 

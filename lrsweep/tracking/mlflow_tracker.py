@@ -92,8 +92,8 @@ class MlflowTracker:
         with self._lock:
             self._trials[number] = run
 
-    def log(self, measurement: Measurement) -> None:
-        self._trials[measurement.number].measured(measurement)
+    def log(self, measurement: Measurement, at: int | None = None) -> None:
+        self._trials[measurement.number].measured(measurement, at)
 
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
         self._trials[number].finish(status, tags)

@@ -78,9 +78,9 @@ class PendingRun:
         updates = self.run_id is None or self._params or self._tags or self.dataset or self.artifacts
         return len(self._points) + bool(updates or (self.end and not self.over))
 
-    def measured(self, measurement: Measurement) -> None:
+    def measured(self, measurement: Measurement, at: int | None = None) -> None:
         """Adds to the curves. The first step with a value that is not finite becomes a tag."""
-        points = _points(measurement.metrics, measurement.step)
+        points = _points(measurement.metrics, measurement.step, at)
         with self._lock:
             self._points += points
             if len(points) < len(measurement.metrics) and not self._non_finite:
@@ -130,7 +130,7 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _points(metrics: Mapping[str, float], step: int) -> list[Point]:
+def _points(metrics: Mapping[str, float], step: int, at: int | None = None) -> list[Point]:
     """The finite values. NaN breaks MLflow's run page, and infinity it stores as 1.8e308, which flattens every chart."""
-    at = now()
-    return [(key, float(value), at, step) for key, value in metrics.items() if math.isfinite(value)]
+    when = now() if at is None else at
+    return [(key, float(value), when, step) for key, value in metrics.items() if math.isfinite(value)]

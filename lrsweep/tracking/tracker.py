@@ -41,8 +41,8 @@ class Tracker(Protocol):
     def start_trial(self, number: int, title: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Begins a trial's run, in the place of any that an earlier attempt at the same trial left."""
 
-    def log(self, measurement: Measurement) -> None:
-        """Takes what a trial measured."""
+    def log(self, measurement: Measurement, at: int | None = None) -> None:
+        """Takes what a trial measured, `at` milliseconds since the epoch (None: now); the same once more is the same point."""
 
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
         """Ends a trial's run: complete, pruned, diverged, failed or interrupted."""

@@ -1,0 +1,117 @@
+"""A worker's process: `python -m lrsweep.executors.child`. It hears JSON lines on stdin and answers them on stdout.
+
+    {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...} or {"fault": ..., "exit_code": ...}
+    {"go": true}                                 work     -> nothing, or {"fault": ..., "exit_code": ...} before it ends
+
+Once stdin ends, whoever keeps the sweep has gone: the worker checkpoints and ends, as on SIGTERM.
+"""
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+from lrsweep import space
+from lrsweep.config import validate
+from lrsweep.errors import LrsweepError
+from lrsweep.libraries import quiet
+from lrsweep.outputs import SweepFolder, logging_to
+from lrsweep.prepare import prepare
+from lrsweep.presence import Presence
+from lrsweep.study import join_study
+from lrsweep.worker import Worker, start_beating, work
+
+
+def main() -> None:
+    """Prepares, works and exits."""
+    faulthandler.enable()
+    quiet()
+    answers = _own_stdout()
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    # Before there is a trial to checkpoint, nothing is lost by ending at once.
+    heard = _Ear(stop)
+    try:
+        _run(heard, answers, stop)
+    except LrsweepError as fault:
+        _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code})
+        _exit(fault.exit_code)
+    _exit(143 if stop.is_set() else 0)
+
+
+def _run(heard: "_Ear", answers: IO[str], stop: threading.Event) -> None:
+    order = heard.next()
+    config = validate(order["config"])
+    axes = space.axes(config)
+    engine, dataset = prepare(config, axes, look=order["look"])
+    _answer(answers, {"dataset": asdict(dataset)})
+    heard.next()
+    folder = SweepFolder(config.name)
+    with logging_to(folder):
+        presence = Presence(folder.path, order["worker"])
+        try:
+            study = join_study(config, axes, folder.path, dataset.fingerprint, presence)
+            start_beating(study)
+            work(Worker(config, folder, study, stop), engine)
+        finally:
+            presence.close()
+
+
+class _Ear(threading.Thread):
+    """Hears orders; once there can be none any more, sets `stop`, or ends the process if it has not begun to work."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._stop_work = stop
+        self._orders: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._working = False
+        self.start()
+
+    def next(self) -> Mapping[str, Any]:
+        """The next order, waited for."""
+        order = self._orders.get()
+        self._working = "go" in order
+        return order
+
+    def run(self) -> None:
+        for line in sys.stdin:
+            self._orders.put(json.loads(line))
+        self._stop_work.set()
+        while not self._working:
+            if self._orders.empty():
+                os._exit(143)
+            time.sleep(0.1)
+
+
+def _own_stdout() -> IO[str]:
+    """The real stdout, for answers; whatever libraries print goes to stderr from here on."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: IO[str], message: Mapping[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+
+def _exit(code: int) -> None:
+    logging.shutdown()
+    sys.stderr.flush()
+    # Threads of torch and of the database may be in whatever state.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

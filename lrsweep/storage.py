@@ -1,0 +1,90 @@
+"""Where a study is kept: the sweep's SQLite file, or a database that workers on many machines share."""
+
+import contextlib
+import fcntl
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from sqlalchemy.exc import SQLAlchemyError
+
+from lrsweep.config import SweepConfig
+from lrsweep.errors import InputError, StorageError
+from lrsweep.outputs import disk_faults, mask_url
+
+log = logging.getLogger(__name__)
+
+# Seconds to wait for a SQLite file that somebody else has locked.
+PATIENCE = 60.0
+_SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, -1)"}
+
+
+class Storage:
+    """The storage of one sweep. Every use of it stands in `faults`; what has to be whole stands in `alone`."""
+
+    def __init__(self, config: SweepConfig, folder: Path) -> None:
+        self._file = None if config.search.storage else folder / "study.db"
+        self.url = config.search.storage or f"sqlite:///{self._file}"
+        self._name = config.name
+        self._shown = mask_url(config.search.storage or str(self._file))
+        self._kind = self.url.split(":", 1)[0].split("+", 1)[0]
+        if self._kind == "sqlite" and self._file is None:
+            self._file = Path(self.url.removeprefix("sqlite:///"))
+
+    @property
+    def shared(self) -> bool:
+        """Whether workers on other machines can reach it."""
+        return self._file is None
+
+    def exists(self) -> bool:
+        """Whether there can be a study yet; asks no server."""
+        return self._file is None or (self._file.exists() and self._file.stat().st_size > 0)
+
+    def connect(self) -> Any:
+        """Optuna's storage."""
+        if self._kind == "sqlite":
+            return optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}})
+        if self._kind not in _SERVERS:
+            raise InputError(
+                f"search.storage={self._shown}: a study is kept in sqlite:///FILE, postgresql://... or mysql://..."
+            )
+        # A server may close what has been idle for long.
+        return optuna.storages.RDBStorage(self.url, {"pool_pre_ping": True})
+
+    @contextlib.contextmanager
+    def faults(self) -> Iterator[None]:
+        """Turns the storage's own errors into one line."""
+        try:
+            yield
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, UnboundLocalError) as fault:
+            # Optuna's tell trips over a local variable when the database does not answer.
+            if isinstance(fault, UnboundLocalError) and not isinstance(fault.__context__, Exception):
+                raise
+            log.exception("the study's storage failed")
+            cause = fault.__context__ if isinstance(fault, UnboundLocalError) else fault
+            text = mask_url((str(cause).splitlines() or [""])[0])
+            raise StorageError(f"{self._shown}: not usable as a study: {text}") from None
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other worker is in here at the same time; the lock goes with the process, or its connection."""
+        if self._file is not None:
+            path = self._file.with_name(f".{self._file.name}.lock")
+            with disk_faults(path):
+                lock = open(path, "a")  # noqa: SIM115 - closed below
+            with lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            return
+        key = f"lrsweep {self._name}"
+        number = zlib.crc32(key.encode())
+        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.pool.NullPool)
+        with engine.connect() as connection:
+            connection.execute(
+                sqlalchemy.text(_SERVERS[self._kind]), {"key": number if self._kind == "postgresql" else key[:64]}
+            )
+            yield

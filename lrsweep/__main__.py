@@ -239,6 +239,23 @@ def _ui(argv: Sequence[str]) -> int:
     return serve_ui(arguments.uri or default_uri(), port=arguments.port)
 
 
+def _sync(argv: Sequence[str]) -> int:
+    parser = _parser("sync", "send MLflow what a sweep's files have and it has not: after an outage, or a kill")
+    parser.add_argument("name", metavar="NAME", help="the sweep: its folder under outputs/")
+    parser.add_argument("--uri", help="the tracking store (default: the sweep's own)")
+    parser.add_argument("--storage", metavar="URL", help="the study's database, where its URL has a password")
+    arguments = parser.parse_args(argv)
+    from rich.console import Console
+
+    from lrsweep.libraries import quiet
+    from lrsweep.report.screen import open_screen
+    from lrsweep.sync import sync
+
+    quiet()
+    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console())))
+    return 0
+
+
 def _doctor(argv: Sequence[str]) -> int:
     _parser("doctor", "what this machine has and what will be used").parse_args(argv)
     from rich.console import Console
@@ -266,6 +283,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": _report,
     "diagnose": _diagnose,
     "find-lr": _find_lr,
+    "sync": _sync,
     "ui": _ui,
     "doctor": _doctor,
 }

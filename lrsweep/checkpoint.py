@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lrsweep.config import SweepConfig, TrainingConfig
-from lrsweep.outputs import disk_faults
+from lrsweep.outputs import CHECKPOINTS, disk_faults
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,10 @@ def due(training: TrainingConfig, since: float) -> bool:
     return wanted is not None and time.monotonic() - since >= wanted
 
 
-def remove(trial_folder: Path) -> None:
-    """Removes what `save` left: the trial has ended."""
-    for folder in _places(trial_folder):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _places(trial_folder: Path) -> tuple[Path, Path, Path]:
     """Where the last checkpoint is, the one before it, and the one being written."""
-    return trial_folder / "checkpoint", trial_folder / "checkpoint.previous", trial_folder / "checkpoint.new"
+    last, previous, new = (trial_folder / name for name in CHECKPOINTS)
+    return last, previous, new
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -21,5 +21,7 @@ def quiet() -> None:
         del settings[0]  # whoever says how threads wait is listened to
     for name, value in settings:
         os.environ.setdefault(name, value)
+    # A log that cannot be written (the disk is full) is no news for the terminal.
+    logging.raiseExceptions = False
     # Without a handler of its own, Python would print warnings to stderr.
     logging.getLogger().addHandler(logging.NullHandler())

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from lrsweep import masking
 from lrsweep.config import NAME, SweepConfig
@@ -95,6 +97,16 @@ class MetricsLog:
         """Syncs and closes."""
         self.sync()
         self._file.close()
+
+
+# A trial's last checkpoint, the one before it, and the one being written; `checkpoint.py` fills them.
+CHECKPOINTS = ("checkpoint", "checkpoint.previous", "checkpoint.new")
+
+
+def remove_checkpoints(trial_folder: Path) -> None:
+    """The trial has ended."""
+    for name in CHECKPOINTS:
+        shutil.rmtree(trial_folder / name, ignore_errors=True)
 
 
 def read_metrics(trial_folder: Path) -> list[dict[str, float]]:
@@ -190,6 +202,12 @@ def disk_faults(path: Path) -> Iterator[None]:
         if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(f"disk full: {path}; make room, then run the same command to go on") from None
         raise StorageError(f"{path}: {fault.strerror or fault}") from None
+    except SafetensorError as fault:
+        # It has no errno, only words, those of the system with its number.
+        full = re.search(r"os error (\d+)", str(fault))
+        if full and int(full[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(f"disk full: {path}; make room, then run the same command to go on") from None
+        raise StorageError(f"{path}: {fault}") from None
 
 
 @contextlib.contextmanager

@@ -131,6 +131,16 @@ class Study:
             self._study.set_user_attr("keeper", presence.worker)
             self._study.set_user_attr("closed", False)
 
+    def remember(self, dataset: Mapping[str, Any]) -> None:
+        """Notes what the data are, for whoever has no access to them."""
+        with self._where.faults():
+            self._study.set_user_attr("dataset", dict(dataset))
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """What was noted."""
+        return dict(self._study.user_attrs["dataset"])
+
     def close(self) -> None:
         """Nothing follows any more: workers may go."""
         with self._where.faults():

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -185,6 +185,7 @@ def _run(
         study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
         presence = Presence(folder.path, new_worker())
         study.keep(presence)
+        study.remember(asdict(dataset))
         start_beating(study)
         if searched:
             screen.note(searched)
@@ -194,26 +195,32 @@ def _run(
         try:
             summary = Keeper(config, folder, study, workers, tracker, screen, interrupt).run(about)
             conclude(summary, folder)
-            tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
         except BaseException:
             tracker.finish("interrupted", {}, [])
             raise
         finally:
             presence.close()
-        best = summary.verdict.recommended
-        tracker.finish(
-            "complete" if best else "failed",
-            {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
-            artifacts(folder),
-        )
-        if not tracker.unsent:
-            folder.conclude(len(summary.results))
-        else:
+        if not finish_tracking(tracker, summary, folder):
             screen.note(
                 f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials: lrsweep sync "
                 f"{config.name} sends them"
             )
     return summary
+
+
+def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> bool:
+    """Tells the tracker how the sweep ended; once it has got everything, marks the sweep as done. Whether it has."""
+    tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
+    best = summary.verdict.recommended
+    tracker.finish(
+        "complete" if best else "failed",
+        {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
+        artifacts(folder),
+    )
+    if tracker.unsent:
+        return False
+    folder.conclude(len(summary.results))
+    return True
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:

@@ -70,12 +70,16 @@ class Watch:
     _left: dict[int, tuple[str, int] | None] = field(default_factory=dict)
     _curves: dict[int, curves.Curve] = field(default_factory=dict)
 
-    def catch_up(self) -> None:
-        """Takes what earlier runs did as known; tells the tracker of ended trials what it has not got to their end."""
+    def catch_up(self) -> int:
+        """Takes what earlier runs did as known; tells the tracker of ended trials what it has not got to their end.
+
+        Answers how many trials those were.
+        """
         trials = self.study.trials()
         self._left = {seen.number: seen.claim for seen in trials}
         ended = {seen.number: seen.record for seen in trials if seen.record is not None}
         self._ended = set(ended)
+        told = 0
         for number in self.tracker.missing(list(ended)):
             if self._config(ended[number].point) is None:
                 continue
@@ -83,6 +87,8 @@ class Watch:
             for row in outputs.read_rows(self.folder.trial(number) / "metrics.jsonl"):
                 self._told(number, row)
             self._finish(ended[number])
+            told += 1
+        return told
 
     def look(self) -> None:
         """Tells what is new."""

@@ -103,12 +103,7 @@ class Worker:
         record = Record(number, Point({}), status, outcome.step, eval_loss, outcome.reason, outcome.engine)
         _write_outcome(self.folder.trial(number), record)
         self.study.tell(record)
-        self._remove_checkpoint(number)
-
-    def _remove_checkpoint(self, number: int) -> None:
-        from lrsweep import checkpoint  # imports torch, as the engine has
-
-        checkpoint.remove(self.folder.trial(number))
+        outputs.remove_checkpoints(self.folder.trial(number))
 
 
 def work(worker: Worker, engine: Engine) -> None:

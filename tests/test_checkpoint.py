@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrsweep import checkpoint
+from lrsweep import checkpoint, outputs
 from lrsweep.checkpoint import Checkpoint
 from lrsweep.engines import Engine
 from lrsweep.engines.packed import PackedEngine
@@ -58,7 +58,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert (found.engine, found.step) == ("packed", 20)
     assert_equal(dict(found.state), {**STATE, "step": 20})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "checkpoint.previous"]
-    checkpoint.remove(tmp_path)
+    outputs.remove_checkpoints(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -60,8 +60,12 @@ def failed(trial: Trial, fault: Exception) -> Outcome:
         return Outcome(trial.number, 0, "failed", str(fault))
     log.error("trial %d", trial.number, exc_info=fault)
     first_line = (str(fault).strip().splitlines() or [""])[0]
-    kind = "out of GPU memory" if type(fault).__name__ == "OutOfMemoryError" else type(fault).__name__
-    return Outcome(trial.number, 0, "failed", f"{kind}: {first_line}")
+    kind = type(fault).__name__
+    if kind == "OutOfMemoryError":
+        kind = "out of GPU memory"
+    elif isinstance(fault, MemoryError) or "can't allocate memory" in first_line:  # Python's, and torch's for the CPU
+        kind = "out of host memory"
+    return Outcome(trial.number, 0, "failed", f"{kind}: {first_line}" if first_line else kind)
 
 
 class Host(Protocol):

@@ -5,6 +5,7 @@ from lrsweep.engines import Engine
 from lrsweep.engines.packed import PackedEngine, check_packable
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
+from lrsweep.outputs import SweepFolder
 from lrsweep.packing import Unpackable
 
 
@@ -15,10 +16,11 @@ def choose(config: SweepConfig, rank: int) -> Engine:
     """
     if config.engine.name == "trainer":
         return TrainerEngine()
+    widths = SweepFolder(config.name).path / "widths.json"
     if config.engine.name == "packed":
         try:
             check_packable(config)
         except Unpackable as reason:
             raise InputError(f"engine=packed: {reason}; use engine=trainer, or engine=auto to have it chosen") from None
-        return PackedEngine(config.engine.slots, rank)
-    return PackedEngine(config.engine.slots, rank, otherwise=TrainerEngine())
+        return PackedEngine(config.engine.slots, rank, widths=widths)
+    return PackedEngine(config.engine.slots, rank, TrainerEngine(), widths)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -52,15 +53,18 @@ _FETCH_EVERY = 10
 class PackedEngine:
     """Trains up to `slots` trials in lockstep. Trials that cannot share a base are trained pack after pack.
 
-    `rank` is the highest LoRA rank among the trials to come; lower ones are padded to it. A trial that cannot be packed
+    `rank` is the highest LoRA rank among the trials to come; lower ones are padded to it. `widths` is the file that keeps how
+    many trials share a pass. A trial that cannot be packed
     goes to the engine `otherwise`, or fails with the reason.
     """
 
-    def __init__(self, slots: int | Literal["auto"], rank: int, otherwise: Engine | None = None) -> None:
+    def __init__(
+        self, slots: int | Literal["auto"], rank: int, otherwise: Engine | None = None, widths: Path | None = None
+    ) -> None:
         self._slots = slots
         self._rank = rank
         self._otherwise = otherwise
-        self._widths = Widths()
+        self._widths = Widths(widths)
 
     def run(self, host: Host) -> None:
         """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""

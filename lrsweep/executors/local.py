@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,10 +18,14 @@ from lrsweep.presence import new_worker
 from lrsweep.study import Study
 from lrsweep.tracking import DatasetInfo
 
+log = logging.getLogger(__name__)
+
 # Workers that may die one after another before any of them has got to a trial.
 _FRUITLESS = 3
 # Seconds that a worker may take to end once there is nothing left to do.
 _FAREWELL = 30.0
+# Characters of its stderr that are kept.
+_TAIL = 4000
 
 
 class Local:
@@ -62,6 +67,7 @@ class Local:
             if self._stopped:
                 continue
             reason = worker.reason()
+            log.error("a worker died: %s\n%s", reason, worker.said())
             # What somebody else kills says nothing of the trials.
             trials = [] if worker.killed_from_outside() else self._study.note_death(worker.name, reason)
             self._fruitless = 0 if trials else self._fruitless + 1
@@ -149,10 +155,14 @@ class _Process:
                 return _fault(answer)
         return None
 
+    def said(self) -> str:
+        """The end of what the process wrote to stderr."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()[-_TAIL:]
+
     def reason(self) -> str:
         """Why the process died."""
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip()
+        said = self.said()
         code = self._process.returncode
         if code >= 0:
             return f"it ended with {code}: {said.splitlines()[-1][:200] if said else 'it said nothing'}"

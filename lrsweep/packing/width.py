@@ -1,15 +1,24 @@
 """How many trials share a pass: measured, because a pass that is bound by arithmetic only loses by being wider."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from lrsweep.outputs import write
+
 
 class Widths:
-    """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the widest pass."""
+    """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the widest pass.
 
-    def __init__(self) -> None:
+    What was measured is kept in `file`, for workers that come later: they need not measure again, and sum in the same order.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
         self._best: dict[str, int] = {}
         self._measured: dict[str, int] = {}
 
@@ -17,14 +26,29 @@ class Widths:
         """The width found for this key; 1 before it is measured."""
         return self._best.get(key, 1)
 
+    def _read(self) -> dict[str, list[int]]:
+        try:
+            found: dict[str, list[int]] = json.loads(self._file.read_text()) if self._file is not None else {}
+        except (OSError, ValueError):
+            return {}  # not there, or damaged: it is measured again
+        return found
+
+    def _write(self, key: str) -> None:
+        if self._file is not None:
+            found = {**self._read(), _digest(key): [self._best[key], self._measured[key]]}
+            write(self._file, json.dumps(found))
+
     def best(self, key: str, active: int, run: Callable[[int], None]) -> int:
         """The width with the least time per trial among 1, 2, 4 ... `active`; `run(width)` does one pass.
 
         Measured when the key is new, and again when more trials are active than were then.
         """
+        if key not in self._measured and (kept := self._read().get(_digest(key))) is not None:
+            self._best[key], self._measured[key] = kept
         if active > self._measured.get(key, 1):
             self._best[key] = _fastest(_candidates(active), run)
             self._measured[key] = active
+            self._write(key)
         return min(self.known(key), active)
 
     def keep(self, key: str, width: int, active: int) -> None:
@@ -37,7 +61,14 @@ class Widths:
         self._best[key] = width // 2
         # What did not fit is not measured again.
         self._measured[key] = 10**9
+        self._write(key)
         return width // 2
+
+
+def _digest(key: str) -> str:
+    """The key on this device: another one may be fastest at another width."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.get_num_threads()}"
+    return hashlib.sha256(f"{device} {key}".encode()).hexdigest()[:16]
 
 
 def _candidates(active: int) -> list[int]:

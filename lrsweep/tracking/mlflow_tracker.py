@@ -112,7 +112,7 @@ class MlflowTracker:
         self._parent.artifacts = list(artifacts)
         self._parent.finish(status, {})
         self._not_before = 0.0
-        self._attempt(last=status == "complete")
+        self._attempt(last=True)
 
     def _runs(self) -> list[PendingRun]:
         with self._lock:

@@ -8,7 +8,7 @@ from lrsweep.curves import rung
 from lrsweep.report.summary import Summary
 from lrsweep.report.words import shown
 from lrsweep.space import LR, Axis, Choices, grid, to_stored
-from lrsweep.study import Point
+from lrsweep.trials import Point
 from lrsweep.verdict import Candidate, Result
 
 # New learning rates of one round and of a whole sweep, and where the search for a basin ends in any case.

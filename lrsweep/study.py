@@ -1,89 +1,36 @@
 """The sweep's memory: an Optuna study that knows a total, gives each trial to one worker, and keeps diverged from failed."""
 
-import itertools
 import json
 import logging
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from lrsweep.config import SweepConfig, flatten
+from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.lockstep import Heard
-from lrsweep.outputs import SweepFolder, disk_faults
 from lrsweep.presence import Presence
-from lrsweep.samplers import lockstep, pruner, sampler
+from lrsweep.samplers import lockstep, sampler
 from lrsweep.space import LR, Axis, grid, grown
 from lrsweep.storage import Storage
+from lrsweep.trials import Point, Record, Role, Seen, claim_of, deaths_of, heard_of, point_of, record_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
 
-Status = Literal["complete", "pruned", "diverged", "failed"]
-# Why a trial is there: the search's own point, the rate that rules of thumb give, or something that followed from results.
-Role = Literal["search", "prior", "extension", "rescue", "replicate"]
-# What may change between two runs of one sweep: it decides how far and where, not what is measured.
-_FREE = (
-    "search.n_trials", "search.storage", "search.extend", "search.replicates", "search.rescue", "search.prior",
-    "search.preflight", "search.max_failures", "engine.name", "engine.slots", "engine.compile", "executor.", "tracking.",
-    "training.save_adapter", "training.checkpoint_seconds", "resume",
-)  # fmt: skip
-
-_DATA = "data fingerprint"
 # A trial whose process has died so often without having come further is given up.
 _DEATHS = 2
 # As many of the changed keys are shown.
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
-class Point:
-    """What a trial is to try: stored axis values, and config keys that set it apart beside them.
-
-    `of` is the trial that it repeats or rescues.
-    """
-
-    params: dict[str, Any]
-    role: Role = "search"
-    overrides: dict[str, Any] = field(default_factory=dict)
-    of: int | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished trial: what it tried, how it ended, its last eval loss (None if it never had one), what trained it."""
-
-    number: int
-    point: Point
-    status: Status
-    step: int
-    eval_loss: float | None
-    reason: str
-    engine: str = ""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A trial that has begun, as anybody sees it: who has it (worker, and how many had it before), and its end if it came.
-
-    A worker without a name: the trial was let go of, to be taken up again.
-    """
-
-    number: int
-    point: Point
-    claim: tuple[str, int] | None
-    record: Record | None
-
-
 class Study:
-    """One sweep's trials in Optuna's storage. Open it with `open_study`, `find_study` or `join_study`."""
+    """One sweep's trials in Optuna's storage. `studies.py` opens them."""
 
     def __init__(self, study: optuna.Study, axes: Sequence[Axis], config: SweepConfig, storage: Storage) -> None:
         self._study = study
@@ -92,7 +39,7 @@ class Study:
         self._lockstep = lockstep(config)
         for frozen in study.get_trials(deepcopy=False):
             # What earlier runs of the sweep measured stands; their own trials were judged then.
-            for heard in _heard(frozen):
+            for heard in heard_of(frozen):
                 self._lockstep.hear([heard])
         self._axes = axes
         points = len(grid(axes)) if config.search.method == "grid" else None
@@ -156,11 +103,11 @@ class Study:
     def note_death(self, worker: str, reason: str) -> list[int]:
         """A worker's process has died by itself: its trials are under suspicion, or given up. Answers their numbers."""
         with self._where.faults(), self._where.alone():
-            found = [frozen for frozen in self._unfinished() if (_claim(frozen) or ("",))[0] == worker]
+            found = [frozen for frozen in self._unfinished() if (claim_of(frozen) or ("",))[0] == worker]
             for frozen in found:
                 step = max(frozen.intermediate_values, default=0)
                 # What has come further since is not what kills it.
-                deaths = [*(death for death in _deaths(frozen) if death[0] == step), (step, reason)]
+                deaths = [*(death for death in deaths_of(frozen) if death[0] == step), (step, reason)]
                 if len(deaths) < _DEATHS:
                     optuna.Trial(self._study, frozen._trial_id).set_user_attr("deaths", deaths)
                 else:
@@ -175,12 +122,12 @@ class Study:
             return [
                 Seen(
                     frozen.number,
-                    _point(frozen),
-                    _claim(frozen),
-                    _record(frozen) if frozen.state.is_finished() else None,
+                    point_of(frozen),
+                    claim_of(frozen),
+                    record_of(frozen) if frozen.state.is_finished() else None,
                 )
                 for frozen in self._study.get_trials(deepcopy=False)
-                if frozen.state.is_finished() or (frozen.state == TrialState.RUNNING and _claim(frozen) is not None)
+                if frozen.state.is_finished() or (frozen.state == TrialState.RUNNING and claim_of(frozen) is not None)
             ]
 
     def finished(self) -> bool:
@@ -218,19 +165,19 @@ class Study:
                 return None
             # The claim comes last: whoever has one has its values.
             params = {axis.key: _suggest(trial, axis) for axis in self.axes}
-            before = _claim(trial.user_attrs)
+            before = claim_of(trial.user_attrs)
             trial.set_user_attr("claim", [self._presence.worker, before[1] + 1 if before else 0])
             self._running[trial.number] = trial
             return trial.number, Point(params, **trial.user_attrs.get("point", {}))
 
     def _taken(self) -> optuna.Trial | None:
-        if any(_deaths(trial.user_attrs) for trial in self._running.values()):
+        if any(deaths_of(trial.user_attrs) for trial in self._running.values()):
             return None
         left = [
             frozen for frozen in self._unfinished() if frozen.number not in self._running and self._ownerless(frozen)
         ]
-        suspects = [frozen for frozen in left if _deaths(frozen)]
-        clean = [frozen for frozen in left if not _deaths(frozen)]
+        suspects = [frozen for frozen in left if deaths_of(frozen)]
+        clean = [frozen for frozen in left if not deaths_of(frozen)]
         if clean:
             return optuna.Trial(self._study, clean[0]._trial_id)
         started = self._started()
@@ -242,7 +189,7 @@ class Study:
         return None
 
     def _ownerless(self, frozen: FrozenTrial) -> bool:
-        claim = _claim(frozen)
+        claim = claim_of(frozen)
         assert self._presence is not None
         return (
             claim is None
@@ -260,7 +207,7 @@ class Study:
             # What other workers have measured meanwhile.
             for frozen in self._study.get_trials(deepcopy=False):
                 if frozen.number not in self._running:
-                    for heard in _heard(frozen):
+                    for heard in heard_of(frozen):
                         self._lockstep.hear([heard])
             # A replicate measures noise, and has to be whole.
             whole = {heard.number for heard in own if self._role(heard.number) == "replicate"}
@@ -296,7 +243,7 @@ class Study:
             mine = self.mine(number)
             trial = self._running.pop(number)
             if mine:
-                before = _claim(trial.user_attrs)
+                before = claim_of(trial.user_attrs)
                 trial.set_user_attr("claim", ["", before[1] if before else 0])
 
     def waits(self) -> bool:
@@ -312,7 +259,7 @@ class Study:
         """Whether a trial that this worker took is still its own."""
         assert self._presence is not None
         frozen = self._study._storage.get_trial(self._running[number]._trial_id)
-        claim = _claim(frozen)
+        claim = claim_of(frozen)
         return not frozen.state.is_finished() and claim is not None and claim[0] == self._presence.worker
 
     def _role(self, number: int) -> Role:
@@ -326,7 +273,7 @@ class Study:
             done = self._study.get_trials(
                 deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
             )
-            return [_record(frozen) for frozen in done]
+            return [record_of(frozen) for frozen in done]
 
     def importances(self) -> dict[str, float]:
         """Each axis's share in how much the losses differ, by Optuna's default (PED-ANOVA); empty for one axis."""
@@ -400,90 +347,6 @@ class Study:
         return 2.0 * max([1.0, record.eval_loss or 0.0, *seen])
 
 
-def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
-    """What makes two runs the same sweep: the config, less what may change, and the data's fingerprint."""
-    flat = flatten(config.model_dump())
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {_DATA: fingerprint}
-
-
-def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study | None:
-    """The sweep's study as it stands, or None where there is none yet; writes nothing.
-
-    Raises InputError if the config has changed, StorageError if the storage does not answer.
-    """
-    where = Storage(config, folder)
-    with where.faults():
-        if not where.exists():
-            return None
-        storage = where.connect()
-        if config.name not in optuna.get_all_study_names(storage):
-            return None
-        study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner(config.pruner))
-        if "identity" not in study.user_attrs:
-            return None
-        found = Study(study, axes, config, where)
-        found.check_same(identity(config, json.loads(study.user_attrs["identity"])[_DATA]))
-        return found
-
-
-def join_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, presence: Presence) -> Study:
-    """The sweep's study, made by its keeper, for a worker. Raises InputError if its data are others, StorageError."""
-    found = find_study(config, axes, folder)
-    assert found is not None, "the keeper makes the study first"
-    found.check_same(identity(config, fingerprint))
-    found.join(presence)
-    return found
-
-
-def open_study(
-    config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, first: Mapping[str, Any] | None = None
-) -> Study:
-    """Opens the sweep's study, or creates it with all its grid points; for one process at a time.
-
-    A search that is no grid begins with `first`: stored values of some axes.
-
-    Raises InputError if the config or the data have changed, StorageError if the storage does not answer.
-    """
-    where = Storage(config, folder)
-    with where.faults():
-        study = optuna.create_study(
-            storage=where.connect(), study_name=config.name, direction="minimize", load_if_exists=True,
-            pruner=pruner(config.pruner),
-        )  # fmt: skip
-        if "identity" not in study.user_attrs:
-            study.set_user_attr("sweep_id", uuid.uuid4().hex)
-            study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
-        points = grid(axes)[: config.search.n_trials] if config.search.method == "grid" else []
-        enqueued = study.user_attrs.get("enqueued", 0)
-        for point in points[enqueued:]:
-            study.enqueue_trial(point, skip_if_exists=True)
-        if enqueued == 0 and first is not None and not points:
-            study.enqueue_trial(dict(first), user_attrs={"point": {"role": "prior"}}, skip_if_exists=True)
-        study.set_user_attr("enqueued", max(enqueued, len(points), 1))
-        opened = Study(study, axes, config, where)
-        opened.check_same(identity(config, fingerprint))
-        opened._enqueue_followed()
-        return opened
-
-
-def put_aside(config: SweepConfig, folder: Path) -> Path | None:
-    """Renames what there is of the sweep to NAME.1 (or the next number that is free); None where there is nothing."""
-    where = Storage(config, folder)
-    aside = next(new for i in itertools.count(1) if not (new := folder.with_name(f"{folder.name}.{i}")).exists())
-    found = folder.exists()
-    with where.faults():
-        if where.shared and config.name in optuna.get_all_study_names(storage := where.connect()):
-            optuna.copy_study(
-                from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside.name
-            )
-            optuna.delete_study(study_name=config.name, storage=storage)
-            found = True
-    if folder.exists():
-        with SweepFolder(config.name).locked(), disk_faults(folder):
-            folder.rename(aside)
-    return aside if found else None
-
-
 def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
     """The stored value of one axis; a trial that has it already keeps it."""
     spread = axis.distribution
@@ -493,29 +356,3 @@ def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
         return trial.suggest_int(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
     assert isinstance(spread, FloatDistribution)
     return trial.suggest_float(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
-
-
-def _heard(frozen: FrozenTrial) -> Iterator[Heard]:
-    max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
-    for step, value in sorted(frozen.intermediate_values.items()):
-        yield Heard(frozen.number, step, max_steps, warmup, value)
-
-
-def _claim(of: FrozenTrial | Mapping[str, Any]) -> tuple[str, int] | None:
-    """The worker that has a trial, and how many had it before; None where nobody ever had."""
-    claim = (of.user_attrs if isinstance(of, FrozenTrial) else of).get("claim")
-    return None if claim is None else (claim[0], claim[1])
-
-
-def _deaths(of: FrozenTrial | Mapping[str, Any]) -> list[tuple[int, str]]:
-    """The step of the last evaluation before, and the reason of, each death."""
-    return list((of.user_attrs if isinstance(of, FrozenTrial) else of).get("deaths", []))
-
-
-def _point(frozen: FrozenTrial) -> Point:
-    return Point(dict(frozen.params), **frozen.user_attrs.get("point", {}))
-
-
-def _record(frozen: FrozenTrial) -> Record:
-    outcome = frozen.user_attrs.get("outcome", {"status": "failed", "step": 0, "reason": "ended outside lrsweep"})
-    return Record(frozen.number, _point(frozen), eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)

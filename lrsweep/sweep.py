@@ -28,7 +28,8 @@ from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
 from lrsweep.samplers import check_search
 from lrsweep.space import Axis
-from lrsweep.study import Study, find_study, open_study, put_aside
+from lrsweep.studies import find_study, open_study, put_aside
+from lrsweep.study import Study
 from lrsweep.tracking import Tracker, open_tracker
 from lrsweep.watch import Watch
 from lrsweep.worker import start_beating

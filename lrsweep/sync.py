@@ -10,7 +10,7 @@ from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import logging_to
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import read_summary
-from lrsweep.study import find_study
+from lrsweep.studies import find_study
 from lrsweep.sweep import finish_tracking
 from lrsweep.tracking import DatasetInfo, open_tracker
 from lrsweep.watch import Watch

@@ -10,7 +10,7 @@ from lrsweep.basin import Basin, fit
 from lrsweep.config import SweepConfig
 from lrsweep.noise import Noise, estimate, same
 from lrsweep.space import LR
-from lrsweep.study import Role
+from lrsweep.trials import Role
 
 
 @dataclass(frozen=True)

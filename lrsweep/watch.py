@@ -18,8 +18,9 @@ from lrsweep.errors import InputError
 from lrsweep.outputs import SweepFolder
 from lrsweep.report.screen import Screen
 from lrsweep.report.words import shown
-from lrsweep.study import Point, Record, Seen, Study
+from lrsweep.study import Study
 from lrsweep.tracking import Tracker
+from lrsweep.trials import Point, Record, Seen
 
 
 @dataclass

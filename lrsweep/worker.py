@@ -22,7 +22,8 @@ from lrsweep.errors import InputError, LrsweepError
 from lrsweep.lockstep import Heard
 from lrsweep.outputs import MetricsLog, SweepFolder
 from lrsweep.presence import BEAT_EVERY
-from lrsweep.study import Point, Record, Study
+from lrsweep.study import Study
+from lrsweep.trials import Point, Record
 
 log = logging.getLogger(__name__)
 

@@ -120,7 +120,7 @@ def test_what_is_missing_is_said(tmp_path: Path, overrides: list[str], said: str
 
 
 def test_another_command_is_another_sweep() -> None:
-    from lrsweep.study import identity
+    from lrsweep.studies import identity
 
     one, other = (
         sweep_config(["+sweep=lora_lr", "engine=external", f"engine.command='{name} {{config}}'", "engine.dialect=trl"])

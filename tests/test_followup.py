@@ -13,8 +13,8 @@ from lrsweep.config import SweepConfig
 from lrsweep.curves import Diagnosis
 from lrsweep.followup import follow_up
 from lrsweep.report.summary import About, Links, Summary
-from lrsweep.study import Point
 from lrsweep.tracking import DatasetInfo
+from lrsweep.trials import Point
 from lrsweep.verdict import Result, judge
 from tests.conftest import SMALL, lrsweep
 

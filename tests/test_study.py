@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard
 from lrsweep.presence import Presence, new_worker
 from lrsweep.samplers import check_search
-from lrsweep.study import Point, Record, Study, find_study, open_study, put_aside
+from lrsweep.studies import find_study, open_study, put_aside
+from lrsweep.study import Study
+from lrsweep.trials import Point, Record
 
 LRS = [1e-5, 1e-4, 1e-3]
 
@@ -292,6 +295,19 @@ def test_a_locked_storage_is_a_storage_fault_at_any_time(tmp_path: Path, monkeyp
             study.next()
         other.execute("ROLLBACK")
     other.close()
+
+
+def test_a_value_waits_for_a_locked_storage(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    number, point = study.next() or (-1, Point({}))
+    other = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(1.5, lambda: other.execute("ROLLBACK"))
+    timer.start()
+    study.tell(Record(number, point, "complete", 10, 1.0, ""))
+    timer.join()
+    other.close()
+    assert [record.eval_loss for record in study.records()] == [1.0]
 
 
 def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None:

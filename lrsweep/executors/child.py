@@ -27,7 +27,7 @@ from lrsweep.libraries import quiet
 from lrsweep.outputs import SweepFolder, logging_to
 from lrsweep.prepare import prepare
 from lrsweep.presence import Presence
-from lrsweep.study import join_study
+from lrsweep.studies import join_study
 from lrsweep.worker import Worker, start_beating, work
 
 

@@ -8,7 +8,8 @@ from lrsweep.errors import WorkerError
 from lrsweep.outputs import SweepFolder
 from lrsweep.prepare import prepare
 from lrsweep.presence import Presence, new_worker
-from lrsweep.study import Study, join_study
+from lrsweep.studies import join_study
+from lrsweep.study import Study
 from lrsweep.tracking import DatasetInfo
 from lrsweep.worker import Worker, work
 

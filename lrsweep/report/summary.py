@@ -12,8 +12,8 @@ from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import SweepFolder
 from lrsweep.priors import Factor, Prior
 from lrsweep.space import Axis, trial_config, values
-from lrsweep.study import Record
 from lrsweep.tracking import DatasetInfo
+from lrsweep.trials import Record
 from lrsweep.verdict import Result, Verdict, judge
 
 

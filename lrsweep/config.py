@@ -250,11 +250,18 @@ class EngineConfig(_Section):
 class ExecutorConfig(_Section):
     """Where workers run, and how many: `auto` is one for each GPU, or one.
 
-    `local` are processes on this machine; `inline` is this process itself, for debuggers and notebooks.
+    `local` are processes on this machine; `inline` is this process itself, for debuggers and notebooks. `ray` are actors on
+    the cluster at `address`, or on a Ray that is started here for the occasion. `slurm` is an array job, by submitit:
+    `cluster` auto is SLURM where there is one; `local` and `debug` do without; `options` are submitit's parameters.
     """
 
-    name: Literal["local", "inline"]
+    name: Literal["local", "inline", "ray", "slurm"]
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
+    cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    address: str | None = None
+    cluster: Literal["auto", "slurm", "local", "debug"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class TrackingConfig(_Section):

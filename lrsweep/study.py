@@ -105,15 +105,18 @@ class Study:
         with self._where.faults(), self._where.alone():
             found = [frozen for frozen in self._unfinished() if (claim_of(frozen) or ("",))[0] == worker]
             for frozen in found:
-                step = max(frozen.intermediate_values, default=0)
-                # What has come further since is not what kills it.
-                deaths = [*(death for death in deaths_of(frozen) if death[0] == step), (step, reason)]
-                if len(deaths) < _DEATHS:
-                    optuna.Trial(self._study, frozen._trial_id).set_user_attr("deaths", deaths)
-                else:
-                    why = f"the process that trained it died {len(deaths)} times: {reason}"
-                    self._end(frozen, Record(frozen.number, Point({}), "failed", step, None, why))
+                self._suspect(frozen, reason, "the process that trained it died")
             return [frozen.number for frozen in found]
+
+    def _suspect(self, frozen: FrozenTrial, reason: str, what: str) -> None:
+        step = max(frozen.intermediate_values, default=0)
+        # What has come further since is not what kills it.
+        deaths = [*(death for death in deaths_of(frozen) if death[0] == step), (step, reason)]
+        if len(deaths) < _DEATHS:
+            optuna.Trial(self._study, frozen._trial_id).set_user_attr("deaths", deaths)
+        else:
+            why = f"{what} {len(deaths)} times: {reason}"
+            self._end(frozen, Record(frozen.number, Point({}), "failed", step, None, why))
 
     def trials(self) -> list[Seen]:
         """Every trial that has begun, by number."""
@@ -236,6 +239,15 @@ class Study:
                 self._end(trial, record)
             else:
                 log.warning("trial %d has been taken over by another worker", record.number)
+
+    def suspect(self, number: int, reason: str) -> None:
+        """A trial that failed in company, maybe of another one's doing: it is let go of, to be tried alone, or given up."""
+        with self._where.faults(), self._where.alone():
+            mine = self.mine(number)
+            trial = self._running.pop(number)
+            if mine:
+                trial.set_user_attr("claim", ["", (claim_of(trial.user_attrs) or ("", 0))[1]])
+                self._suspect(self._study._storage.get_trial(trial._trial_id), reason, "it failed")
 
     def release(self, number: int) -> None:
         """A trial that is to go on later, here or elsewhere."""

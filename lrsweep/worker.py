@@ -99,6 +99,9 @@ class Worker:
         if (outcome.status == "stopped" and self.stop.is_set()) or not self.study.mine(number):
             self.study.release(number)
             return
+        if outcome.in_company:
+            self.study.suspect(number, outcome.reason)
+            return
         status = "pruned" if outcome.status == "stopped" else outcome.status
         eval_loss = last if math.isfinite(last) else None
         record = Record(number, Point({}), status, outcome.step, eval_loss, outcome.reason, outcome.engine)

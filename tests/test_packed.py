@@ -13,7 +13,8 @@ from lrsweep.config import SweepConfig
 from lrsweep.embedded import BASE
 from lrsweep.engines import Outcome
 from lrsweep.engines.choice import choose
-from lrsweep.engines.packed import PackedEngine, pack_key
+from lrsweep.engines.packed import PackedEngine
+from lrsweep.engines.shared import pack_key
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
 from lrsweep.finetune.model import load_model

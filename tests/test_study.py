@@ -381,6 +381,23 @@ def test_what_dies_with_its_worker_is_tried_last_and_alone_and_then_given_up(tmp
     assert (ends[1][0], ends[2][0]) == ("complete", "complete")
 
 
+def test_what_fails_in_company_is_tried_alone(tmp_path: Path) -> None:
+    study = opened(config(), tmp_path)
+    for _ in range(2):
+        study.next()
+    for number in range(2):
+        study.suspect(number, "RuntimeError: somebody's")
+    number, point = study.next() or (-1, Point({}))
+    study.tell(Record(number, point, "complete", 10, 1.0, ""))
+    assert ((study.next() or (-1,))[0], study.next()) == (0, None)
+    study.suspect(0, "RuntimeError: somebody's")
+    number, point = study.next() or (-1, Point({}))
+    study.tell(Record(number, point, "complete", 10, 1.0, ""))
+    ends = {record.number: (record.status, record.reason) for record in study.records()}
+    assert ends[0] == ("failed", "it failed 2 times: RuntimeError: somebody's")
+    assert (ends[1][0], ends[2][0]) == ("complete", "complete")
+
+
 def test_workers_wait_for_what_follows_as_long_as_somebody_keeps_the_sweep(tmp_path: Path) -> None:
     keeper = open_study(config(), space.axes(config()), tmp_path, "data")
     presence = Presence(tmp_path, new_worker())

@@ -44,7 +44,8 @@ class Outcome:
     """How a trial ended, after `step` optimizer steps.
 
     complete: full budget. stopped: the host asked for it. diverged: a loss or gradient that is not finite. failed: an error,
-    told in `reason`. `engine` is what trained it, empty if none came to.
+    told in `reason`. `engine` is what trained it, empty if none came to. `in_company`: the error was in work shared with other
+    trials, and may be any one's.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Outcome:
     status: Literal["complete", "stopped", "diverged", "failed"]
     reason: str = ""
     engine: str = field(default="", compare=False)
+    in_company: bool = field(default=False, compare=False)
 
 
 def failed(trial: Trial, fault: Exception) -> Outcome:

@@ -2,7 +2,8 @@
 
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Engine
-from lrsweep.engines.packed import PackedEngine, check_packable
+from lrsweep.engines.packed import PackedEngine
+from lrsweep.engines.shared import check_packable
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.errors import InputError
 from lrsweep.outputs import SweepFolder

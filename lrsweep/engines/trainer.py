@@ -33,8 +33,8 @@ class TrainerEngine:
         while trial := host.next_trial():
             try:
                 outcome = self._train(trial, host)
-            except StorageError:
-                raise  # the host's: no trial's fault, and resumable
+            except (StorageError, torch.AcceleratorError):
+                raise  # no trial's fault, and resumable; a device does nothing more for this process after such an error
             except Exception as fault:
                 outcome = failed(trial, fault)
             host.finish(outcome)

@@ -68,6 +68,14 @@ def test_memory_that_runs_out_in_a_trial_is_its_failure(tmp_path: Path) -> None:
     assert "out of host memory" in run.stdout
 
 
+def test_an_error_in_a_pack_fails_the_trial_that_makes_it_and_no_other(tmp_path: Path) -> None:
+    fault = inject.at_step(tmp_path / "site", trial=2, step=6, fault="raise ValueError('mine alone')")
+    run = lrsweep(*QUICK, cwd=tmp_path, env=fault)
+    assert run.returncode == 0, run.stderr
+    assert states(tmp_path) == [COMPLETE, COMPLETE, FAILED, COMPLETE]
+    assert "it failed 2 times: ValueError: mine alone" in run.stdout
+
+
 def test_max_failures_ends_the_sweep(tmp_path: Path) -> None:
     fault = inject.at_step(tmp_path / "site", trial=0, step=2, fault="raise ValueError('a bad day')")
     run = lrsweep(*QUICK, "engine.slots=1", "search.max_failures=1", cwd=tmp_path, env=fault)

@@ -40,7 +40,7 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     _, data = inputs(config.model, config.data)
     dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
     ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
-    engine = choose(config, max([config.finetune.r, *ranks]))
+    engine = choose(config, max([config.finetune.r, *ranks]), _share(config, axes))
     if look and config.search.preflight:
         lrs = [lr for axis in axes if axis.key == LR for lr in axis.ends()]
         with warnings.catch_warnings():
@@ -48,6 +48,14 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
             warnings.simplefilter("ignore", FutureWarning)
             preflight(config, lrs or [config.optimizer.lr])
     return engine, dataset
+
+
+def _share(config: SweepConfig, axes: Sequence[Axis]) -> int:
+    """How many of the trials are one worker's."""
+    workers = config.executor.workers
+    count = (len(machine.gpus()) or 1) if workers == "auto" else workers
+    trials = len(space.grid(axes)) if config.search.method == "grid" else config.search.n_trials or 1
+    return max(1, math.ceil(trials / count))
 
 
 def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:

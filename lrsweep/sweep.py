@@ -92,10 +92,8 @@ class Keeper:
         self.executor.start(self.study)
         try:
             while True:
-                begun = time.monotonic()
                 with self.screen.running(self.study.total, len(self.study.records()), self.config.training.max_steps):
                     self._until_settled(watch)
-                self.study.spend(time.monotonic() - begun)
                 about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
                 summary = summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
                 self._check_failures(summary)
@@ -111,6 +109,15 @@ class Keeper:
 
     def _until_settled(self, watch: Watch) -> None:
         """Watches until no trial is left to run."""
+        begun = time.monotonic()
+        try:
+            self._look_on(watch)
+        finally:
+            # Of a storage that is gone, more is lost than the time spent.
+            with contextlib.suppress(LrsweepError):
+                self.study.spend(time.monotonic() - begun)
+
+    def _look_on(self, watch: Watch) -> None:
         while True:
             settled = self.study.finished()
             watch.look()

@@ -177,7 +177,7 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     assert [outcome.status for outcome in alone.outcomes] == ["complete", "complete"]
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
-        choose(tiny("finetune.dora=true", "engine=packed"), 8)
+        choose(tiny("finetune.dora=true", "engine=packed"), 8, 1)
 
 
 def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
@@ -200,7 +200,7 @@ def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
 
     monkeypatch.setattr(packed_module, "load_model", gathering)
     with pytest.raises(InputError, match=r"engine=packed: .*whose they are is unknown"):
-        choose(tiny("engine=packed"), 8)
+        choose(tiny("engine=packed"), 8, 1)
     alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, tiny())
     assert [(outcome.status, outcome.engine) for outcome in alone.outcomes] == [("complete", "trainer")]
 

@@ -10,8 +10,9 @@ from lrsweep.outputs import SweepFolder
 from lrsweep.packing import Unpackable
 
 
-def choose(config: SweepConfig, rank: int) -> Engine:
-    """The engine that `engine.name` asks for; `rank` is the highest LoRA rank among the trials.
+def choose(config: SweepConfig, rank: int, share: int) -> Engine:
+    """The engine that `engine.name` asks for; `rank` is the highest LoRA rank among the trials, `share` how many of them are
+    one worker's.
 
     Raises InputError where packed is asked for and cannot be.
     """
@@ -23,5 +24,5 @@ def choose(config: SweepConfig, rank: int) -> Engine:
             check_packable(config)
         except Unpackable as reason:
             raise InputError(f"engine=packed: {reason}; use engine=trainer, or engine=auto to have it chosen") from None
-        return PackedEngine(config.engine.slots, rank, widths=widths)
-    return PackedEngine(config.engine.slots, rank, TrainerEngine(), widths)
+        return PackedEngine(config.engine.slots, rank, None, widths, share)
+    return PackedEngine(config.engine.slots, rank, TrainerEngine(), widths, share)

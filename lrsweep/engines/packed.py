@@ -33,13 +33,16 @@ class PackedEngine:
     """Trains up to `slots` trials in lockstep. Trials that cannot share a base are trained pack after pack.
 
     `rank` is the highest LoRA rank among the trials to come; lower ones are padded to it. A trial that cannot be packed goes to
-    the engine `otherwise`, or fails with the reason. `widths` is the file that keeps how many trials share a pass.
+    the engine `otherwise`, or fails with the reason. `widths` is the file that keeps how many trials share a pass. `at_most` is
+    the worker's share of the sweep, for `slots` auto: one that takes more leaves others idle.
     """
 
     def __init__(
-        self, slots: int | Literal["auto"], rank: int, otherwise: Engine | None = None, widths: Path | None = None
-    ) -> None:
+        self, slots: int | Literal["auto"], rank: int, otherwise: Engine | None = None, widths: Path | None = None,
+        at_most: int = 256,
+    ) -> None:  # fmt: skip
         self._slots = slots
+        self._at_most = at_most
         self._rank = rank
         self._otherwise = otherwise
         self._widths = Widths(widths)
@@ -49,7 +52,7 @@ class PackedEngine:
         trial = host.next_trial()
         while trial is not None:
             try:
-                shared = Shared.load(trial.config, self._slots, max(self._rank, trial.config.finetune.r))
+                shared = Shared.load(trial.config, self._slots, max(self._rank, trial.config.finetune.r), self._at_most)
             except Exception as fault:
                 if isinstance(fault, Unpackable) and self._otherwise is not None:
                     log.warning("trial %d is trained alone: %s", trial.number, fault)

@@ -34,7 +34,7 @@ def pack_key(config: SweepConfig) -> str:
 
 def check_packable(config: SweepConfig) -> None:
     """Builds a pack of one slot and drops it. Raises Unpackable with the reason, or InputError."""
-    Shared.load(config, 1, config.finetune.r)
+    Shared.load(config, 1, config.finetune.r, 1)
 
 
 def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
@@ -63,8 +63,8 @@ class Shared:
     pad_token_id: int
 
     @classmethod
-    def load(cls, config: SweepConfig, slots: int | Literal["auto"], rank: int) -> "Shared":
-        """The pack that the trial belongs to. Raises Unpackable with the reason."""
+    def load(cls, config: SweepConfig, slots: int | Literal["auto"], rank: int, at_most: int) -> "Shared":
+        """The pack that the trial belongs to; `at_most` slots where memory decides. Raises Unpackable with the reason."""
         tokenizer, data = inputs(config.model, config.data)
         model = load_model(config.model, config.finetune)
         if config.finetune.dora:
@@ -75,7 +75,7 @@ class Shared:
             enable_checkpointing(model)
         compute = resolve_dtype(config.model)
         trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
-        slots = _slots_that_fit(trainable, config, rank) if slots == "auto" else slots
+        slots = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else slots
         if config.finetune.mode == "lora":
             pack = pack_lora(model, lora_config(config.finetune), slots, rank=rank, compute=compute)
         else:

@@ -92,7 +92,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_trials_go_on(
     worker.kill()
     stdout, stderr = started.communicate(timeout=240)
     assert started.returncode == 0, stderr
-    assert "a worker died: killed by SIGKILL; another one goes on" in stdout
+    assert "a worker died with trials 0, 1, 2, 3: killed by SIGKILL; another one goes on" in stdout
     assert states(tmp_path) == [COMPLETE] * 4
     assert mlflow_statuses(tmp_path) == ["FINISHED"] * 5
     for number in range(4):

@@ -83,10 +83,12 @@ class _Process:
     _steps: dict[str, int] = field(default_factory=dict)
     _last: int = 0
     _has_eval: bool = False
+    _code: int | None = None
 
     def measured(self) -> list[Measurement]:
         """What the trainer has logged since the last look, in the order of its steps."""
-        ended = self.process.poll() is not None
+        # Before its logs are read: what a process writes last has to be among what is read last.
+        self._code = self.process.poll()
         rows = sorted(_rows(self.folder), key=lambda row: row["step"])
         found: dict[int, dict[str, float]] = {}
         for row in rows:
@@ -101,13 +103,13 @@ class _Process:
                 self._steps[name] = max(step, self._steps.get(name, -1))
             self._last = max(self._last, step)
             self._has_eval = self._has_eval or "eval_loss" in metrics
-        if ended:
+        if self._code is not None:
             self.console.close()
         return [Measurement(self.trial.number, step, found[step]) for step in sorted(found)]
 
     def over(self, told: Sequence[Measurement], stop: frozenset[int]) -> bool:
         """Whether the trial has ended, by itself or because it has to; `outcome` then says how."""
-        number, code = self.trial.number, self.process.poll()
+        number, code = self.trial.number, self._code
         bad = next((measurement for measurement in told if measurement.not_finite), None)
         if bad is not None:
             self.end()

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test lint types wheel base interop chaos clean
+.PHONY: sweep test lint types wheel base interop chaos scale clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
@@ -57,3 +57,7 @@ clean:
 
 chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
+
+scale: .venv/.installed-test ## many workers, on Ray, SLURM's stand-ins and PostgreSQL (minutes)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m scale tests/executors

@@ -132,10 +132,10 @@ def _run_nothing(_: DictConfig) -> None:
 
 
 def _normal(override: str) -> str:
-    """Lets `sweep=x` stand for `+sweep=x`, and new keys be set where the config is open: space, kwargs, data.columns."""
+    """Lets `sweep=x` stand for `+sweep=x`, and new keys be set where the config is open: space, kwargs, columns, options."""
     if override.startswith("sweep="):
         return f"+{override}"
-    open_places = r"(space|data\.columns|\w+\.kwargs)[.=]"
+    open_places = r"(space|data\.columns|executor\.options|\w+\.kwargs)[.=]"
     return f"++{override}" if re.match(open_places, override) else override
 
 

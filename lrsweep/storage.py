@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import logging
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 # Seconds to wait for a SQLite file that somebody else has locked.
 PATIENCE = 60.0
 _SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, -1)"}
+# What a URL without a driver means, whatever SQLAlchemy's version.
+_DRIVERS = {"postgresql:": "postgresql+psycopg:"}
 
 
 class Storage:
@@ -28,12 +31,16 @@ class Storage:
 
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         self._file = None if config.search.storage else folder / "study.db"
-        self.url = config.search.storage or f"sqlite:///{self._file}"
+        url = config.search.storage or f"sqlite:///{self._file}"
+        self.url = next((new + url.removeprefix(old) for old, new in _DRIVERS.items() if url.startswith(old)), url)
         self._name = config.name
         self._shown = mask_url(config.search.storage or str(self._file))
         self._kind = self.url.split(":", 1)[0].split("+", 1)[0]
         if self._kind == "sqlite" and self._file is None:
             self._file = Path(self.url.removeprefix("sqlite:///"))
+        self._pools: list[sqlalchemy.Engine] = []
+        self._locks: sqlalchemy.Engine | None = None
+        self._depth = threading.local()
 
     @property
     def shared(self) -> bool:
@@ -52,12 +59,23 @@ class Storage:
             raise InputError(
                 f"search.storage={self._shown}: a study is kept in sqlite:///FILE, postgresql://... or mysql://..."
             )
-        # A server may close what has been idle for long.
-        return optuna.storages.RDBStorage(self.url, {"pool_pre_ping": True})
+        try:
+            storage = optuna.storages.RDBStorage(self.url)
+        except ImportError:
+            raise InputError(
+                f"search.storage={self._shown}: its driver is not installed; pip install 'lrsweep[postgresql]' has "
+                "PostgreSQL's"
+            ) from None
+        self._pools.append(storage.engine)
+        return storage
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
-        """Turns the storage's own errors into one line."""
+        """Turns the storage's own errors into one line.
+
+        Nothing holds a connection beyond it: a server has room for some hundred, and a worker trains for minutes between.
+        """
+        self._depth.value = getattr(self._depth, "value", 0) + 1
         try:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, UnboundLocalError) as fault:
@@ -68,6 +86,11 @@ class Storage:
             cause = fault.__context__ if isinstance(fault, UnboundLocalError) else fault
             text = mask_url((str(cause).splitlines() or [""])[0])
             raise StorageError(f"{self._shown}: not usable as a study: {text}") from None
+        finally:
+            self._depth.value -= 1
+            if self._depth.value == 0:
+                for pool in self._pools:
+                    pool.dispose()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -82,8 +105,9 @@ class Storage:
             return
         key = f"lrsweep {self._name}"
         number = zlib.crc32(key.encode())
-        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.pool.NullPool)
-        with engine.connect() as connection:
+        if self._locks is None:
+            self._locks = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.pool.NullPool)
+        with self._locks.connect() as connection:
             connection.execute(
                 sqlalchemy.text(_SERVERS[self._kind]), {"key": number if self._kind == "postgresql" else key[:64]}
             )

@@ -18,6 +18,8 @@ ALLOWED = {
     "hydra": {"compose"},
     "omegaconf": {"compose"},
     "rich": {"__main__", "machine", "report.screen", "report.text"},
+    "ray": {"executors.ray"},
+    "submitit": {"executors.slurm", "executors.slurm_job"},
 }
 ENGINE_SIDE = ("engines", "finetune", "packing", "embedded")
 

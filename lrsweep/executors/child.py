@@ -37,7 +37,8 @@ def main() -> None:
     quiet()
     answers = _own_stdout()
     stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    # SLURM announces the end of a job with one of the latter two.
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, lambda *_: stop.set())
     # Before there is a trial to checkpoint, nothing is lost by ending at once.
     heard = _Ear(stop)

@@ -1,13 +1,13 @@
-"""What all executors with worker processes have in common: the first one prepares, and one that dies is replaced."""
+"""What all executors with worker processes have in common: workers that die are replaced."""
 
 import logging
 import signal
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 from lrsweep.errors import LrsweepError, WorkerError
 from lrsweep.study import Study
-from lrsweep.tracking import DatasetInfo
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +15,32 @@ log = logging.getLogger(__name__)
 _FRUITLESS = 3
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a worker's process ended, in words that can be sent from one machine to another.
+
+    `said` is the end of its stderr. `outside`: somebody else ended it, and no trial of it comes to that by itself. `fault` is
+    one that it has told, with its exit code.
+    """
+
+    reason: str
+    said: str = ""
+    outside: bool = False
+    fault: str | None = None
+    exit_code: int = 0
+
+    def check(self) -> None:
+        """Raises the fault that the worker has told."""
+        if self.fault is not None:
+            raise told(self.fault, self.exit_code)
+
+
 class Hand(Protocol):
     """One worker, wherever its process is."""
 
-    name: str
-    seen_off: bool
-
-    def prepared(self) -> DatasetInfo:
-        """Waits until the worker has looked at everything. Raises what it found, or WorkerError."""
+    @property
+    def name(self) -> str:
+        """The worker's name in the study; empty where that is not known yet."""
 
     def go(self) -> None:
         """Has it work."""
@@ -30,17 +48,8 @@ class Hand(Protocol):
     def running(self) -> bool:
         """Whether it has not ended yet."""
 
-    def fault(self) -> LrsweepError | None:
-        """The fault that it has ended with, if it has said one."""
-
-    def reason(self) -> str:
-        """Why it died."""
-
-    def said(self) -> str:
-        """The end of what it wrote to stderr."""
-
-    def killed_from_outside(self) -> bool:
-        """Whether somebody else ended it: no trial of it comes to that by itself."""
+    def ending(self) -> Ending:
+        """How it ended."""
 
     def send(self, signum: signal.Signals) -> None:
         """Signals the process, if it runs."""
@@ -50,10 +59,7 @@ class Hand(Protocol):
 
 
 class Crew(ABC):
-    """An executor of `count` workers.
-
-    The first of them does the preparing: the process that keeps the sweep never loads a model.
-    """
+    """The workers of an executor, `count` of them; an executor besides knows how to prepare."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -63,53 +69,43 @@ class Crew(ABC):
         self._ended = 0
 
     @abstractmethod
-    def _spawn(self, index: int, look: bool) -> Hand:
+    def _spawn(self, index: int) -> Hand:
         """A new worker in the place `index`."""
-
-    def prepare(self, look: bool) -> DatasetInfo:
-        first = self._spawn(0, look)
-        self._workers.append(first)
-        return first.prepared()
 
     def start(self, study: Study) -> None:
         self._study = study
-        self._workers += [self._spawn(i, look=False) for i in range(len(self._workers), self._count)]
+        self._workers += [self._spawn(i) for i in range(len(self._workers), self._count)]
         for worker in self._workers:
             worker.go()
 
     def tend(self) -> list[str]:
         said = []
         for i, worker in enumerate(self._workers):
-            if worker.running() or worker.seen_off:
+            if self._stopped or worker.running():
                 continue
-            worker.seen_off = True
-            fault = worker.fault()
-            if fault is not None:
-                raise fault
-            if self._stopped:
-                continue
-            said.append(f"a worker died{self._mourn(worker)}; another one goes on")
+            ending = worker.ending()
+            ending.check()
+            said.append(f"a worker died{self._mourn(worker.name, ending)}; another one goes on")
             worker.close()
-            self._workers[i] = self._spawn(i, look=False)
+            self._workers[i] = self._spawn(i)
             self._workers[i].go()
         return said
 
-    def _mourn(self, worker: Hand) -> str:
+    def _mourn(self, name: str, ending: Ending) -> str:
         """Notes a death; answers what it was busy with, and why it died. Raises WorkerError where none stays alive."""
-        reason = worker.reason()
-        log.error("a worker died: %s\n%s", reason, worker.said())
-        had = [seen for seen in self._study.trials() if seen.claim is not None and seen.claim[0] == worker.name]
-        busy = [seen.number for seen in had if seen.record is None]
+        log.error("a worker died: %s\n%s", ending.reason, ending.said)
+        had = [seen for seen in self._study.trials() if seen.claim is not None and seen.claim[0] == name != ""]
+        busy = [str(seen.number) for seen in had if seen.record is None]
         # What somebody else kills says nothing of the trials.
-        if not worker.killed_from_outside():
-            self._study.note_death(worker.name, reason)
+        if not ending.outside:
+            self._study.note_death(name, ending.reason)
         ended = len(self._study.records())
         self._fruitless = 0 if had or ended > self._ended else self._fruitless + 1
         self._ended = ended
         if self._fruitless == _FRUITLESS:
-            raise WorkerError(f"{_FRUITLESS} workers died before they had a trial; the last one: {reason}")
-        plural = "s" if len(busy) > 1 else ""
-        return f" with trial{plural} {', '.join(map(str, busy))}: {reason}" if busy else f": {reason}"
+            raise WorkerError(f"{_FRUITLESS} workers died before they had a trial; the last one: {ending.reason}")
+        trials = f" with trial{'s' if len(busy) > 1 else ''} {', '.join(busy)}" if busy else ""
+        return f"{trials}: {ending.reason}"
 
     def stop(self) -> None:
         self._stopped = True
@@ -126,3 +122,10 @@ class Crew(ABC):
     def end(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+def told(fault: str, exit_code: int) -> LrsweepError:
+    """The fault that a worker has told, as it was before it was sent."""
+    error = LrsweepError(fault)
+    error.exit_code = exit_code
+    return error

@@ -5,11 +5,15 @@ import os
 from lrsweep import machine
 from lrsweep.config import SweepConfig
 from lrsweep.executors.crew import Crew
-from lrsweep.executors.process import Process
+from lrsweep.executors.process import Process, order
+from lrsweep.tracking import DatasetInfo
 
 
 class Local(Crew):
-    """The executor `local`."""
+    """The executor `local`.
+
+    The first worker does the preparing: the process that keeps the sweep never loads a model.
+    """
 
     def __init__(self, config: SweepConfig) -> None:
         devices = machine.gpus() if config.engine.name != "external" else []
@@ -18,10 +22,15 @@ class Local(Crew):
         self._config = config
         self._devices = devices if self._count > 1 else []
 
-    def _spawn(self, index: int, look: bool) -> Process:
+    def prepare(self, look: bool) -> DatasetInfo:
+        first = self._spawn(0, look)
+        self._workers.append(first)
+        return first.prepared()
+
+    def _spawn(self, index: int, look: bool = False) -> Process:
         environment = dict(os.environ)
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
         elif self._count > 1 and not machine.gpus():
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
-        return Process(self._config, look, environment)
+        return Process(order(self._config, look), environment)

@@ -97,12 +97,11 @@ def _places(text: str) -> dict[str, _Place]:
     found = {}
     nodes = _nodes(text)
     for (key, _), (value, end) in zip(nodes[::2], nodes[1::2], strict=True):
-        start = value.start_mark.index
+        at, start = key.start_mark, value.start_mark.index
         if isinstance(value, yaml.CollectionStartEvent) and not value.flow_style:
             start = text.index(":", key.end_mark.index) + 1  # what replaces a block stands on the key's line
         if isinstance(key, yaml.ScalarEvent):
-            line = text.rfind("\n", 0, key.start_mark.index) + 1
-            found[key.value] = _Place(line, key.start_mark.column, start, end)
+            found[key.value] = _Place(text.rfind("\n", 0, at.index) + 1, at.column, start, end)
     return found
 
 
@@ -116,17 +115,18 @@ def _nodes(text: str) -> list[tuple[Any, int]]:
     first: Any = None
     end = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark: Any = event.end_mark
         if isinstance(event, yaml.NodeEvent):
             first = event if len(flow) == 1 else first
             if isinstance(event, yaml.CollectionStartEvent):
                 flow.append(bool(event.flow_style))
                 continue
-            end = event.end_mark.index
+            end = mark.index
             if getattr(event, "style", None) in ("|", ">"):
                 end = len(text[:end].rstrip())  # its mark is on the next key's line
         elif isinstance(event, yaml.CollectionEndEvent):
             # A block's own end lies beyond the comments after it; its last word's does not.
-            end = event.end_mark.index if flow.pop() else end
+            end = mark.index if flow.pop() else end
         else:
             continue
         if len(flow) == 1:

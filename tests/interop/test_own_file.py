@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lrsweep import interop
 from lrsweep.config import SweepConfig, replace
 from lrsweep.errors import InputError
 from lrsweep.interop import scalars
 from lrsweep.interop.base import edited, with_changes
+from lrsweep.interop.mapping import changed
 from lrsweep.interop.sweepfile import from_tree
 from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_LORA, TRANSFORMERS
 
@@ -121,13 +124,21 @@ def test_what_the_trials_did_not_share_is_said(tmp_path: Path) -> None:
         ("a: 1\nb: 2\n", {"b": None, "c": 3}, "a: 1\nc: 3\n"),
         ("learning_rate: 1\nb: 2\n", {"c": True}, "learning_rate: 1\nc: true\nb: 2\n"),
         ("---\na: 1 # \u00e9\nb: 2\n", {"b": 3}, "---\na: 1 # \u00e9\nb: 3\n"),
+        ("a: 1\r\nb: 2\r\n", {"a": 3, "c": 4}, "a: 3\r\nc: 4\r\nb: 2\r\n"),
+        ("%YAML 1.1\n---\na: 1\n...\n", {"c": 3}, "%YAML 1.1\n---\na: 1\nc: 3\n...\n"),
+        ("  a: 1\n  b: 2\n", {"c": 3}, "  a: 1\n  b: 2\n  c: 3\n"),
+        ("x: &r 1\na: *r # c\n", {"a": 2}, "x: &r 1\na: 2 # c\n"),
+        ("x: &r {a: 1}\n<<: *r\nb: 2\n", {"a": 3}, "x: &r {a: 1}\n<<: *r\nb: 2\na: 3\n"),
+        ("a: |\n  b\n  c\n\nd: 1\n", {"a": "e", "f": 2}, "a: e\nf: 2\n\nd: 1\n"),
+        ("a: # why\nb: 1\n", {"a": 2}, "a: 2 # why\nb: 1\n"),
+        ("{a: 1, b: {c: 2}} # d\n", {"b": 3}, "{a: 1, b: 3} # d\n"),
     ],
 )
 def test_places_in_the_text(before: str, changes: dict[str, Any], after: str) -> None:
     assert with_changes(before, changes) == after
 
 
-@pytest.mark.parametrize("text", ["x: &r 1e-4\nlearning_rate: *r\n", "{learning_rate: 1e-4}\n"])
+@pytest.mark.parametrize("text", ["learning_rate: &r 1e-4\nx: *r\n", "{learning_rate: 1e-4}\n"])
 def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> None:
     changes = {"optimizer.lr": 3e-5, "optimizer.weight_decay": 0.5}
     with pytest.raises(
@@ -135,3 +146,59 @@ def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> N
     ) as refused:
         export(tmp_path, "transformers", text, changes)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.yaml", "learning_rate: 1e-4\n---\nseed: 1\n", r"a\.yaml:2: not valid YAML: but found another document"),
+        ("a.json", '{"learning_rate": 1e-4}\n', r"a\.json: JSON has no comments"),
+    ],
+)
+def test_a_file_that_cannot_be_a_base_is_said(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    best = best_of("transformers", TRANSFORMERS, {"optimizer.lr": 3e-5})
+    with pytest.raises(InputError, match=said):
+        edited(interop.TRAINERS["transformers"], tmp_path / name, best, {"optimizer.lr"}, None, HEADER)
+
+
+def test_line_ends_are_the_files_own(tmp_path: Path) -> None:
+    out = export(tmp_path, "llamafactory", LLAMAFACTORY_LORA.replace("\n", "\r\n"), {"optimizer.betas": [0.8, 0.95]})
+    assert out.count("\n") == out.count("\r\n") == (HEADER + LLAMAFACTORY_LORA).count("\n") + 2
+
+
+# One key, K, as people and programs write it.
+_STYLES = (
+    "K: 1e-4", "K:   1.0e-4   # why", "K: 'x: y'", 'K: "a # b"', "K: [1,\n  2] # two", "K: {b: 1, c: {d: 2}}", "K:", "'K' : 2",
+    "K:\n  b: 1 # in\n  c: 2", "K:\n- a\n- b # last", "K:\n  - a: 1\n    b: 2", "K: |\n  text\n\n  more", "K: >-\n  folded",
+    "K: # none", "K: &K 3", "K: !!float 3", "K: a long\n  plain text", "K: \u00e9 \U0001f600", "K: *anchor", "K:\n  c: *anchor",
+)  # fmt: skip
+_VALUES = st.sampled_from([3e-5, 0.8, "cosine", "yes", True, ["q_proj", "v_proj"], {"min_lr_rate": 0.1}, 7])
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_whatever_the_layout_all_else_stays(data: st.DataObject) -> None:
+    names = data.draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True))
+    parts = ["anchor: &anchor 0.5", *(data.draw(st.sampled_from(_STYLES)).replace("K", name) for name in names)]
+    between = st.sampled_from(["", "\n", "# b: 1\n", "\n# c: 2\n\n"])
+    gaps = [data.draw(between) for _ in parts]
+    newline = data.draw(st.sampled_from(["\n", "\r\n"]))
+    text = data.draw(st.sampled_from(["", "---\n"])) + "".join(
+        f"{part}\n{gap}" for part, gap in zip(parts, gaps, strict=True)
+    )
+    text = (text if data.draw(st.booleans()) else text.rstrip("\n")).replace("\n", newline)
+    keys = st.sampled_from(["a", "b", "c", "learning_rate", "seed"])
+    changes = data.draw(st.dictionaries(keys, _VALUES | st.none(), min_size=1))
+    changes = {name: value for name, value in changes.items() if value is not None or name in names}
+
+    out = with_changes(text, changes)
+    assert scalars.load(out, "out") == changed(scalars.load(text, "text"), changes)
+    left = [part for name, part in zip(["anchor", *names], parts, strict=True) if name not in changes]
+    comments = [line for gap in gaps for line in gap.split("\n") if line]
+    place = 0
+    for part in left:
+        place = ("\n" + out).find("\n" + part.replace("\n", newline), place) + 1
+        assert place > 0, part
+    assert [line for line in out.split(newline) if line.startswith("#")] == comments
+    assert out.count("\n") == out.count(newline), "one kind of line ends"

@@ -6,22 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from lrsweep.config import OptimizerConfig, SchedulerName, SweepConfig
+from lrsweep.config import SchedulerName, SweepConfig
 from lrsweep.errors import InputError
+from lrsweep.interop import optimizer
 from lrsweep.interop.mapping import Refusal, Row, Tree, brief, flag, key, number, whole, word
+from lrsweep.interop.optimizer import ADAMW
 
-# One update rule, in several makes; the 8-bit ones hold its state in fewer bits.
-ADAMW = (
-    "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla", "adamw_torch_npu_fused",
-    "paged_adamw", "paged_adamw_32bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_4bit",
-    "adamw_torch_8bit",
-)  # fmt: skip
-# torch's name (and TrainingArguments', but for AdamW) -> what `optim_args` passes on; the rest is dropped there in silence.
-_OPTIM_ARGS = {
-    "sgd": {"momentum", "dampening", "nesterov"},
-    "adagrad": {"lr_decay", "eps"},
-    "rmsprop": {"momentum", "alpha", "eps", "centered"},
-}
 # What changes the training, and is on only where it is set.
 REFUSALS = (
     Refusal("label_smoothing_factor", "trials learn the labels as they are", "set it to 0", (0, 0.0)),
@@ -46,14 +36,14 @@ def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
     """The table, for a tool whose default learning rate is `lr`."""
     return (
         key("learning_rate", "optimizer.lr", lr, number),
-        _OPTIMIZER,
+        optimizer.ROW,
         key("weight_decay", "optimizer.weight_decay", 0.0, number),
         key("max_grad_norm", "training.max_grad_norm", 1.0, number),
-        _SCHEDULER,
+        scheduler("lr_scheduler_type", "linear"),
         warmup,
         key("per_device_train_batch_size", "training.batch_size", 8, whole),
         key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
-        _LENGTH,
+        length("num_train_epochs"),
         _EVALUATION,
         checkpointing,
         key("seed", "training.seed", 42, whole),
@@ -70,7 +60,8 @@ def ratio(tree: Tree) -> Tree:
     return {"scheduler.warmup_steps": None, "scheduler.warmup_ratio": share or None}
 
 
-def _ratio_key(config: SweepConfig) -> Tree:
+def write_warmup(config: SweepConfig) -> Tree:
+    """Warm-up in two keys, of which one is used."""
     scheduler = config.scheduler
     if scheduler.warmup_steps is not None:
         return {"warmup_steps": scheduler.warmup_steps}
@@ -84,10 +75,10 @@ def _one_key(config: SweepConfig) -> Tree:
     }
 
 
-_WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
+WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
 # transformers up to 5.14 has both keys; from 5.15 on, warmup_steps alone, a share where it is below 1.
-WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _ratio_key, exclusive=True)
-WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), _WARMUP_OURS, ratio, _one_key, exclusive=True)
+WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, write_warmup, exclusive=True)
+WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, _one_key, exclusive=True)
 
 
 def checkpointing(default: bool) -> Row:
@@ -116,83 +107,37 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _read_optimizer(tree: Tree) -> Tree:
-    name, said = word("optim", tree.get("optim") or "adamw_torch"), tree.get("optim_args")
-    if name not in ADAMW and name not in _OPTIM_ARGS:
-        raise InputError(
-            f"optim={name}: trials train with {ADAMW[0]} (or its other makes) or {', '.join(_OPTIM_ARGS)}; choose one of them"
-        )
-    passed = _passed(said)
-    for argument in passed:
-        if argument not in _OPTIM_ARGS.get(name, ()):
-            raise InputError(f"optim_args={brief(said)}: {name} is not given {argument} there; take it out")
-    eps = number("adam_epsilon", tree.get("adam_epsilon") if tree.get("adam_epsilon") is not None else 1e-8)
-    betas = [
-        number(beta, default if tree.get(beta) is None else tree[beta])
-        for beta, default in (("adam_beta1", 0.9), ("adam_beta2", 0.999))
-    ]
-    return {
-        "optimizer.name": "adamw" if name in ADAMW else name,
-        "optimizer.betas": betas,
-        "optimizer.eps": passed.pop("eps") if "eps" in passed else eps,
-        "optimizer.kwargs": passed,
-    }
+def scheduler(theirs: str, usual: str) -> Row:
+    """The schedule, whose key is `theirs`."""
 
-
-def _passed(said: Any) -> dict[str, Any]:
-    """`momentum=0.9,nesterov=True` as a mapping."""
-    found: dict[str, Any] = {}
-    for part in str(said).replace(" ", "").split(",") if said else ():
-        name, _, value = part.partition("=")
-        found[name] = value == "True" if value in ("True", "False") else number(f"optim_args.{name}", value)
-    return found
-
-
-def _write_optimizer(config: SweepConfig) -> Tree:
-    optimizer = config.optimizer
-    if optimizer.name == "adamw":
-        _refuse_beyond(optimizer, set())
-        adam = {"adam_beta1": optimizer.betas[0], "adam_beta2": optimizer.betas[1], "adam_epsilon": optimizer.eps}
-        return {"optim": "adamw_torch", **adam}
-    if optimizer.name not in _OPTIM_ARGS:
-        raise InputError(
-            f"optimizer.name={optimizer.name!r}: TrainingArguments has no name for torch's (it has adamw, "
-            f"{', '.join(_OPTIM_ARGS)}); pass the optimizer to Trainer in code"
-        )
-    accepted = _OPTIM_ARGS[optimizer.name]
-    _refuse_beyond(optimizer, accepted)
-    passed = ({"eps": optimizer.eps} if "eps" in accepted else {}) | optimizer.kwargs
-    return {"optim": optimizer.name} | (
-        {"optim_args": ",".join(f"{k}={v}" for k, v in passed.items())} if passed else {}
-    )
-
-
-def _refuse_beyond(optimizer: OptimizerConfig, accepted: set[str]) -> None:
-    for name in optimizer.kwargs:
-        if name not in accepted:
+    def read(tree: Tree) -> Tree:
+        name = word(theirs, tree.get(theirs) or usual)
+        if name not in get_args(SchedulerName):
             raise InputError(
-                f"optimizer.kwargs.{name}: TrainingArguments cannot pass it to {optimizer.name}; take it out of the sweep"
+                f"{theirs}={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
             )
+        kwargs = tree.get("lr_scheduler_kwargs")
+        said = mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {}
+        return {"scheduler.name": name, "scheduler.kwargs": said}
+
+    def write(config: SweepConfig) -> Tree:
+        kwargs = dict(config.scheduler.kwargs)
+        return {theirs: config.scheduler.name} | ({"lr_scheduler_kwargs": kwargs} if kwargs else {})
+
+    return Row((theirs, "lr_scheduler_kwargs"), ("scheduler.name", "scheduler.kwargs"), read, write)
 
 
-def _read_scheduler(tree: Tree) -> Tree:
-    name = word("lr_scheduler_type", tree.get("lr_scheduler_type") or "linear")
-    if name not in get_args(SchedulerName):
-        raise InputError(
-            f"lr_scheduler_type={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
-        )
-    kwargs = tree.get("lr_scheduler_kwargs")
-    return {"scheduler.name": name, "scheduler.kwargs": mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {}}
+def length(in_epochs: str) -> Row:
+    """The run's length: the file's own, in steps or in epochs."""
 
+    def read(tree: Tree) -> Tree:
+        steps = whole("max_steps", tree.get("max_steps") or -1)
+        return {"training.horizon": steps} if steps > 0 else {}
 
-def _write_scheduler(config: SweepConfig) -> Tree:
-    kwargs = dict(config.scheduler.kwargs)
-    return {"lr_scheduler_type": config.scheduler.name} | ({"lr_scheduler_kwargs": kwargs} if kwargs else {})
+    def write(config: SweepConfig) -> Tree:
+        return {"max_steps": config.training.schedule_steps}
 
-
-def _read_length(tree: Tree) -> Tree:
-    steps = whole("max_steps", tree.get("max_steps") or -1)
-    return {"training.horizon": steps} if steps > 0 else {}
+    return Row(("max_steps", in_epochs), ("training.horizon", "training.max_steps"), read, write, own=True)
 
 
 def _read_evaluation(tree: Tree) -> Tree:
@@ -212,21 +157,6 @@ def _write_evaluation(config: SweepConfig) -> Tree:
     }
 
 
-_OPTIMIZER = Row(
-    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"),
-    _read_optimizer, _write_optimizer,
-)  # fmt: skip
-_SCHEDULER = Row(
-    ("lr_scheduler_type", "lr_scheduler_kwargs"),
-    ("scheduler.name", "scheduler.kwargs"),
-    _read_scheduler,
-    _write_scheduler,
-)
-_LENGTH = Row(
-    ("max_steps", "num_train_epochs"), ("training.horizon", "training.max_steps"), _read_length,
-    lambda config: {"max_steps": config.training.schedule_steps}, own=True,
-)  # fmt: skip
 _EVALUATION = Row(
     ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "per_device_eval_batch_size"),
     ("training.eval_every", "training.eval_batch_size"), _read_evaluation, _write_evaluation, own=True,
@@ -241,28 +171,19 @@ def epochs(tree: Tree, name: str = "num_train_epochs", default: float = 3.0) -> 
     return found
 
 
-def model_folder(path: str) -> str:
-    """The model's path; that of the shipped model where that is meant."""
-    if path != "embedded":
-        return path
-    from lrsweep.embedded import BASE
-
-    return str(BASE)
+def write_precision(config: SweepConfig) -> Tree:
+    """bf16 or not; where that is the machine's affair, nothing."""
+    return {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"}
 
 
-def rows_are_ours(config: SweepConfig) -> str:
-    """What a file has to say that names rows which no other tool has."""
-    if config.data.path != "embedded":
-        return ""
-    return "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
-
-
-def notes(tree: Tree) -> list[str]:
+def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
     """What stays with the trainer and is not quite so in trials."""
     found = []
-    if tree.get("optim") in ADAMW[6:]:
-        found.append(f"optim: {tree['optim']} stays; trials train with AdamW in 32 bits, with the same hyperparameters")
-    if tree.get("deepspeed") or tree.get("fsdp"):
+    if (name := tree.get(key_of_optimizer)) in ADAMW[6:]:
+        found.append(
+            f"{key_of_optimizer}: {name} stays; trials train with AdamW in 32 bits, with the same hyperparameters"
+        )
+    if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
         found.append(
             "deepspeed and fsdp stay; on N devices, set training.gradient_accumulation_steps to N times its value"
         )

@@ -1,11 +1,11 @@
 """Axolotl's config: what `axolotl train FILE` reads."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
-from lrsweep.config import SchedulerName, SweepConfig
+from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
-from lrsweep.interop import arguments
+from lrsweep.interop import arguments, lora
 from lrsweep.interop.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.interop.mapping import (
     Dialect,
@@ -15,12 +15,14 @@ from lrsweep.interop.mapping import (
     Version,
     flag,
     given,
-    integral,
     key,
     number,
     whole,
     word,
 )
+from lrsweep.interop.model import model_folder
+from lrsweep.interop.optimizer import ADAMW, read_adam, write_adam
+from lrsweep.interop.rows import NO_EVALUATION, rows_are_ours
 
 # Where a config says nothing of warm-up.
 _DEFAULT_WARMUP = 0.03
@@ -38,9 +40,7 @@ def _read_model(tree: Tree) -> Tree:
 
 def _write_model(config: SweepConfig) -> Tree:
     model = config.model
-    return {"base_model": arguments.model_folder(model.path)} | (
-        {"revision_of_model": model.revision} if model.revision else {}
-    )
+    return {"base_model": model_folder(model.path)} | ({"revision_of_model": model.revision} if model.revision else {})
 
 
 def _read_precision(tree: Tree) -> Tree:
@@ -68,13 +68,8 @@ def _read_finetune(tree: Tree) -> Tree:
     if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
         raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
     return {
-        "finetune.mode": "lora",
-        "finetune.r": whole("lora_r", tree["lora_r"]),
-        "finetune.alpha": number("lora_alpha", tree["lora_alpha"]),
-        "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", 0.0)),
+        **lora.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use"),
         "finetune.target_modules": names or "all-linear",
-        "finetune.dora": flag("peft_use_dora", given(tree, "peft_use_dora", False)),
-        "finetune.rslora": flag("peft_use_rslora", given(tree, "peft_use_rslora", False)),
         "model.quantization": bits[0] if bits else None,
     }
 
@@ -84,15 +79,11 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode != "lora":
         return {}
     targets = finetune.target_modules
+    named: Tree = {"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}
     return {
         "adapter": "qlora" if bits == "4bit" else "lora",
         **({f"load_in_{bits}": True} if bits else {}),
-        "lora_r": finetune.r,
-        "lora_alpha": integral("finetune.alpha", finetune.alpha, "Axolotl"),
-        "lora_dropout": finetune.dropout,
-        **({"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}),
-        **({"peft_use_dora": True} if finetune.dora else {}),
-        **({"peft_use_rslora": True} if finetune.rslora else {}),
+        **lora.write(finetune, "lora_r", "peft_use", named, "Axolotl"),
     }
 
 
@@ -104,18 +95,9 @@ def _read_rate(tree: Tree) -> Tree:
 
 def _read_optimizer(tree: Tree) -> Tree:
     name = word("optimizer", given(tree, "optimizer", "adamw_torch_fused"))
-    if name not in arguments.ADAMW:
-        raise InputError(
-            f"optimizer={name}: trials train with {arguments.ADAMW[0]} or its other makes; choose one of them"
-        )
-    return {
-        "optimizer.name": "adamw",
-        "optimizer.betas": [
-            number(f"adam_beta{n}", given(tree, f"adam_beta{n}", usual)) for n, usual in ((1, 0.9), (2, 0.999))
-        ],
-        "optimizer.eps": number("adam_epsilon", given(tree, "adam_epsilon", 1e-8)),
-        "optimizer.kwargs": {},
-    }
+    if name not in ADAMW:
+        raise InputError(f"optimizer={name}: trials train with {ADAMW[0]} or its other makes; choose one of them")
+    return {"optimizer.name": "adamw", **read_adam(tree), "optimizer.kwargs": {}}
 
 
 def _write_optimizer(config: SweepConfig) -> Tree:
@@ -124,26 +106,7 @@ def _write_optimizer(config: SweepConfig) -> Tree:
         raise InputError(
             f"optimizer.name={optimizer.name}: the export to axolotl knows AdamW only; sweep with optimizer=adamw"
         )
-    adam = {"adam_beta1": optimizer.betas[0], "adam_beta2": optimizer.betas[1], "adam_epsilon": optimizer.eps}
-    return {"optimizer": "adamw_torch", **adam}
-
-
-def _read_scheduler(tree: Tree) -> Tree:
-    name = word("lr_scheduler", given(tree, "lr_scheduler", "cosine"))
-    if name not in get_args(SchedulerName):
-        raise InputError(
-            f"lr_scheduler={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
-        )
-    kwargs = tree.get("lr_scheduler_kwargs")
-    return {
-        "scheduler.name": name,
-        "scheduler.kwargs": arguments.mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {},
-    }
-
-
-def _write_scheduler(config: SweepConfig) -> Tree:
-    kwargs = dict(config.scheduler.kwargs)
-    return {"lr_scheduler": config.scheduler.name} | ({"lr_scheduler_kwargs": kwargs} if kwargs else {})
+    return {"optimizer": "adamw_torch", **write_adam(optimizer)}
 
 
 def _read_warmup(tree: Tree) -> Tree:
@@ -153,18 +116,6 @@ def _read_warmup(tree: Tree) -> Tree:
         "scheduler.warmup_steps": None,
         "scheduler.warmup_ratio": number("warmup_ratio", given(tree, "warmup_ratio", _DEFAULT_WARMUP)),
     }
-
-
-def _write_warmup(config: SweepConfig) -> Tree:
-    scheduler = config.scheduler
-    if scheduler.warmup_steps is not None:
-        return {"warmup_steps": scheduler.warmup_steps}
-    return {"warmup_ratio": scheduler.warmup_ratio or 0.0}
-
-
-def _read_length(tree: Tree) -> Tree:
-    steps = whole("max_steps", given(tree, "max_steps", -1))
-    return {"training.horizon": steps} if steps > 0 else {}
 
 
 def _read_evaluation(tree: Tree) -> Tree:
@@ -205,19 +156,11 @@ _ROWS = (
     ),
     key("weight_decay", "optimizer.weight_decay", 0.0, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
-    Row(
-        ("lr_scheduler", "lr_scheduler_kwargs"), ("scheduler.name", "scheduler.kwargs"), _read_scheduler, _write_scheduler
-    ),
-    Row(
-        ("warmup_steps", "warmup_ratio"), ("scheduler.warmup_steps", "scheduler.warmup_ratio"), _read_warmup, _write_warmup,
-        exclusive=True,
-    ),
+    arguments.scheduler("lr_scheduler", "cosine"),
+    Row(("warmup_steps", "warmup_ratio"), arguments.WARMUP_OURS, _read_warmup, arguments.write_warmup, exclusive=True),
     key("micro_batch_size", "training.batch_size", 1, whole),
     key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
-    Row(
-        ("max_steps", "num_epochs"), ("training.horizon", "training.max_steps"), _read_length,
-        lambda config: {"max_steps": config.training.schedule_steps}, own=True,
-    ),
+    arguments.length("num_epochs"),
     Row(
         ("eval_steps", "evals_per_epoch", "eval_strategy", "eval_batch_size"),
         ("training.eval_every", "training.eval_batch_size"), _read_evaluation,
@@ -239,11 +182,7 @@ def _check(config: SweepConfig, version: Version | None) -> None:
 
 
 def _notes(tree: Tree) -> list[str]:
-    found = []
-    if tree.get("optimizer") in arguments.ADAMW[6:]:
-        found.append(
-            f"optimizer: {tree['optimizer']} stays; trials train with AdamW in 32 bits, with the same hyperparameters"
-        )
+    found = arguments.notes(tree, "optimizer")
     if given(tree, "excess_length_strategy", "drop") == "drop":
         found.append(
             "rows beyond sequence_len are dropped there, and cut off in trials; excess_length_strategy: truncate cuts too"
@@ -251,11 +190,7 @@ def _notes(tree: Tree) -> list[str]:
     if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
         found.append("no warm-up is given: a 0.03 share of the run, as Axolotl takes it (there, at most 100 steps)")
     if not tree.get("val_set_size") and not tree.get("test_datasets"):
-        found.append("the run has no evaluation; trials hold out a tenth of the rows")
-    if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
-        found.append(
-            "deepspeed and fsdp stay; on N devices, set training.gradient_accumulation_steps to N times its value"
-        )
+        found.append(NO_EVALUATION)
     return found
 
 
@@ -292,5 +227,5 @@ DIALECT = Dialect(
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     _notes,
-    arguments.rows_are_ours,
+    rows_are_ours,
 )  # fmt: skip

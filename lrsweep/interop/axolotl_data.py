@@ -5,7 +5,8 @@ from typing import Any
 
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
-from lrsweep.interop.mapping import Tree, brief, given, number, word
+from lrsweep.interop.mapping import Tree, brief, given, word
+from lrsweep.interop.rows import held_out
 
 _ENTRY = ("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "message_property_mappings",
           "chat_template", "roles_to_train", "train_on_eos", "roles")  # fmt: skip
@@ -108,7 +109,4 @@ def read_evaluation_set(tree: Tree) -> Tree:
     if tree.get("test_datasets"):
         found = _one_set(tree, "test_datasets")
         return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}
-    share = number("val_set_size", given(tree, "val_set_size", 0))
-    if share >= 1:
-        raise InputError(f"val_set_size={share:g}: trials hold out a share of the rows; write it as one, below 1")
-    return {"data.eval_fraction": share} if share > 0 else {}
+    return held_out(tree, "val_set_size")

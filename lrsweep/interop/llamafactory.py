@@ -5,7 +5,7 @@ from typing import Any
 
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
-from lrsweep.interop import arguments
+from lrsweep.interop import arguments, lora
 from lrsweep.interop.llamafactory_data import (
     not_here,
     read_data,
@@ -23,29 +23,23 @@ from lrsweep.interop.mapping import (
     Version,
     flag,
     given,
-    integral,
     key,
     number,
     whole,
     word,
 )
+from lrsweep.interop.model import read_model, write_model
+from lrsweep.interop.rows import NO_EVALUATION
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _V1 = "model peft_config micro_batch_size global_batch_size optim_config lr_scheduler_config train_dataset dist_config"
 
 
 def _read_model(tree: Tree) -> Tree:
-    if not tree.get("model_name_or_path"):
-        raise InputError("model_name_or_path: missing; a run needs its model")
-    revision = tree.get("model_revision")
     attention = word("flash_attn", tree.get("flash_attn") or "auto")
     if attention not in _ATTENTION:
         raise InputError(f"flash_attn={attention}: no such attention; choose of {', '.join(_ATTENTION)}")
-    return {
-        "model.path": word("model_name_or_path", tree["model_name_or_path"]),
-        "model.revision": None if revision in (None, "main") else word("model_revision", revision),
-        "model.attn_implementation": _ATTENTION[attention],
-    }
+    return {**read_model(tree), "model.attn_implementation": _ATTENTION[attention]}
 
 
 def _write_model(config: SweepConfig) -> Tree:
@@ -57,8 +51,7 @@ def _write_model(config: SweepConfig) -> Tree:
             f"{', '.join(name for name in names if name)}"
         )
     return {
-        "model_name_or_path": arguments.model_folder(model.path),
-        **({"model_revision": model.revision} if model.revision else {}),
+        **write_model(config),
         **({"flash_attn": names[model.attn_implementation]} if model.attn_implementation else {}),
     }
 
@@ -90,13 +83,9 @@ def _read_finetune(tree: Tree) -> Tree:
     rank = whole("lora_rank", given(tree, "lora_rank", 8))
     targets = [name.strip() for name in word("lora_target", given(tree, "lora_target", "all")).split(",")]
     return {
-        "finetune.mode": mode,
-        "finetune.r": rank,
+        **lora.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use"),
         "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
-        "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", 0.0)),
         "finetune.target_modules": "all-linear" if targets == ["all"] else targets,
-        "finetune.dora": flag("use_dora", given(tree, "use_dora", False)),
-        "finetune.rslora": flag("use_rslora", given(tree, "use_rslora", False)),
     }
 
 
@@ -107,15 +96,8 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode == "freeze":
         return {"finetuning_type": "freeze", "freeze_trainable_layers": finetune.trainable_layers}
     targets = finetune.target_modules
-    return {
-        "finetuning_type": "lora",
-        "lora_rank": finetune.r,
-        "lora_alpha": integral("finetune.alpha", finetune.alpha, "LLaMA-Factory"),
-        "lora_dropout": finetune.dropout,
-        "lora_target": "all" if isinstance(targets, str) else ",".join(targets),
-        **({"use_dora": True} if finetune.dora else {}),
-        **({"use_rslora": True} if finetune.rslora else {}),
-    }
+    named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
+    return {"finetuning_type": "lora", **lora.write(finetune, "lora_rank", "use", named, "LLaMA-Factory")}
 
 
 _ROWS = (
@@ -123,10 +105,7 @@ _ROWS = (
         ("model_name_or_path", "model_revision", "flash_attn"),
         ("model.path", "model.revision", "model.attn_implementation"), _read_model, _write_model,
     ),
-    Row(
-        ("bf16",), ("model.dtype",), _read_precision,
-        lambda config: {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"},
-    ),
+    Row(("bf16",), ("model.dtype",), _read_precision, arguments.write_precision),
     Row(
         ("quantization_bit",), ("model.quantization",), _read_quantization,
         lambda config: {"quantization_bit": int(config.model.quantization[0])} if config.model.quantization else {},
@@ -193,7 +172,7 @@ def _notes(tree: Tree) -> list[str]:
     if tree.get("trust_remote_code"):
         found.append("trust_remote_code stays; trials load the model with transformers' own code")
     if not tree.get("val_size") and not tree.get("eval_dataset"):
-        found.append("the run has no evaluation; trials hold out a tenth of the rows")
+        found.append(NO_EVALUATION)
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.finetune.templates import check_name
-from lrsweep.interop import arguments
-from lrsweep.interop.mapping import Tree, flag, number, whole, word
+from lrsweep.interop.mapping import Tree, flag, whole, word
+from lrsweep.interop.rows import held_out, rows_are_ours
 
 
 def read_data(tree: Tree) -> Tree:
@@ -64,10 +64,7 @@ def read_evaluation_set(tree: Tree) -> Tree:
     """Held-out rows: data sets of their own, or a share."""
     if tree.get("eval_dataset"):
         return {"data.eval_name": word("eval_dataset", tree["eval_dataset"]).replace(" ", "")}
-    share = number("val_size", tree.get("val_size") or 0)
-    if share >= 1:
-        raise InputError(f"val_size={share:g}: trials hold out a share of the rows; write it as one, below 1")
-    return {"data.eval_fraction": share} if share > 0 else {}
+    return held_out(tree, "val_size")
 
 
 def write_evaluation_set(config: SweepConfig) -> Tree:
@@ -82,7 +79,7 @@ def not_here(config: SweepConfig) -> str:
     if data.format == "llamafactory":
         return ""
     if data.path == "embedded":
-        return arguments.rows_are_ours(config)
+        return rows_are_ours(config)
     columns = {
         "alpaca": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
             ("prompt", "instruction"), ("query", "input"), ("response", "output"))},

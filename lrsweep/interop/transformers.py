@@ -15,15 +15,11 @@ def _read_precision(tree: Tree) -> Tree:
     return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "float32"}
 
 
-def _write_precision(config: SweepConfig) -> Tree:
-    return {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"}
-
-
 def _names_model(tree: Tree) -> bool:
     return bool(tree.get("model_name_or_path"))
 
 
-PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, _write_precision)
+PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, arguments.write_precision)
 # Not TrainingArguments', but a script's own dataclass often has it.
 _MODEL = Row(
     ("model_name_or_path",), ("model.path",),

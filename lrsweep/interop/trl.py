@@ -5,7 +5,7 @@ from typing import Any
 
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError
-from lrsweep.interop import arguments
+from lrsweep.interop import arguments, lora
 from lrsweep.interop.mapping import (
     Dialect,
     Refusal,
@@ -15,33 +15,17 @@ from lrsweep.interop.mapping import (
     brief,
     flag,
     given,
-    integral,
     key,
     number,
     whole,
     word,
 )
+from lrsweep.interop.model import read_model, write_model
+from lrsweep.interop.rows import rows_are_ours
 from lrsweep.interop.transformers import warmup
 
 _FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
 _FORMATS = ("messages", "prompt_completion", "text")
-
-
-def _read_model(tree: Tree) -> Tree:
-    if not tree.get("model_name_or_path"):
-        raise InputError("model_name_or_path: missing; a run needs its model")
-    revision = tree.get("model_revision")
-    return {
-        "model.path": word("model_name_or_path", tree["model_name_or_path"]),
-        "model.revision": None if revision in (None, "main") else word("model_revision", revision),
-    }
-
-
-def _write_model(config: SweepConfig) -> Tree:
-    model = config.model
-    return {"model_name_or_path": arguments.model_folder(model.path)} | (
-        {"model_revision": model.revision} if model.revision else {}
-    )
 
 
 def _read_precision(tree: Tree) -> Tree:
@@ -73,13 +57,8 @@ def _read_lora(tree: Tree) -> Tree:
         )
     names = [targets] if isinstance(targets, str) else list(targets)
     return {
-        "finetune.mode": "lora",
-        "finetune.r": whole("lora_r", given(tree, "lora_r", 16)),
-        "finetune.alpha": number("lora_alpha", given(tree, "lora_alpha", 32)),
-        "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", 0.05)),
+        **lora.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
         "finetune.target_modules": "all-linear" if names == ["all-linear"] else names,
-        "finetune.dora": flag("use_dora", given(tree, "use_dora", False)),
-        "finetune.rslora": flag("use_rslora", given(tree, "use_rslora", False)),
     }
 
 
@@ -88,15 +67,8 @@ def _write_lora(config: SweepConfig) -> Tree:
     if finetune.mode == "full":
         return {"use_peft": False}
     targets = finetune.target_modules
-    return {
-        "use_peft": True,
-        "lora_r": finetune.r,
-        "lora_alpha": integral("finetune.alpha", finetune.alpha, "TRL"),
-        "lora_dropout": finetune.dropout,
-        "lora_target_modules": [targets] if isinstance(targets, str) else list(targets),
-        **({"use_dora": True} if finetune.dora else {}),
-        **({"use_rslora": True} if finetune.rslora else {}),
-    }
+    named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
+    return {"use_peft": True, **lora.write(finetune, "lora_r", "use", named, "TRL")}
 
 
 def _read_data(tree: Tree) -> Tree:
@@ -172,12 +144,10 @@ def _write_data(config: SweepConfig) -> Tree:
 
 
 _ROWS = (
-    Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), _read_model, _write_model),
+    Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model,
+        write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
-    Row(
-        ("bf16",), ("model.dtype",), _read_precision,
-        lambda config: {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"},
-    ),
+    Row(("bf16",), ("model.dtype",), _read_precision, arguments.write_precision),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"), ("model.quantization",),
         _read_quantization, _write_quantization,
@@ -245,6 +215,6 @@ DIALECT = Dialect(
     _complete,
     _check,
     _notes,
-    not_here=arguments.rows_are_ours,
+    not_here=rows_are_ours,
     versioned=True,
 )

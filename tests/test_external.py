@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lrsweep.compose import sweep_config
@@ -63,15 +66,43 @@ def test_one_that_is_stopped_ends_with_all_its_children(tmp_path: Path) -> None:
     assert [(o.status, o.step >= 3) for o in host.outcomes] == [("stopped", True)]
     assert max(host.curve("loss")) < 20
     assert time.monotonic() - begun < 90
-    alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
-    assert alive == []
+    assert running(tmp_path) == []
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+def running(folder: Path) -> list[list[str]]:
+    """The command lines of what runs with a file in that folder."""
+    return [words for words in (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+            if any(str(folder) in word for word in words)]  # fmt: skip
+
+
+def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
+    )
+    program = "import pathlib, subprocess, sys, time, json; subprocess.Popen([sys.executable, sys.argv[1]]); time.sleep(1); " \
+        "out = pathlib.Path(sys.argv[3]); " \
+        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"  # fmt: skip
+    (tmp_path / "p.py").write_text(program)
+    command = f"{sys.executable} {tmp_path / 'p.py'} {tmp_path / 'child.py'} {{config}} {{output}}"
+    host = train(ExternalEngine(command, text, 1, []), tmp_path, tiny())
+    assert [outcome.status for outcome in host.outcomes] == ["complete"]
+    assert running(tmp_path) == []
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["output.log", "run", "trainer.yaml"]
+
+
+def test_what_a_killed_sweep_left_running_ends_before_the_trial_starts_anew(tmp_path: Path) -> None:
+    config = tmp_path / "0" / "trainer.yaml"
+    config.parent.mkdir()
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", str(config)], start_new_session=True)
+    (config.parent / "trainer.pid").write_text(str(left.pid))
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], start_new_session=True)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "trainer.pid").write_text(str(other.pid))
+    train(ExternalEngine("true {config}", text, 1, []), tmp_path, tiny(), tiny())
+    assert left.wait(10) == -signal.SIGKILL
+    assert other.poll() is None, "not the trial's: another process got its number"
+    other.kill()
+    other.wait()
 
 
 def test_gpus_are_handed_out(tmp_path: Path) -> None:

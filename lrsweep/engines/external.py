@@ -1,5 +1,6 @@
 """The user's own trainer as the engine: each trial is their command, and its curve is read from what the trainer writes."""
 
+import contextlib
 import json
 import logging
 import os
@@ -17,8 +18,10 @@ from lrsweep.outputs import disk_faults, write
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at the logs, and from asking a command to end until it is made to.
-_LOOK_EVERY, _GRACE = 0.25, 10.0
+# Seconds between two looks at the logs; from asking a command to end until it is made to, and then what it has started.
+_LOOK_EVERY, _GRACE, _CHILDRENS_GRACE = 0.25, 10.0, 1.0
+# In a trial's folder while its command runs: the number of that process.
+_RECORD = "trainer.pid"
 _METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
 NAME = "external"
 
@@ -51,12 +54,15 @@ class ExternalEngine:
                 stop = host.report([m for _, measurements in measured for m in measurements])
                 over = [process for process, told in measured if process.over(told, stop)]
                 for process in over:
+                    process.end()
                     host.finish(process.outcome)
                     running.remove(process)
                     more = True  # what has just ended may be what the search was waiting for
                 if running and not over:
                     time.sleep(_LOOK_EVERY)
         finally:
+            for process in running:
+                process.send(signal.SIGTERM)
             for process in running:
                 process.end()
 
@@ -87,8 +93,7 @@ class _Process:
 
     def measured(self) -> list[Measurement]:
         """What the trainer has logged since the last look, in the order of its steps."""
-        # Before its logs are read: what a process writes last has to be among what is read last.
-        self._code = self.process.poll()
+        self._code = self.process.poll()  # before the logs, so that what has ended is read to its end
         rows = sorted(_rows(self.folder), key=lambda row: row["step"])
         found: dict[int, dict[str, float]] = {}
         for row in rows:
@@ -103,8 +108,6 @@ class _Process:
                 self._steps[name] = max(step, self._steps.get(name, -1))
             self._last = max(self._last, step)
             self._has_eval = self._has_eval or "eval_loss" in metrics
-        if self._code is not None:
-            self.console.close()
         return [Measurement(self.trial.number, step, found[step]) for step in sorted(found)]
 
     def over(self, told: Sequence[Measurement], stop: frozenset[int]) -> bool:
@@ -112,14 +115,11 @@ class _Process:
         number, code = self.trial.number, self._code
         bad = next((measurement for measurement in told if measurement.not_finite), None)
         if bad is not None:
-            self.end()
             self.outcome = Outcome(number, bad.step, "diverged", f"{bad.not_finite} at step {bad.step}", NAME)
         elif code is None and self._at_the_end():
             # The rest of a longer schedule, or of the trainer's own farewell, is not waited for.
-            self.end()
             self.outcome = Outcome(number, self._last, "complete", engine=NAME)
         elif code is None and number in stop:
-            self.end()
             self.outcome = Outcome(number, self._last, "stopped", engine=NAME)
         elif code is None:
             return False
@@ -136,15 +136,26 @@ class _Process:
         return self._steps.get("eval_loss", -1) >= self.trial.config.training.max_steps
 
     def end(self) -> None:
-        """Ends the command and all that it has started."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, signum)
-                self.process.wait(_GRACE)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-            break
+        """Ends the command and all that it has started, which may outlive it where it has ended by itself."""
+        self.send(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
+        until = time.monotonic() + _CHILDRENS_GRACE
+        while self.send(0) and time.monotonic() < until:
+            time.sleep(0.05)
+        self.send(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE)
         self.console.close()
+        (self.folder.parent / _RECORD).unlink(missing_ok=True)
+
+    def send(self, signum: int) -> bool:
+        """Sends it to the command's process group; False where none of that is left."""
+        try:
+            os.killpg(self.process.pid, signum)
+        except (ProcessLookupError, PermissionError):  # macOS says the latter of a zombie
+            return False
+        return True
 
     def _reason(self, code: int) -> str:
         if code < 0:
@@ -160,7 +171,8 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
     with disk_faults(trial.folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # An earlier attempt's logs are not this one's.
+        # Of an earlier attempt, neither the logs are this one's nor what a killed sweep left running.
+        _end_left_over(trial.folder / _RECORD, config)
         for path in _logs(folder):
             path.unlink()
         console = open(output, "wb")  # noqa: SIM115 - closed when the command has ended
@@ -178,18 +190,32 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     except OSError:
         console.close()
         raise
+    (trial.folder / _RECORD).write_text(str(process.pid), encoding="utf-8")
     return _Process(trial, gpu, folder, process, console)
 
 
+def _end_left_over(record: Path, config: Path) -> None:
+    import psutil
+
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        number = int(record.read_text(encoding="utf-8"))
+        # Another process may have that number by now.
+        if any(str(config.resolve()) in word for word in psutil.Process(number).cmdline()):
+            os.killpg(number, signal.SIGKILL)
+
+
 def _logs(folder: Path) -> list[Path]:
-    """LLaMA-Factory's log, and transformers' own in the folder and its checkpoints, the latest last."""
-    states = [*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")]
-    return [*folder.glob("trainer_log.jsonl"), *sorted(states, key=lambda path: path.stat().st_mtime)]
+    """LLaMA-Factory's log, and transformers' own in the folder and its checkpoints."""
+    names = ("trainer_log.jsonl", "trainer_state.json", "checkpoint-*/trainer_state.json")
+    return [path for name in names for path in folder.glob(name)]
 
 
 def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
     for path in _logs(folder):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue  # a checkpoint that made room for the next
         for row in _jsonl(text) if path.suffix == ".jsonl" else _history(text):
             step = row.get("step", row.get("current_steps"))
             if isinstance(step, int):

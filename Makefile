@@ -23,22 +23,22 @@ wheel: .venv/.installed-test
 base: .venv/.installed ## pretrain the embedded model anew (about five minutes on 2 cores)
 	$(BIN)/python -m lrsweep.embedded.pretrain
 
-# The trainers' own parsers read what we export, each in an environment of its own, as their pins exclude ours.
+# The trainers read and train what we export, each in an environment of its own, as their pins exclude ours.
+# torch alone comes with its dependencies: the registry has torchvision and torchaudio for CUDA only. LLaMA-Factory does without
+# the one; it imports the other, which does without its libraries.
 INTEROP := .tmp/interop
 interop: .venv/.installed-test $(INTEROP)/llamafactory/.installed $(INTEROP)/trl/.installed $(INTEROP)/axolotl/.installed
-	$(BIN)/python -m pytest tests/interop/test_tools.py
+	$(BIN)/python -m pytest tests/interop/test_tools.py tests/interop/test_llamafactory.py tests/interop/test_trl.py
 
-$(INTEROP)/llamafactory/.installed: REQUIREMENTS = llamafactory==0.9.5
-$(INTEROP)/trl/.installed: REQUIREMENTS = trl==1.16.0 peft
-# Its schema alone: the whole of Axolotl needs CUDA packages.
-$(INTEROP)/axolotl/.installed: REQUIREMENTS = --no-deps axolotl==0.19.0
-$(INTEROP)/axolotl/.installed: BEFORE = transformers==5.16.1 pydantic==2.12.5 accelerate==1.13.0 huggingface_hub==1.17.0 \
-	peft==0.20.0 pillow addict colorama psutil
+$(INTEROP)/llamafactory/.installed: TOOL = llamafactory==0.9.5 torchaudio==2.11.0
+$(INTEROP)/trl/.installed: TOOL = trl==1.16.0
+$(INTEROP)/axolotl/.installed: TOOL = axolotl==0.19.0
 
-$(INTEROP)/%/.installed:
+$(INTEROP)/%/.installed: tests/interop/tools/%.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q torch==2.13.0 $(BEFORE)
-	$(@D)/bin/python -m pip install -q $(REQUIREMENTS)
+	$(@D)/bin/python -m pip install -q torch==2.13.0 -r $<
+	$(@D)/bin/python -m pip install -q --no-deps $(TOOL)
+	rm -f $(@D)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
 
 clean:

@@ -10,11 +10,9 @@ import pytest
 
 from lrsweep import interop
 from lrsweep.config import SweepConfig, replace
-from lrsweep.embedded import BASE, corpus
 from lrsweep.interop import scalars
 from lrsweep.interop.sweepfile import from_tree
-from tests.conftest import lrsweep
-from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL, put, write_data
+from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL, write_data
 
 ENVIRONMENTS = Path(__file__).parents[2] / ".tmp" / "interop"
 SCRIPTS = Path(__file__).parent / "tools"
@@ -126,51 +124,3 @@ def test_transformers(tmp_path: Path, dialect: str, text: str, keep: bool) -> No
     assert parsed.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert parsed.max_steps == best.training.schedule_steps == 1200
     assert parsed.optim == ("adamw_torch_fused" if keep else "adamw_torch")
-
-
-RUN = f"""\
-model_name_or_path: {BASE}
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_target: all # every linear layer
-dataset: train
-eval_dataset: held_out
-cutoff_len: 128
-do_eval: true
-output_dir: saves/run
-report_to: none
-save_strategy: 'no'
-per_device_train_batch_size: 8
-per_device_eval_batch_size: 48
-learning_rate: 1e-3
-max_steps: 24
-lr_scheduler_type: cosine
-warmup_ratio: 0.1
-disable_gradient_checkpointing: true
-"""
-
-
-def test_llamafactory_trains_what_was_exported_to_the_trials_loss(tmp_path: Path) -> None:
-    """Import, sweep, export, and its own `llamafactory-cli train`: the same rows in the same order, so the same eval loss."""
-    cli = ENVIRONMENTS / "llamafactory" / "bin" / "llamafactory-cli"
-    if not cli.exists():
-        pytest.skip("llamafactory is not installed here: make interop")
-    train, held_out = corpus.rows()
-    for name, rows in (("train", train[:240]), ("held_out", held_out[:48])):
-        answers = [{"instruction": r["prompt"].strip(), "input": "", "output": r["completion"].strip()} for r in rows]
-        put(tmp_path / "data", name, answers)
-    (tmp_path / "run.yaml").write_text(RUN)
-    for words in (
-        ["import", "llamafactory", "run.yaml"],
-        ["+sweep=run", "space.optimizer.lr=[1e-3,3e-3]"],
-        ["export", "run", "--to", "llamafactory", "--base", "run.yaml", "--out", "best.yaml"],
-    ):
-        done = lrsweep(*words, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    quiet = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    trained = subprocess.run([cli, "train", "best.yaml"], cwd=tmp_path, env=quiet, capture_output=True, text=True)
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    found = json.loads((tmp_path / "saves/run/eval_results.json").read_text())["eval_loss"]
-    best = json.loads((tmp_path / "outputs/run/summary.json").read_text())["best"]["eval_loss"]
-    assert found == pytest.approx(best, abs=0.005)

@@ -122,16 +122,14 @@ class Study:
         """Every trial that has begun, by number."""
         with self._where.faults():
             self.axes = self._grown()
-            return [
-                Seen(
-                    frozen.number,
-                    point_of(frozen),
-                    claim_of(frozen),
-                    record_of(frozen) if frozen.state.is_finished() else None,
-                )
-                for frozen in self._study.get_trials(deepcopy=False)
-                if frozen.state.is_finished() or (frozen.state == TrialState.RUNNING and claim_of(frozen) is not None)
-            ]
+            seen = []
+            for frozen in self._study.get_trials(deepcopy=False):
+                record = record_of(frozen) if frozen.state.is_finished() else None
+                # Optuna reads a trial in several queries: what a worker is just beginning may be there in parts.
+                begun = claim_of(frozen) is not None and frozen.params.keys() >= {axis.key for axis in self.axes}
+                if record is not None or (frozen.state == TrialState.RUNNING and begun):
+                    seen.append(Seen(frozen.number, point_of(frozen), claim_of(frozen), record))
+            return seen
 
     def finished(self) -> bool:
         """Whether nothing is left to run."""

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import psutil
 import pytest
 
 from lrsweep.embedded import BASE, corpus
-from tests.conftest import lrsweep
 from tests.interop.examples import put
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "llamafactory"
@@ -60,7 +60,10 @@ def summary(folder: Path, name: str) -> dict[str, Any]:
 
 
 def run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> None:
-    done = lrsweep(*words, cwd=cwd, env=env)
+    """`python -m lrsweep`; without a time limit, as each trial of a trainer is a start of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lrsweep", *words], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -73,7 +73,7 @@ def test_an_error_in_a_pack_fails_the_trial_that_makes_it_and_no_other(tmp_path:
     run = lrsweep(*QUICK, cwd=tmp_path, env=fault)
     assert run.returncode == 0, run.stderr
     assert states(tmp_path) == [COMPLETE, COMPLETE, FAILED, COMPLETE]
-    assert "it failed 2 times: ValueError: mine alone" in run.stdout
+    assert "trial 2 lr=0.003: failed (ValueError: mine alone)" in run.stdout
 
 
 def test_max_failures_ends_the_sweep(tmp_path: Path) -> None:

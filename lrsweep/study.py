@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,10 +37,9 @@ class Study:
         self._config = config
         self._where = storage
         self._lockstep = lockstep(config)
-        for frozen in study.get_trials(deepcopy=False):
-            # What earlier runs of the sweep measured stands; their own trials were judged then.
-            for heard in heard_of(frozen):
-                self._lockstep.hear([heard])
+        # What earlier runs of the sweep measured stands; their own trials were judged then.
+        self._heard_out: set[int] = set()
+        self._listen(study.get_trials(deepcopy=False))
         self._axes = axes
         points = len(grid(axes)) if config.search.method == "grid" else None
         n_trials = config.search.n_trials
@@ -160,8 +159,10 @@ class Study:
         """
         assert self._presence is not None, "join first"
         with self._where.faults(), self._where.alone():
-            self.axes = self._grown()
-            trial = self._taken()
+            # Read once: all other workers may be waiting meanwhile, and there may be hundreds of trials.
+            attributes = self._study.user_attrs
+            self.axes = self._grown(attributes)
+            trial = self._taken(attributes)
             if trial is None:
                 return None
             # The claim comes last: whoever has one has its values.
@@ -171,45 +172,44 @@ class Study:
             self._running[trial.number] = trial
             return trial.number, Point(params, **trial.user_attrs.get("point", {}))
 
-    def _taken(self) -> optuna.Trial | None:
+    def _taken(self, attributes: Mapping[str, Any]) -> optuna.Trial | None:
         if any(deaths_of(trial.user_attrs) for trial in self._running.values()):
             return None
+        trials = self._study.get_trials(deepcopy=False)
         left = [
-            frozen for frozen in self._unfinished() if frozen.number not in self._running and self._ownerless(frozen)
+            frozen
+            for frozen in trials
+            if frozen.state == TrialState.RUNNING
+            and frozen.number not in self._running
+            and self._ownerless(frozen, attributes)
         ]
         suspects = [frozen for frozen in left if deaths_of(frozen)]
         clean = [frozen for frozen in left if not deaths_of(frozen)]
         if clean:
             return optuna.Trial(self._study, clean[0]._trial_id)
-        started = self._started()
-        if started < self.total:
+        started = sum(frozen.state != TrialState.WAITING for frozen in trials)
+        if started < self._total + len(attributes.get("followed", [])):
             self._study.sampler = sampler(self._config.search, started)
             return self._study.ask()
         if suspects and not self._running:
             return optuna.Trial(self._study, suspects[0]._trial_id)
         return None
 
-    def _ownerless(self, frozen: FrozenTrial) -> bool:
+    def _ownerless(self, frozen: FrozenTrial, attributes: Mapping[str, Any]) -> bool:
         claim = claim_of(frozen)
         assert self._presence is not None
-        return (
-            claim is None
-            or not claim[0]
-            or self._presence.dead(claim[0], self._study.user_attrs.get(f"beat {claim[0]}", 0))
-        )
+        return claim is None or not claim[0] or self._presence.dead(claim[0], attributes.get(f"beat {claim[0]}", 0))
 
     def report(self, evals: Sequence[Heard]) -> frozenset[int]:
         """Records the evaluations of one moment; answers the trials to stop: the pruner's, and those that another has."""
         if not evals:
             return frozenset()
         with self._where.faults():
-            stop = {heard.number for heard in evals if not self.mine(heard.number)}
+            trials = {frozen.number: frozen for frozen in self._study.get_trials(deepcopy=False)}
+            stop = {heard.number for heard in evals if not self._owns(trials[heard.number])}
             own = [heard for heard in evals if heard.number not in stop]
             # What other workers have measured meanwhile.
-            for frozen in self._study.get_trials(deepcopy=False):
-                if frozen.number not in self._running:
-                    for heard in heard_of(frozen):
-                        self._lockstep.hear([heard])
+            self._listen(frozen for frozen in trials.values() if frozen.number not in self._running)
             # A replicate measures noise, and has to be whole.
             whole = {heard.number for heard in own if self._role(heard.number) == "replicate"}
             stop |= self._lockstep.hear([heard for heard in own if heard.number not in whole])
@@ -267,10 +267,22 @@ class Study:
 
     def mine(self, number: int) -> bool:
         """Whether a trial that this worker took is still its own."""
+        return self._owns(self._study._storage.get_trial(self._running[number]._trial_id))
+
+    def _owns(self, frozen: FrozenTrial) -> bool:
         assert self._presence is not None
-        frozen = self._study._storage.get_trial(self._running[number]._trial_id)
         claim = claim_of(frozen)
         return not frozen.state.is_finished() and claim is not None and claim[0] == self._presence.worker
+
+    def _listen(self, trials: Iterable[FrozenTrial]) -> None:
+        """Has the pruner hear what others measure; of a trial that has ended, once."""
+        for frozen in trials:
+            if frozen.number in self._heard_out:
+                continue
+            for heard in heard_of(frozen):
+                self._lockstep.hear([heard])
+            if frozen.state.is_finished():
+                self._heard_out.add(frozen.number)
 
     def _role(self, number: int) -> Role:
         return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]
@@ -339,16 +351,14 @@ class Study:
             self._study.enqueue_trial(point["params"], user_attrs={"point": attributes})
         self.axes = self._grown()
 
-    def _grown(self) -> tuple[Axis, ...]:
+    def _grown(self, attributes: Mapping[str, Any] | None = None) -> tuple[Axis, ...]:
         """The axes, with the learning rates that an extension has added."""
-        return grown(self._axes, sorted({p["params"][LR] for p in self._followed() if p["role"] == "extension"}))
+        followed = self._followed() if attributes is None else attributes.get("followed", [])
+        return grown(self._axes, sorted({point["params"][LR] for point in followed if point["role"] == "extension"}))
 
     def _unfinished(self) -> list[FrozenTrial]:
         with self._where.faults():
             return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _started(self) -> int:
-        return sum(frozen.state != TrialState.WAITING for frozen in self._study.get_trials(deepcopy=False))
 
     def _worse_than_all(self, record: Record) -> float:
         seen = [

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks for more to do.
 _LOOK_EVERY = 0.3
+# At most so many where workers elsewhere look too: hundreds without a trial must not keep those with one from the database.
+_LOOK_AT_LEAST_EVERY = 5.0
 
 
 @dataclass
@@ -112,11 +114,14 @@ class Worker:
 
 def work(worker: Worker, engine: Engine) -> None:
     """Trains what there is, and what follows, until the keeper says that nothing does, or a stop is asked for."""
+    pause = _LOOK_EVERY
     while not worker.stop.is_set():
         engine.run(worker)
         if not worker.study.waits():
             return
-        time.sleep(_LOOK_EVERY)
+        time.sleep(pause)
+        if worker.study.shared:
+            pause = min(1.5 * pause, _LOOK_AT_LEAST_EVERY)
 
 
 def start_beating(study: Study) -> None:

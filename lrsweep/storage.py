@@ -26,6 +26,28 @@ _SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_
 _DRIVERS = {"postgresql:": "postgresql+psycopg:"}
 
 
+class _OneRead(optuna.storages._cached_storage._CachedStorage):
+    """Optuna's own cache, which reads what others did to trials whenever it is asked.
+
+    Between `hold` and `let_go` it does so once: an ask alone would read all running trials four times, while all wait for it.
+    """
+
+    def __init__(self, backend: optuna.storages.RDBStorage) -> None:
+        super().__init__(backend)
+        self._holds, self._has_read = False, False
+
+    def hold(self) -> None:
+        self._holds, self._has_read = True, False
+
+    def let_go(self) -> None:
+        self._holds = False
+
+    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+        if not (self._holds and self._has_read):
+            super()._read_trials_from_remote_storage(study_id)
+            self._has_read = True
+
+
 class Storage:
     """The storage of one sweep. Every use of it stands in `faults`; what has to be whole stands in `alone`."""
 
@@ -39,6 +61,7 @@ class Storage:
         if self._kind == "sqlite" and self._file is None:
             self._file = Path(self.url.removeprefix("sqlite:///"))
         self._pools: list[sqlalchemy.Engine] = []
+        self._opened: list[_OneRead] = []
         self._locks: sqlalchemy.Engine | None = None
         self._depth = threading.local()
 
@@ -67,7 +90,8 @@ class Storage:
                 "PostgreSQL's"
             ) from None
         self._pools.append(storage.engine)
-        return storage
+        self._opened.append(_OneRead(storage))
+        return self._opened[-1]
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
@@ -91,6 +115,17 @@ class Storage:
             if self._depth.value == 0:
                 for pool in self._pools:
                     pool.dispose()
+
+    @contextlib.contextmanager
+    def read_once(self) -> Iterator[None]:
+        """In here, what others do to trials is read once, at the first question; for where nobody else can do anything."""
+        for storage in self._opened:
+            storage.hold()
+        try:
+            yield
+        finally:
+            for storage in self._opened:
+                storage.let_go()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -158,7 +158,7 @@ class Study:
         One whose process died while training it is given out last, and alone.
         """
         assert self._presence is not None, "join first"
-        with self._where.faults(), self._where.alone():
+        with self._where.faults(), self._where.alone(), self._where.read_once():
             # Read once: all other workers may be waiting meanwhile, and there may be hundreds of trials.
             attributes = self._study.user_attrs
             self.axes = self._grown(attributes)

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at what the workers do, and how long workers of an earlier run may take to end.
 _LOOK_EVERY, _LINGER = 0.2, 60.0
+# The former where many may be at work, and a look costs the database as much as a worker's question.
+_LOOK_ELSEWHERE_EVERY = 1.0
 
 
 class InterruptedSweepError(LrsweepError):
@@ -127,7 +129,7 @@ class Keeper:
                 return
             for text in self.executor.tend():
                 self.screen.note(text)
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_LOOK_ELSEWHERE_EVERY if self.study.shared else _LOOK_EVERY)
 
     def _failures(self) -> int:
         return sum(record.status == "failed" for record in self.study.records())

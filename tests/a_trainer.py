@@ -27,6 +27,8 @@ class Log(TrainerCallback):
         self._pause = pause
 
     def on_log(self, args, state, control, logs, **_):
+        if not state.is_world_process_zero:
+            return
         row = {"current_steps": state.global_step, "total_steps": state.max_steps, "loss": logs.get("loss"),
                "eval_loss": logs.get("eval_loss"), "lr": logs.get("learning_rate")}  # fmt: skip
         with self._path.open("a") as file:

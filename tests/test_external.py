@@ -116,6 +116,9 @@ def test_gpus_are_handed_out(tmp_path: Path) -> None:
     seen = [(tmp_path / str(i) / "run" / "gpu").read_text() for i in range(3)]
     assert sorted(seen[:2]) == ["0", "3"]
     assert seen[2] in ("0", "3")
+    alone = ExternalEngine(f"{sys.executable} {tmp_path / 'p.py'} {{output}} {{config}}", text, 1, ["0", "3"])
+    alone.run(Recorder(tmp_path / "alone", [tiny()]))
+    assert (tmp_path / "alone" / "0" / "run" / "gpu").read_text() == "0,3"
 
 
 def test_a_whole_sweep_by_the_users_command(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ NAME = "external"
 
 
 class ExternalEngine:
-    """Runs up to `at_once` commands; on GPUs, each sees one of `gpus` (CUDA_VISIBLE_DEVICES).
+    """Runs up to `at_once` commands; each sees its share of `gpus` (CUDA_VISIBLE_DEVICES): all of them where it is alone.
 
     In `command`, {config} is the trial's config file and {output} its output folder; `text` writes that file for a trial and
     an output folder.
@@ -37,7 +37,8 @@ class ExternalEngine:
         self._command = command
         self._text = text
         self._at_once = at_once
-        self._gpus = list(gpus)
+        share = len(gpus) // at_once
+        self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
     def run(self, host: Host) -> None:
         """Trains every trial that `host` gives. A command that fails ends its trial, not the run."""

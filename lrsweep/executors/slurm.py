@@ -103,6 +103,10 @@ class Slurm(Crew):
         except self._submitit.core.utils.FailedJobError as fault:
             said = " ".join(str(fault).split())[:300]
             raise InputError(f"executor=slurm: the jobs were not taken: {said}") from None
+        # submitit keeps scripts under their earlier names too; a sweep's folder has no links in it.
+        for path in self._folder.iterdir():
+            if path.is_symlink():
+                path.unlink()
         self._known += [job.job_id for job in jobs]
         digest = hashlib.sha256(self._order.encode()).hexdigest()
         outputs.write(self._folder / "jobs.json", json.dumps({"order": digest, "jobs": self._known}))

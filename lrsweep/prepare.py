@@ -70,6 +70,7 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     from lrsweep import interop
     from lrsweep.engines.external import ExternalEngine
     from lrsweep.interop import scalars
+    from lrsweep.interop.trial_file import of_trial
 
     command, name = config.engine.command, config.engine.dialect
     if not command:
@@ -82,7 +83,7 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
 
     def text(trial: Trial, output: Path) -> str:
         tree = interop.tree(dialect, trial.config, searched | set(interop.tuned(config, trial.config)))
-        return scalars.dump({**tree, **_run_keys(name, trial.config, output)})
+        return scalars.dump(of_trial(name, tree, trial.config, output))
 
     # What cannot be said in the dialect shows now.
     for trial in _combinations(config, axes):
@@ -94,15 +95,6 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     content = path.read_bytes() if path.is_file() else config.data.path.encode()
     dataset = DatasetInfo(config.data.path, config.data.path, hashlib.sha256(content).hexdigest(), 0, 0)
     return ExternalEngine(command, text, at_once, gpus), dataset
-
-
-def _run_keys(dialect: str, config: SweepConfig, output: Path) -> dict[str, Any]:
-    """Where a trial writes, and that it logs every step and keeps no weights."""
-    keys: dict[str, Any] = {"output_dir": str(output.resolve()), "logging_steps": 1, "save_strategy": "no"}
-    keys |= {"eval_strategy": "steps", "eval_steps": config.training.eval_every}
-    if dialect == "llamafactory":
-        keys |= {"overwrite_output_dir": True, "plot_loss": False}
-    return keys
 
 
 def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:

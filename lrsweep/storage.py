@@ -63,7 +63,7 @@ class Storage:
         self._pools: list[sqlalchemy.Engine] = []
         self._opened: list[_OneRead] = []
         self._locks: sqlalchemy.Engine | None = None
-        self._depth = threading.local()
+        self._counting, self._inside = threading.Lock(), 0
 
     @property
     def shared(self) -> bool:
@@ -99,7 +99,8 @@ class Storage:
 
         Nothing holds a connection beyond it: a server has room for some hundred, and a worker trains for minutes between.
         """
-        self._depth.value = getattr(self._depth, "value", 0) + 1
+        with self._counting:
+            self._inside += 1
         try:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, UnboundLocalError) as fault:
@@ -111,14 +112,16 @@ class Storage:
             text = mask_url((str(cause).splitlines() or [""])[0])
             raise StorageError(f"{self._shown}: not usable as a study: {text}") from None
         finally:
-            self._depth.value -= 1
-            if self._depth.value == 0:
-                for pool in self._pools:
-                    pool.dispose()
+            with self._counting:
+                self._inside -= 1
+                # Another thread's connection would only lose its pool.
+                if self._inside == 0:
+                    for pool in self._pools:
+                        pool.dispose()
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """In here, what others do to trials is read once, at the first question; for where nobody else can do anything."""
+        """In here, what others do to trials is read once, at the first question."""
         for storage in self._opened:
             storage.hold()
         try:

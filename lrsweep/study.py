@@ -1,5 +1,6 @@
 """The sweep's memory: an Optuna study that knows a total, gives each trial to one worker, and keeps diverged from failed."""
 
+import contextlib
 import json
 import logging
 import warnings
@@ -168,7 +169,11 @@ class Study:
             # The claim comes last: whoever has one has its values.
             params = {axis.key: _suggest(trial, axis) for axis in self.axes}
             before = claim_of(trial.user_attrs)
-            trial.set_user_attr("claim", [self._presence.worker, before[1] + 1 if before else 0])
+            try:
+                trial.set_user_attr("claim", [self._presence.worker, before[1] + 1 if before else 0])
+            except optuna.exceptions.UpdateFinishedTrialError:
+                # The last thing that its worker did was to tell its end; there may be others.
+                return None
             self._running[trial.number] = trial
             return trial.number, Point(params, **trial.user_attrs.get("point", {}))
 
@@ -230,12 +235,16 @@ class Study:
 
         A diverged one is told to the sampler as worse than all it knows, and never counts as the best.
         """
-        with self._where.faults(), self._where.alone():
+        # A server holds many tells at once, and whoever takes a trial over meanwhile finds its end on disk.
+        with self._where.faults(), contextlib.nullcontext() if self._where.shared else self._where.alone():
             mine = self.mine(record.number)
             trial = self._running.pop(record.number)
-            if mine:
-                self._end(trial, record)
-            else:
+            try:
+                if mine:
+                    self._end(trial, record)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                mine = False
+            if not mine:
                 log.warning("trial %d has been taken over by another worker", record.number)
 
     def suspect(self, number: int, reason: str) -> None:

@@ -133,7 +133,9 @@ def check_mlflow(folder: Path, trials: int) -> None:
                 "where r.lifecycle_stage = 'active' and r.status = 'FINISHED'"
             ).fetchall()
         )
-        unfinished = database.execute("select count(*) from runs where status = 'RUNNING'").fetchone()[0]
+        unfinished = database.execute(
+            "select count(*) from runs where status = 'RUNNING' and lifecycle_stage = 'active'"
+        ).fetchone()[0]
         points: Sequence[tuple[str, str, int]] = database.execute(
             "select run_uuid, key, step from metrics where key in ('loss', 'eval_loss')"
         ).fetchall()

@@ -18,7 +18,7 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     except LrsweepError as fault:
-        print(f"lrsweep: {masking.mask(' '.join(str(fault).splitlines()))}", file=sys.stderr)
+        print(masking.mask(f"lrsweep: {' '.join(str(fault).splitlines())}"), file=sys.stderr)
         code = fault.exit_code
     except KeyboardInterrupt:
         print("lrsweep: interrupted", file=sys.stderr)

@@ -17,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -120,7 +121,7 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
                 config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
         # What Hydra is given is the user's; beside its own errors, its parsers let Python's through.
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as fault:
-            raise InputError(_one_line(fault)) from None
+            raise InputError(_one_line(fault, overrides)) from None
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
@@ -193,11 +194,29 @@ def _first_line(fault: Exception) -> str:
     return str(fault).strip().splitlines()[0]
 
 
-def _one_line(fault: Exception) -> str:
+def _culprit(overrides: Sequence[str]) -> str:
+    """The override that cannot be read or is no choice of its group's, where Hydra's error does not say which it was."""
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            parsed = parser.parse_override(text)
+        except (HydraException, ValueError, RecursionError):
+            return text
+        if (
+            (CONF / parsed.key_or_group).is_dir()
+            and not parsed.is_delete()
+            and not isinstance(parsed.value(), str | list)
+        ):
+            return text
+    return ""
+
+
+def _one_line(fault: Exception, overrides: Sequence[str] = ()) -> str:
     """Hydra's error as one line that names the key, the rule and the choices."""
     text = str(fault)
     if isinstance(fault, MissingConfigException) and fault.missing_cfg_file:
-        group, _, option = str(fault.missing_cfg_file).rpartition("/")
+        file = str(fault.missing_cfg_file)
+        group, _, option = file.partition("/") if ".." in file else file.rpartition("/")
         choices = sweep_names() if group == "sweep" else sorted(fault.options or [])
         near = difflib.get_close_matches(option, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -217,4 +236,5 @@ def _one_line(fault: Exception) -> str:
         return f"{where}: not valid YAML: {_first_line(fault)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    key = key or _culprit(overrides)[:100]
     return f"{key}: {lines[0]}" if key else lines[0]

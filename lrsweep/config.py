@@ -368,6 +368,7 @@ def _one_line(fault: ValidationError) -> str:
     # Union branches and validators add parts to the location that are no config keys.
     key = ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))
     if error["type"] == "extra_forbidden":
+        key = ".".join(str(part) for part in error["loc"])
         return f"{key}: no such key{did_you_mean(key)}"
     if error["type"] == "missing":
         return f"{key}: missing; set {key}=..."

@@ -20,10 +20,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # user:password@ in a URL; drivers take a password with / and @ in it, and host:5000/a@b has none.
         (r"(://[^:/@\s'\"]*):(?!\d+/)[^\s'\"]*@", rf"\1:{HIDDEN}@"),
         (r"(://)[^:/@\s'\"]{20,}@", rf"\1{HIDDEN}@"),
-        (rf"([?&](?:key|sig|signature|auth|x-amz-[a-z-]+)=){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"([?&](?:key|sig|signature|auth|x-amz-[a-z-]+)=)(?!\*){_VALUE}", rf"\1{HIDDEN}"),
         # name=value, --name value, "name": "value", a YAML line. $NAME stands for a secret and is none.
-        (rf"((?<![A-Za-z0-9_-])(?:--)?{_NAME}=)(?!\$){_VALUE}", rf"\1{HIDDEN}"),
-        (rf"(--{_NAME}\s+)(?![-$]){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"((?<![A-Za-z0-9_-])(?:--)?{_NAME}=)(?![$*]){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(--{_NAME}\s+)(?![-$*]){_VALUE}", rf"\1{HIDDEN}"),
         (rf"(['\"]{_NAME}['\"]:\s*['\"])[^'\"\n]*", rf"\1{HIDDEN}"),
         (rf"^(\s*{_NAME}:[ \t]+)(?!null\s*$|~\s*$)\S.*$", rf"\1{HIDDEN}"),
         (r"(authorization\W+(?:(?:bearer|basic|token)\s+)?)(?!bearer|basic|token)[^\s'\"]+", rf"\1{HIDDEN}"),

@@ -215,7 +215,7 @@ def logging_to(folder: SweepFolder) -> Iterator[None]:
     """Sends warnings and the libraries' chatter to lrsweep.log instead of the terminal."""
     with disk_faults(folder.log):
         handler = logging.FileHandler(folder.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(masking.MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)

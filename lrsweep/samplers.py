@@ -62,6 +62,11 @@ def pruner(config: PrunerConfig) -> BasePruner:
         "hyperband": HyperbandPruner,
     }
     try:
+        if config.name == "hyperband":
+            # It makes these when a trial has come far enough, and only then says what is wrong.
+            SuccessiveHalvingPruner(
+                **{name: config.kwargs[name] for name in ("min_resource", "reduction_factor") if name in config.kwargs}
+            )
         if config.name in kinds:
             return kinds[config.name](**config.kwargs)  # type: ignore[no-any-return]
         return NopPruner()

@@ -12,12 +12,14 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_file(path: Path, where: str) -> None:
-    """Raises InputError for a file beyond the limits; one that cannot be read is its reader's to refuse."""
+    """Raises InputError for a file beyond the limits, and for one that is no text; others are their reader's to refuse."""
     try:
         size = path.stat().st_size
         text = path.read_bytes().decode() if size <= _MOST_BYTES else ""
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8; save the file as UTF-8") from None
     if size > _MOST_BYTES:
         raise InputError(f"{where}: {size} bytes, and a config has at most {_MOST_BYTES}; cut it down")
     check(text, where)
@@ -38,22 +40,22 @@ def _count(text: str, where: str) -> None:
     open_ones: list[tuple[int, str | None]] = [(0, None)]
     sizes: dict[str, int] = {}
 
+    def line(event: yaml.Event) -> int:
+        return event.start_mark.line + 1 if event.start_mark else 1
+
     def add(values: int) -> None:
         size, anchor = open_ones[-1]
         open_ones[-1] = (size + values, anchor)
         if size + values > _MOST_VALUES:
             raise InputError(
-                f"{where}:{event.start_mark.line + 1}: more than {_MOST_VALUES} values with its aliases written out; "
-                "cut it down"
+                f"{where}:{line(event)}: more than {_MOST_VALUES} values with its aliases written out; cut it down"
             )
 
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_ones.append((1, event.anchor))
             if len(open_ones) > _DEEPEST:
-                raise InputError(
-                    f"{where}:{event.start_mark.line + 1}: nested deeper than {_DEEPEST} levels; flatten it"
-                )
+                raise InputError(f"{where}:{line(event)}: nested deeper than {_DEEPEST} levels; flatten it")
         elif isinstance(event, yaml.CollectionEndEvent):
             size, anchor = open_ones.pop()
             if anchor is not None:
@@ -65,7 +67,5 @@ def _count(text: str, where: str) -> None:
             add(1)
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for _, anchor in open_ones):
-                raise InputError(
-                    f"{where}:{event.start_mark.line + 1}: *{event.anchor} stands within itself; write it out"
-                )
-            add(sizes.get(event.anchor, 0))
+                raise InputError(f"{where}:{line(event)}: *{event.anchor} stands within itself; write it out")
+            add(sizes.get(event.anchor or "", 0))

@@ -75,11 +75,11 @@ class Shared:
             enable_checkpointing(model)
         compute = resolve_dtype(config.model)
         trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
-        slots = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else slots
+        count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
         if config.finetune.mode == "lora":
-            pack = pack_lora(model, lora_config(config.finetune), slots, rank=rank, compute=compute)
+            pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
         else:
-            pack = pack_weights(trainable, slots, compute=compute)
+            pack = pack_weights(trainable, count, compute=compute)
         pad = tokenizer.pad_token_id
         held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad))
         # Some models show only in a pass that their rows cannot be told apart.

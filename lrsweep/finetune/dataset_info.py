@@ -180,6 +180,15 @@ def _entry(name: str, entry: Any, path: Path) -> Entry:
     if formatting not in ("alpaca", "sharegpt", "openai"):
         raise refuse("formatting", f"{formatting!r} is none of alpaca, sharegpt, openai; choose one of them")
     columns, tags = entry.get("columns"), entry.get("tags")
+    for key, named in (("columns", columns), ("tags", tags)):
+        if named is not None and not _is_names(named):
+            raise refuse(key, 'not a mapping of names; write it as {"messages": "conversations"}')
+    for key in ("file_name", "hf_hub_url", "subset", "split", "folder"):
+        if not isinstance(entry.get(key), str | None):
+            raise refuse(key, f"{entry[key]!r} is no text; write one")
+    samples = entry.get("num_samples")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise refuse("num_samples", f"{samples!r} is no whole number above 0; write one")
     for key in _OTHER_DATA:
         if columns and columns.get(key):
             raise refuse(f"columns.{key}", "trials learn from text alone; choose a data set without it")
@@ -198,8 +207,12 @@ def _entry(name: str, entry: Any, path: Path) -> Entry:
         entry.get("subset"),
         entry.get("split") or "train",
         entry.get("folder"),
-        entry.get("num_samples"),
+        samples,
     )
+
+
+def _is_names(named: Any) -> bool:
+    return isinstance(named, Mapping) and all(isinstance(name, str | None) for name in named.values())
 
 
 def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from lrsweep.errors import InputError
 
 # safetensors' own limit for the header, in bytes.
 _LONGEST_HEADER = 100_000_000
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
 def check_path(model: ModelConfig) -> None:
@@ -29,6 +30,11 @@ def check_path(model: ModelConfig) -> None:
         raise InputError(f"model.path={model.path!r}: config.json holds no mapping; download the model again")
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
+    # Without one, transformers makes a tokenizer that knows no word, and says nothing of it.
+    if not any(found for name in _TOKENIZERS for found in path.glob(name)):
+        raise InputError(
+            f"model.path={model.path!r}: no tokenizer there (looked for {', '.join(_TOKENIZERS)}); save the model's beside it"
+        )
     for file in _weights(model, path):
         _check_whole(model, file)
 

@@ -1,6 +1,9 @@
 """Model, tokenizer and what is trained of it: stock transformers, stock PEFT, safetensors only."""
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,14 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
         options |= {"quantization_config": _quantization(model.quantization, compute), "device_map": {"": 0}}
-    loaded = _loaded(AutoModelForCausalLM, model, **options)
+    with _no_report():
+        loaded, info = _loaded(AutoModelForCausalLM, model, output_loading_info=True, **options)
+    lacking = sorted(info["missing_keys"])
+    if lacking and not model.quantization:
+        raise InputError(
+            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would begin at random; "
+            "download it again, or give a causal language model"
+        )
     loaded.config.use_cache = False
     return loaded if model.quantization else loaded.to(device())
 
@@ -157,6 +167,18 @@ def _quantization(bits: str, compute: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
+
+
+@contextlib.contextmanager
+def _no_report() -> Iterator[None]:
+    """Keeps transformers' table of what was not loaded from the terminal: what matters of it is refused in one line."""
+    library = logging.getLogger("transformers")
+    before = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
 
 
 def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lrsweep import yaml_limits
 from lrsweep.errors import InputError
 
 # What one reader or another takes for something else than text.
@@ -63,6 +64,8 @@ def _represent_list(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
     seen = set()
     for name, _ in node.value:
+        if not isinstance(name, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key is a text", name.start_mark)
         if name.value in seen and name.value != "<<":
             raise yaml.constructor.ConstructorError(None, None, f"{name.value} is given twice", name.start_mark)
         seen.add(name.value)
@@ -95,6 +98,7 @@ def scalar(value: Any) -> str:
 
 def load(text: str, where: str) -> dict[str, Any]:
     """The mapping that a config file holds. Raises InputError naming file and line."""
+    yaml_limits.check(text, where)
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as fault:

@@ -124,7 +124,8 @@ def read_summary(folder: SweepFolder) -> Summary:
             DatasetInfo(**tree["dataset"]), Links(**tree["links"]), prior, tree["searched"], tree["seconds"],
             tree["importances"],
         )  # fmt: skip
-        return Summary(config, results, judge(results, tree["base_loss"]), tree["base_loss"], diagnoses, about)
+        base_loss = None if tree["base_loss"] is None else float(tree["base_loss"])
+        return Summary(config, results, judge(results, base_loss), base_loss, diagnoses, about)
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
     except OSError as fault:

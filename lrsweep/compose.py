@@ -71,8 +71,10 @@ def hydra_flags(argv: Sequence[str]) -> None:
     _check_flags(argv)
     arguments = [_normal(argument) for argument in argv]
     # Composed here first, so that what is wrong with it is told as everywhere else.
-    _composed([argument for argument in arguments if "=" in argument and not argument.startswith("-")])
-    sys.argv = ["lrsweep", *_own_conf(), *arguments]
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    flags = [argument for argument in arguments if argument not in overrides]
+    _composed(overrides)
+    sys.argv = ["lrsweep", *_own_conf(), *overrides, *flags]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -110,22 +112,42 @@ def _refuse_secrets(config: SweepConfig) -> None:
             )
 
 
-def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """Hydra's config, and the option chosen in each group."""
+def _composed(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """Hydra's config, and the option chosen in each group. Puts into `overrides` what Hydra needs besides."""
     with warnings.catch_warnings():
         # A sweep file's header is read by _offer_sweeps; Hydra has no way to be told so.
         warnings.simplefilter("ignore", UserWarning)
         _offer_sweeps(overrides)
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
-                config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
-        # What Hydra is given is the user's; beside its own errors, its parsers let Python's through.
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as fault:
-            raise InputError(_one_line(fault, overrides)) from None
+        config = None
+        while config is None:
+            try:
+                with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
+                    config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
+            # What Hydra is given is the user's; beside its own errors, its parsers let Python's through.
+            except (
+                HydraException,
+                OmegaConfBaseException,
+                yaml.YAMLError,
+                ValueError,
+                TypeError,
+                RecursionError,
+            ) as fault:
+                if not _made_way(overrides, fault):
+                    raise InputError(_one_line(fault, overrides)) from None
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config, choices
+
+
+def _made_way(overrides: list[str], fault: Exception) -> bool:
+    """Takes away the sweep file's list of choices that a range is to replace: Hydra would merge the two, and cannot."""
+    match = re.search(r"Error merging override \+\+(space\.[^=\s]+)=", str(fault))
+    if match is None or f"~{match[1]}" in overrides:
+        return False
+    at = next(i for i, override in enumerate(overrides) if override.startswith(f"++{match[1]}="))
+    overrides.insert(at, f"~{match[1]}")
+    return True
 
 
 def _run_nothing(_: DictConfig) -> None:

@@ -50,6 +50,11 @@ def test_a_broken_sweep_file_matters_only_when_asked_for(tmp_path: Path) -> None
         sweep_config(["+sweep=broken"])
 
 
+def test_a_range_takes_the_place_of_a_sweep_files_list() -> None:
+    space = sweep_config(["+sweep=lora_lr", "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 3}"]).space
+    assert space == {"optimizer": {"lr": {"low": 1e-5, "high": 1e-3, "num": 3}}}
+
+
 def test_qlora_is_lora_over_a_quantized_base() -> None:
     config = sweep_config(["+sweep=lora_lr", "finetune=qlora"])
     assert (config.finetune.mode, config.model.quantization) == ("lora", "4bit")

@@ -156,7 +156,7 @@ SEARCH = [
 ]
 
 SPACE = [
-    sweep("space is empty", "~space"),
+    sweep("space: missing", "~space"),
     sweep("space.optimizer.lr=[]: ", "space.optimizer.lr=[]"),
     sweep("space.optimizer.lr=0.001: ", "space.optimizer.lr=1e-3"),
     sweep("space.optimizer.lr=-0.1: ", "space.optimizer.lr=[1e-4,-0.1]"),

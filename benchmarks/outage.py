@@ -20,7 +20,9 @@ from typing import Any
 from common import RESULTS, about, save, table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from lrsweep.config import TrackingConfig
 from lrsweep.outputs import read_metrics
+from lrsweep.tracking import open_tracker
 from tests.browser import MlflowServer
 from tests.faults.disk import TRAINER
 
@@ -31,6 +33,7 @@ NAMES = ("loss", "eval_loss", "learning_rate")
 def sweep(folder: Path, down: float) -> dict[str, Any]:
     """Runs one sweep against a server of its own, which is gone for `down` seconds from half a minute on."""
     folder.mkdir()
+    open_tracker(TrackingConfig(name="mlflow"), folder)  # makes the store
     server = MlflowServer(folder)
     server.start()
 

@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from lrsweep.config import TrackingConfig
 from lrsweep.outputs import read_metrics
+from lrsweep.tracking import open_tracker
 from tests.browser import served
 from tests.conftest import lrsweep
 from tests.faults.disk import TRAINER
@@ -40,6 +42,7 @@ def measured(folder: Path) -> set[tuple[str, str, int, float]]:
 
 
 def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
+    open_tracker(TrackingConfig(name="mlflow"), tmp_path)  # makes the store
     with served(tmp_path) as server:
         command = [sys.executable, "-m", "lrsweep", *SWEEP, f"tracking.uri={server.uri}"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from torch import distributed
 from transformers import HfArgumentParser, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lrsweep.compose import sweep_config
@@ -58,6 +59,8 @@ def main() -> None:
         callbacks=[Log(arguments.output_dir, own.sleep)],
     )
     trainer.remove_callback(PrinterCallback)
+    if distributed.is_initialized():
+        (Path(arguments.output_dir) / f"rank{distributed.get_rank()}").write_text(f"of {distributed.get_world_size()}")
     trainer.train()
     trainer.save_state()
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,11 @@ class Ray(Crew):
         if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _OLDEST:
             raise InputError(f"executor=ray: Ray {ray.__version__} is not safe; pip install -U 'lrsweep[ray]'")
         count = 1 if wanted.workers == "auto" else wanted.workers
+        here = {"num_cpus": max(os.cpu_count() or 1, count * wanted.cpus_per_worker), "include_dashboard": False}
+        options = here if wanted.address is None else {}
         try:
-            if wanted.address is None:
-                cpus = max(os.cpu_count() or 1, count * wanted.cpus_per_worker)
-                ray.init(
-                    "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
-            else:
-                ray.init(wanted.address, log_to_driver=False, logging_level=logging.ERROR)
+            with _without_stderr():
+                ray.init(wanted.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError, TypeError, ray.exceptions.RayError) as fault:
             log.exception("no Ray")
             raise InputError(_unreachable(wanted.address, fault)) from None
@@ -234,13 +232,28 @@ class _Actor:
             return None
 
 
-def _unreachable(address: str | None, fault: Exception) -> str:
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core writes there by itself; what it has to say comes as an exception too."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _unreachable(address: str | None, fault: BaseException) -> str:
     said = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
     if address is None:
         return f"executor=ray: no Ray could be started here: {said}"
-    if type(fault).__name__ == "AuthenticationError" or "oken" in said:
+    chain = [fault, *(cause for cause in (fault.__cause__, fault.__context__) if cause is not None)]
+    if any("authenti" in f"{type(link).__name__} {link}".lower() for link in chain):
         return (
-            f"executor.address={address}: no token for that cluster; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token "
-            "(a cluster without one lets anybody who reaches it run code: RAY_AUTH_MODE=disabled if it is to be so)"
+            f"executor.address={address}: the cluster does not take this token; put its own into RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token (a cluster without one lets anybody who reaches it run code: RAY_AUTH_MODE=disabled if it is "
+            "to be so)"
         )
     return f"executor.address={address}: no Ray cluster answers there: {said}"

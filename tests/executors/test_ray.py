@@ -82,16 +82,16 @@ def test_a_cluster_that_loses_a_node(cluster: Cluster, database: str, tmp_path: 
     assert sorted(begun(tmp_path).values())[:15] == [1] * 15
 
 
-def test_without_its_token_the_cluster_lets_nobody_in(cluster: Cluster, tmp_path: Path) -> None:
+def test_without_its_token_the_cluster_lets_nobody_in(cluster: Cluster, database: str, tmp_path: Path) -> None:
     words = [
         *grid(),
         "executor=ray",
         f"executor.address={cluster.address}",
-        "search.storage='postgresql://me@127.0.0.1:9/x'",
+        f"search.storage='{database}'",
     ]
     run = lrsweep(*words, cwd=tmp_path, env={"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     assert run.returncode == 2, run.stdout + run.stderr
-    assert run.stderr.startswith(f"lrsweep: executor.address={cluster.address}: ")
+    assert run.stderr.startswith(f"lrsweep: executor.address={cluster.address}: the cluster does not take this token")
     assert run.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
 

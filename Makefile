@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test lint types wheel base interop chaos scale clean
+.PHONY: sweep test lint types wheel base interop chaos faults scale clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
@@ -57,6 +57,11 @@ clean:
 
 chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
+
+faults: .venv/.installed-test ## everything that can go wrong, the long way round (an hour)
+	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python benchmarks/full_disk.py
+	$(BIN)/python benchmarks/outage.py
 
 scale: .venv/.installed-test ## many workers, on Ray, SLURM's stand-ins and PostgreSQL (minutes)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'

@@ -31,14 +31,16 @@ NAMES = ("loss", "eval_loss", "learning_rate")
 
 
 def sweep(folder: Path, down: float) -> dict[str, Any]:
-    """Runs one sweep against a server of its own, which is gone for `down` seconds from half a minute on."""
+    """Runs one sweep against a server of its own, which is gone for `down` seconds once the second trial has begun."""
     folder.mkdir()
     open_tracker(TrackingConfig(name="mlflow"), folder)  # makes the store
     server = MlflowServer(folder)
     server.start()
 
     def outage() -> None:
-        time.sleep(30)
+        second = folder / "outputs" / "outage" / "trials" / "0001"
+        while not read_metrics(second):
+            time.sleep(0.1)
         server.kill()
         time.sleep(down)
         server.start()

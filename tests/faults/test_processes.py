@@ -60,6 +60,7 @@ def test_a_trial_that_segfaults_fails_alone(tmp_path: Path) -> None:
     assert mlflow_statuses(tmp_path) == ["FAILED", *["FINISHED"] * 4]
 
 
+@pytest.mark.faults
 def test_memory_that_runs_out_in_a_trial_is_its_failure(tmp_path: Path) -> None:
     fault = inject.at_step(tmp_path / "site", trial=3, step=2, fault="raise MemoryError()")
     run = lrsweep(*QUICK, "engine.slots=1", cwd=tmp_path, env=fault)
@@ -68,6 +69,7 @@ def test_memory_that_runs_out_in_a_trial_is_its_failure(tmp_path: Path) -> None:
     assert "out of host memory" in run.stdout
 
 
+@pytest.mark.faults
 def test_an_error_in_a_pack_fails_the_trial_that_makes_it_and_no_other(tmp_path: Path) -> None:
     fault = inject.at_step(tmp_path / "site", trial=2, step=6, fault="raise ValueError('mine alone')")
     run = lrsweep(*QUICK, cwd=tmp_path, env=fault)
@@ -76,6 +78,7 @@ def test_an_error_in_a_pack_fails_the_trial_that_makes_it_and_no_other(tmp_path:
     assert "trial 2 lr=0.003: failed (ValueError: mine alone)" in run.stdout
 
 
+@pytest.mark.faults
 def test_max_failures_ends_the_sweep(tmp_path: Path) -> None:
     fault = inject.at_step(tmp_path / "site", trial=0, step=2, fault="raise ValueError('a bad day')")
     run = lrsweep(*QUICK, "engine.slots=1", "search.max_failures=1", cwd=tmp_path, env=fault)
@@ -100,6 +103,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_trials_go_on(
         assert [row["step"] for row in rows if "loss" in row] == list(range(1, 17))
 
 
+@pytest.mark.faults
 def test_without_its_keeper_a_worker_checkpoints_and_goes(started: subprocess.Popen[str], tmp_path: Path) -> None:
     wait_for_steps(tmp_path, 6)
     (worker,) = workers_of(started.pid)
@@ -113,6 +117,7 @@ def test_without_its_keeper_a_worker_checkpoints_and_goes(started: subprocess.Po
     assert mlflow_statuses(tmp_path) == ["FINISHED"] * 5
 
 
+@pytest.mark.faults
 def test_a_second_signal_ends_everything_at_once(started: subprocess.Popen[str], tmp_path: Path) -> None:
     wait_for_steps(tmp_path, 1)
     workers = workers_of(started.pid)

@@ -35,6 +35,8 @@ def check_path(model: ModelConfig) -> None:
         raise InputError(
             f"model.path={model.path!r}: no tokenizer there (looked for {', '.join(_TOKENIZERS)}); save the model's beside it"
         )
+    if (path / "tokenizer.json").exists():
+        _read_json(model, path / "tokenizer.json")
     for file in _weights(model, path):
         _check_whole(model, file)
 

@@ -1,6 +1,5 @@
-"""The command line: help at once, and every mistake one line, exit 2, nothing created."""
+"""The command line: help at once, exports that their tools read. What it refuses is in tests/faults."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FinishedSweep, lrsweep
-
-GOOD_ROW = {"instruction": "Say yes", "output": "yes"}
 
 
 def test_help_lists_commands_groups_and_sweeps(tmp_path: Path) -> None:
@@ -50,64 +47,6 @@ def test_doctor_says_what_will_be_used_and_why(tmp_path: Path) -> None:
     for word in ("will use", "model.dtype", "torch 2", "mlflow.db", "engine"):
         assert word in said
     assert list(tmp_path.iterdir()) == []
-
-
-BAD_INPUT: list[tuple[list[str], str]] = [
-    ([], "choose a sweep: lrsweep +sweep=NAME"),
-    (["swep"], "swep: no such command (choices: export, import, report, "),
-    (["+sweep=lora"], "sweep=lora: no such option; did you mean lora_lr?"),
-    (["+sweep=lora_lr", "optimizer.lrr=1"], "optimizer.lrr: no such key; did you mean optimizer.lr?"),
-    (["+sweep=lora_lr", "optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
-    (["+sweep=lora_lr", "optimizer.lr=nan"], "optimizer.lr=nan"),
-    (["+sweep=lora_lr", "training.max_steps=many"], "training.max_steps='many'"),
-    (["+sweep=lora_lr", "space.optimizer.lr=[]"], "space.optimizer.lr=[]"),
-    (["+sweep=lora_lr", "-m"], "--multirun is Hydra's own grid"),
-    (["+sweep=lora_lr", "optimizer.lr=1e-4,1e-3"], "write space.optimizer.lr=[1e-4,1e-3]"),
-    (["+sweep=lora_lr", "model=local", "model.path=./nowhere"], "model.path='./nowhere': no such folder"),
-    (["+sweep=lora_lr", "model=local", "model.path=."], "model.path='.': not a model folder"),
-    (["+sweep=lora_lr", "finetune=qlora"], "model.quantization='4bit': needs a CUDA GPU"),
-    (["+sweep=lora_lr", "data=local", "data.format=alpaca"], "data.path: missing"),
-    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=none.jsonl"], "none.jsonl"),
-    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=empty.jsonl"], "empty.jsonl"),
-    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=bad.jsonl"], "bad.jsonl:3: "),
-    (["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=field.jsonl"], "field.jsonl:2: "),
-    (
-        ["+sweep=lora_lr", "data=local", "data.format=alpaca", "data.path=good.jsonl", "data.eval_fraction=0"],
-        "data.eval_",
-    ),
-    (["+sweep=lora_lr", "optimizer.kwargs={momentum: 1}"], "optimizer.kwargs.momentum: adamw takes"),
-    (["+sweep=lora_lr", "pruner=median", "pruner.kwargs={n_start: 1}"], "pruner.kwargs="),
-    (["+sweep=lora_lr", "finetune.target_modules=[nope]"], "finetune.target_modules=('nope',)"),
-    (
-        ["+sweep=lora_lr", "finetune=freeze", "finetune.trainable_layers=99"],
-        "finetune.trainable_layers=99: the model has 4",
-    ),
-    (["+sweep=lora_lr", "scheduler.name=cosine_with_min_lr"], "scheduler.kwargs={}: cosine_with_min_lr: "),
-    (["+sweep=lora_lr", "tracking.uri=foo"], "tracking.uri=foo"),
-    (["export"], "export: the following arguments are required: NAME, --to"),
-    (["export", "nowhere", "--to", "hydra"], "nowhere: no such sweep under outputs/"),
-    (["report", "nowhere"], "nowhere: no such sweep under outputs/"),
-    (["report", "--all"], "report: the following arguments are required: NAME"),
-    (["ui", "--port", "http"], "ui: argument --port: invalid int value"),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"), BAD_INPUT, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
-def test_bad_input_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arguments: list[str], said: str) -> None:
-    good = json.dumps(GOOD_ROW) + "\n"
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "good.jsonl").write_text(good * 20)
-    (tmp_path / "bad.jsonl").write_text(good * 2 + '{"instruction": "torn\n' + good * 20)
-    (tmp_path / "field.jsonl").write_text(good + json.dumps({"instruction": "no answer"}) + "\n" + good * 20)
-    before = sorted(tmp_path.rglob("*"))
-    run = lrsweep(*arguments, cwd=tmp_path)
-    assert run.returncode == 2, run.stderr
-    assert run.stderr.startswith("lrsweep: ")
-    assert run.stderr.count("\n") == 1, run.stderr
-    assert said in run.stderr
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.xdist_group("finished_sweep")

@@ -134,6 +134,7 @@ EXPORT = [
     Bad("outputs/lora_lr/report.html: a link to", ("report", "lora_lr"),
         {OUT: a_finished_sweep, f"{OUT}/report.html": lambda path: path.symlink_to("/etc/passwd")}),
     Bad("report: the following arguments are required: NAME", ("report",)),
+    Bad("report: the following arguments are required: NAME", ("report", "--all")),
     Bad("/etc: no such sweep", ("report", "/etc")),
 ]  # fmt: skip
 

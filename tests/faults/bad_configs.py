@@ -14,7 +14,7 @@ def own(said: str, content: str | bytes, *overrides: str, process: bool = False)
 
 COMMAND_LINE = [
     Bad("choose a sweep: lrsweep +sweep=NAME", (), process=True),
-    Bad("lora_lr: no such command", ("lora_lr",)),
+    Bad("lora_lr: no such command (choices: export, import, report, ", ("lora_lr",)),
     Bad("sweep=lora: no such option; did you mean lora_lr?", ("+sweep=lora",)),
     Bad("sweep", ("+sweep=",)),
     Bad("sweep", ("+sweep=lora_lr", "+sweep=full_lr")),
@@ -84,6 +84,7 @@ VALUES = [
     sweep("scheduler.warmup_steps=-1: ", "scheduler.warmup_ratio=null", "scheduler.warmup_steps=-1"),
     sweep("scheduler: give warmup_steps or warmup_ratio, not both", "scheduler.warmup_steps=3"),
     sweep("scheduler.kwargs={}: warmup_stable_decay: ", "scheduler.name=warmup_stable_decay"),
+    sweep("scheduler.kwargs={}: cosine_with_min_lr: ", "scheduler.name=cosine_with_min_lr"),
     sweep("scheduler.kwargs={'power': 2}: cosine: ", "scheduler.kwargs={power: 2}"),
     sweep("training.max_steps=0: ", "training.max_steps=0"),
     sweep("training.max_steps=1.5: ", "training.max_steps=1.5"),

@@ -96,8 +96,7 @@ class Keeper:
             while True:
                 with self.screen.running(self.study.total, len(self.study.records()), self.config.training.max_steps):
                     self._until_settled(watch)
-                about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
-                summary = summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
+                summary = self._summary(about)
                 self._check_failures(summary)
                 points, why = follow_up(self.config, self.study.axes, summary)
                 if not points:
@@ -106,7 +105,7 @@ class Keeper:
                 self.screen.note(why)
                 self.study.follow(points)
         except BaseException:
-            self._wind_up(watch)
+            self._wind_up(watch, about)
             raise
 
     def _until_settled(self, watch: Watch) -> None:
@@ -143,7 +142,12 @@ class Keeper:
                 f"details in {self.folder.log}"
             )
 
-    def _wind_up(self, watch: Watch) -> None:
+    def _summary(self, about: About) -> Summary:
+        """The sweep as it stands; writes summary.json."""
+        about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
+        return summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
+
+    def _wind_up(self, watch: Watch, about: About) -> None:
         """Lets the workers checkpoint and end, and tells what they still wrote."""
         self.executor.stop()
         while self.executor.running():
@@ -151,6 +155,7 @@ class Keeper:
         # What ends the sweep may be the disk or the database itself.
         with contextlib.suppress(LrsweepError):
             watch.look()
+            self._summary(about)
         watch.interrupted()
 
 

@@ -143,8 +143,11 @@ def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
     there, slept = sum(one["there"] for one in done), sum(one["slept"] for one in done)
     found["seconds"] = round(max(one["there"] for one in done), 1)
     found["trials_per_second"] = round(sum(len(one["told"]) for one in done) / max(one["there"] for one in done), 2)
-    # Waiting for the study, from the first question to the answer that nothing is left.
+    # Waiting for the study: from the first question, all workers' at once, to the answer that nothing is left; and of that,
+    # what comes after a worker's first trial has begun.
     found["idle_percent"] = round(100 * (1 - slept / there), 2)
+    began = sum(one["took"]["ask"][0] for one in done if one["took"]["ask"])
+    found["idle_percent_once_begun"] = round(100 * (1 - slept / (there - began)), 2)
     return found
 
 
@@ -190,7 +193,7 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
     columns = (
         "part", "search", "workers", "trials", "lost", "repeated", "trials_per_second", "ask_ms", "ask_ms_p95", "report_ms",
-        "tell_ms", "tell_ms_p95", "idle_percent", "most_connections",
+        "tell_ms", "tell_ms_p95", "idle_percent", "idle_percent_once_begun", "most_connections",
     )  # fmt: skip
     print(table(columns, [[row[column] for column in columns] for row in rows]))
     save(arguments.out, about("optuna", "sqlalchemy", "psycopg"), rows=rows)

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import shlex
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +90,9 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     # What cannot be said in the dialect shows now.
     for trial in _combinations(config, axes):
         text(Trial(0, trial, Path()), Path())
+    program = shlex.split(command)[0]
+    if shutil.which(program) is None:
+        raise InputError(f"engine.command: {program}: no such program; give its path, or install it")
     gpus = machine.gpus()
     slots = config.engine.slots
     at_once = (len(gpus) or 1) if slots == "auto" else min(slots, len(gpus)) if gpus else slots

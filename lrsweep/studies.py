@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 
+from lrsweep import outputs
 from lrsweep.config import SweepConfig, flatten
 from lrsweep.outputs import SweepFolder, disk_faults
 from lrsweep.presence import Presence
@@ -29,7 +30,7 @@ _DATA = "data fingerprint"
 
 def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
     """What makes two runs the same sweep: the config, less what may change, and the data's fingerprint."""
-    flat = flatten(config.model_dump())
+    flat = flatten(outputs.masked(config))
     return {key: value for key, value in flat.items() if not key.startswith(_FREE)} | {_DATA: fingerprint}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrsweep import outputs, space
+from lrsweep import masking, outputs, space
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Engine, Measurement, Outcome, Trial
 from lrsweep.errors import InputError, LrsweepError
@@ -101,12 +101,13 @@ class Worker:
         if (outcome.status == "stopped" and self.stop.is_set()) or not self.study.mine(number):
             self.study.release(number)
             return
+        reason = masking.mask(outcome.reason)
         if outcome.in_company:
-            self.study.suspect(number, outcome.reason)
+            self.study.suspect(number, reason)
             return
         status = "pruned" if outcome.status == "stopped" else outcome.status
         eval_loss = last if math.isfinite(last) else None
-        record = Record(number, Point({}), status, outcome.step, eval_loss, outcome.reason, outcome.engine)
+        record = Record(number, Point({}), status, outcome.step, eval_loss, reason, outcome.engine)
         _write_outcome(self.folder.trial(number), record)
         self.study.tell(record)
         outputs.remove_checkpoints(self.folder.trial(number))

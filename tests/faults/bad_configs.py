@@ -123,6 +123,8 @@ VALUES = [
     sweep("engine.command: missing", "engine=external"),
     sweep("engine.dialect='fairseq': no such dialect", "engine=external", "engine.command='t {config}'",
           "engine.dialect=fairseq"),
+    sweep("engine.command: nosuchtrainer: no such program", "engine=external", "engine.command='nosuchtrainer {config}'",
+          "engine.dialect=trl"),
     sweep("engine.command='train': has no {config}", "engine=external", "engine.command=train", "engine.dialect=trl"),
     sweep("engine: command: no closing quotation", "engine=external", "engine.command='t \"{config}'", "engine.dialect=trl"),
     sweep("optimizer.name='nadam': ", "engine=external", "engine.command='t {config}'", "engine.dialect=trl",

@@ -51,7 +51,6 @@ def test_of_the_environment_nothing_stays(tmp_path: Path) -> None:
     assert [secret for secret in IN_ENVIRONMENT.values() if secret in run.stdout + run.stderr] == []
 
 
-@pytest.mark.xfail(reason="the study keeps the command and the reason of a failure as they are")
 @pytest.mark.parametrize(("script", "code"), [(TRAINER, 0), (FAILING, 3)], ids=["trains", "fails"])
 def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: int) -> None:
     token, key, known = IN_COMMAND

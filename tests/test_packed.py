@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import lrsweep.engines.packed as packed_module
+import lrsweep.engines.shared as shared_module
 import lrsweep.engines.trainer as trainer_module
 from lrsweep.config import SweepConfig
 from lrsweep.embedded import BASE
@@ -198,7 +198,7 @@ def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
         model.model.layers[0].mlp = Gathering(model.model.layers[0].mlp)
         return model
 
-    monkeypatch.setattr(packed_module, "load_model", gathering)
+    monkeypatch.setattr(shared_module, "load_model", gathering)
     with pytest.raises(InputError, match=r"engine=packed: .*whose they are is unknown"):
         choose(tiny("engine=packed"), 8, 1)
     alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, tiny())

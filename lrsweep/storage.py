@@ -56,7 +56,8 @@ class Storage:
         url = config.search.storage or f"sqlite:///{self._file}"
         self.url = next((new + url.removeprefix(old) for old, new in _DRIVERS.items() if url.startswith(old)), url)
         self._name = config.name
-        self._shown = mask_url(config.search.storage or str(self._file))
+        # Fit to be shown: without the password.
+        self.shown = mask_url(config.search.storage or str(self._file))
         self._kind = self.url.split(":", 1)[0].split("+", 1)[0]
         if self._kind == "sqlite" and self._file is None:
             self._file = Path(self.url.removeprefix("sqlite:///"))
@@ -75,18 +76,24 @@ class Storage:
         return self._file is None or (self._file.exists() and self._file.stat().st_size > 0)
 
     def connect(self) -> Any:
-        """Optuna's storage."""
+        """Optuna's storage. Raises InputError for a URL that is none of a database, StorageError for another Optuna's."""
+        try:
+            return self._connected()
+        except RuntimeError as newer:
+            raise StorageError(f"{self.shown}: not usable as a study: {str(newer).splitlines()[0]}") from None
+
+    def _connected(self) -> Any:
         if self._kind == "sqlite":
             return optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}})
         if self._kind not in _SERVERS:
             raise InputError(
-                f"search.storage={self._shown}: a study is kept in sqlite:///FILE, postgresql://... or mysql://..."
+                f"search.storage={self.shown}: a study is kept in sqlite:///FILE, postgresql://... or mysql://..."
             )
         try:
             storage = optuna.storages.RDBStorage(self.url)
         except ImportError:
             raise InputError(
-                f"search.storage={self._shown}: its driver is not installed; pip install 'lrsweep[postgresql]' has "
+                f"search.storage={self.shown}: its driver is not installed; pip install 'lrsweep[postgresql]' has "
                 "PostgreSQL's"
             ) from None
         self._pools.append(storage.engine)
@@ -110,7 +117,7 @@ class Storage:
             log.exception("the study's storage failed")
             cause = fault.__context__ if isinstance(fault, UnboundLocalError) else fault
             text = mask_url((str(cause).splitlines() or [""])[0])
-            raise StorageError(f"{self._shown}: not usable as a study: {text}") from None
+            raise StorageError(f"{self.shown}: not usable as a study: {text}") from None
         finally:
             with self._counting:
                 self._inside -= 1

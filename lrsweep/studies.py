@@ -11,6 +11,7 @@ import optuna
 
 from lrsweep import outputs
 from lrsweep.config import SweepConfig, flatten
+from lrsweep.errors import StorageError
 from lrsweep.outputs import SweepFolder, disk_faults
 from lrsweep.presence import Presence
 from lrsweep.samplers import pruner
@@ -37,21 +38,35 @@ def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
 def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study | None:
     """The sweep's study as it stands, or None where there is none yet; writes nothing.
 
-    Raises InputError if the config has changed, StorageError if the storage does not answer.
+    Raises InputError if the config has changed, StorageError if the storage does not answer, or lacks what was trained.
     """
     where = Storage(config, folder)
     with where.faults():
-        if not where.exists():
-            return None
-        storage = where.connect()
-        if config.name not in optuna.get_all_study_names(storage):
-            return None
-        study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner(config.pruner))
-        if "identity" not in study.user_attrs:
+        study = _stored(config, where)
+        if study is None:
+            _check_empty(folder, where)
             return None
         found = Study(study, axes, config, where)
         found.check_same(identity(config, json.loads(study.user_attrs["identity"])[_DATA]))
         return found
+
+
+def _stored(config: SweepConfig, where: Storage) -> optuna.Study | None:
+    """Optuna's study, if it was made to its end."""
+    if not where.exists() or config.name not in optuna.get_all_study_names(storage := where.connect()):
+        return None
+    study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner(config.pruner))
+    return study if "identity" in study.user_attrs else None
+
+
+def _check_empty(folder: Path, where: Storage) -> None:
+    """A new study would number its trials from 0, and write over these. Raises StorageError."""
+    trials = folder / "trials"
+    if trials.is_dir() and any(trials.iterdir()):
+        raise StorageError(
+            f"{where.shown}: the study is gone, and {trials} has trials of it; put it back, or resume=fresh renames "
+            f"{folder} and begins anew"
+        )
 
 
 def join_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, presence: Presence) -> Study:

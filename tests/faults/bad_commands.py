@@ -1,8 +1,10 @@
 """Bad studies and summaries on disk, exports, imports, curves, range tests."""
 
+import contextlib
 import json
 import os
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,22 @@ def a_torn_study(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def another_optunas(path: Path) -> None:
+    """A study of an Optuna that is not out yet."""
+    a_study(path)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update alembic_version set version_num = 'v99.0.0'")
+        database.execute("update version_info set schema_version = 99")
+
+
 STORAGE = [
+    sweep(f"{OUT}/study.db: not usable as a study: ", files={f"{OUT}/study.db": another_optunas}, code=4),
+    sweep(
+        f"{OUT}/study.db: the study is gone",
+        files={f"{OUT}/study.db": b"", f"{OUT}/trials/0000/metrics.jsonl": ""},
+        code=4,
+    ),
+    sweep(f"{OUT}/study.db: the study is gone", files={f"{OUT}/trials/0000/metrics.jsonl": ""}, code=4),
     sweep(f"{OUT}/study.db: ", files={f"{OUT}/study.db": NOISE}, code=4, process=True),
     sweep(f"{OUT}/study.db: ", files={f"{OUT}/study.db": b"SQLite format 3\x00" + NOISE}, code=4),
     sweep(f"{OUT}/study.db: ", files={f"{OUT}/study.db": "trials: 7\n"}, code=4),

@@ -103,7 +103,10 @@ def listing(folder: Path) -> dict[str, str]:
 def _talk_to(stream: TextIO | None) -> None:
     for name in _TALKERS:
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, LogCaptureHandler):
+            # pytest's own are left alone: a file that loses its handler is never closed.
+            if isinstance(handler, logging.StreamHandler) and not isinstance(
+                handler, LogCaptureHandler | logging.FileHandler
+            ):
                 handler.stream = stream
 
 

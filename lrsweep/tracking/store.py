@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import sqlalchemy
+
 from lrsweep.errors import InputError, LrsweepError, StorageError
 from lrsweep.outputs import mask_url
 
@@ -72,11 +74,22 @@ class Store:
                 raise StorageError(
                     f"tracking.uri={self.shown}: no MLflow server answers there; start it or set tracking=none"
                 )
+            self._probe()
             with self.alone():
                 client = self._client()
                 # MLflow reaches the store, and migrates an empty database, at the first question.
                 client.search_experiments(max_results=1)
             return client
+
+    def _probe(self) -> None:
+        """One question to a database that is there: MLflow repeats it for two minutes, and locks a file before it."""
+        if self.is_server or (self.file is not None and not self.file.exists()):
+            return
+        engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.pool.NullPool)
+        try:
+            sqlalchemy.inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
 
     def _client(self) -> Any:
         for name, value in ENVIRONMENT.items():

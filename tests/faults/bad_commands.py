@@ -64,6 +64,17 @@ STORAGE = [
 ]
 
 
+TRACKING = [
+    sweep("mlflow.db: (sqlite3.DatabaseError)", files={"mlflow.db": NOISE}, code=4),
+    sweep("mlflow.db: (sqlite3.DatabaseError)", files={"mlflow.db": b"SQLite format 3\x00" + NOISE}, code=4),
+    sweep(
+        "tracking.uri=postgresql+psycopg://127.0.0.1:1/none: ",
+        "tracking.uri=postgresql+psycopg://127.0.0.1:1/none",
+        code=4,
+    ),
+]
+
+
 def exported(said: str, *arguments: str, files: dict[str, Content] | None = None, code: int = 2) -> Bad:
     """An export of a sweep that has ended."""
     return Bad(said, ("export", "lora_lr", *arguments), {OUT: a_finished_sweep, **(files or {})}, code)
@@ -260,4 +271,4 @@ OTHERS = [
     Bad("doctor: unrecognized arguments: now", ("doctor", "now")),
 ]
 
-TABLE = [*STORAGE, *EXPORT, *IMPORT, *DIAGNOSE, *FIND_LR, *OTHERS]
+TABLE = [*STORAGE, *TRACKING, *EXPORT, *IMPORT, *DIAGNOSE, *FIND_LR, *OTHERS]

@@ -9,7 +9,7 @@ from lrsweep.engines import Engine, Measurement, Outcome, Trial
 
 TINY = (
     "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",
-    "data.max_train_rows=64", "optimizer.lr=1e-3", "training.save_adapter=false",
+    "data.max_train_rows=64", "data.max_length=48", "optimizer.lr=1e-3", "training.save_adapter=false",
 )  # fmt: skip
 
 

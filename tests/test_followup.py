@@ -151,7 +151,15 @@ def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -
 
 def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
     lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
-    command = ("+sweep=full_lr", *SMALL[2:], lrs, "search.extend=true", "tracking=none")
+    command = (
+        "+sweep=full_lr",
+        *SMALL[2:],
+        "training.max_steps=8",
+        "data.max_length=64",
+        lrs,
+        "search.extend=true",
+        "tracking=none",
+    )
     run = lrsweep(*command, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout

@@ -46,6 +46,7 @@ def test_two_workers_and_a_random_search(database: str, tmp_path: Path) -> None:
         assert not path.is_file() or password.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.scale
 def test_an_idle_worker_holds_no_connection(database: str, tmp_path: Path) -> None:
     sweep = start(tmp_path, *grid(0.5), "executor.workers=2", "tracking=none", f"search.storage='{database}'")
     sweep.wait_for_trials(1)

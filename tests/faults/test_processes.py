@@ -87,6 +87,7 @@ def test_max_failures_ends_the_sweep(tmp_path: Path) -> None:
     assert line.startswith("lrsweep: search.max_failures=1: 1 trials failed (ValueError: a bad day)")
 
 
+@pytest.mark.faults
 def test_a_worker_killed_from_outside_is_replaced_and_its_trials_go_on(
     started: subprocess.Popen[str], tmp_path: Path
 ) -> None:

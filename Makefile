@@ -59,7 +59,7 @@ chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
 
 faults: .venv/.installed-test ## everything that can go wrong, the long way round (an hour)
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m pytest -m faults
 	$(BIN)/python benchmarks/full_disk.py
 	$(BIN)/python benchmarks/outage.py
 

@@ -65,7 +65,7 @@ def test_a_rate_that_blows_up_passes() -> None:
 def test_a_rate_that_changes_nothing_is_refused() -> None:
     said = refused("finetune=full", lrs=(1e-30, 1e-20))
     assert re.match(
-        r"optimizer\.lr=1e-20: 3 steps at the highest rate leave the loss of a batch at 4\.\d+; raise it", said
+        r"optimizer\.lr=1e-20: 3 steps at the highest rate leave the loss of a batch at \d\.\d+; raise it", said
     )
     # Dropout is no change.
     assert "optimizer.lr=1e-20" in refused("finetune.dropout=0.5", lrs=(1e-20,))
@@ -110,7 +110,7 @@ def test_rows_without_a_label_or_with_unknown_tokens_are_refused() -> None:
     masked = Example((5, 6, 7), (5, IGNORED, IGNORED))  # a first label is none: nothing stands before it
     check_rows([masked, good], model, config)
     with pytest.raises(
-        InputError, match=r"data\.path=embedded: no label counts in the first 2 rows.*data\.max_length=128"
+        InputError, match=r"data\.path=embedded: no label counts in the first 2 rows.*data\.max_length=48"
     ):
         check_rows([masked, masked], model, config)
     with pytest.raises(InputError, match=r"its tokenizer gives token 2048 and the model has embeddings for 2048 only"):

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lrsweep.config import TrackingConfig
 from lrsweep.outputs import read_metrics
 from lrsweep.tracking import open_tracker
@@ -41,6 +43,7 @@ def measured(folder: Path) -> set[tuple[str, str, int, float]]:
     }
 
 
+@pytest.mark.faults
 def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
     open_tracker(TrackingConfig(name="mlflow"), tmp_path)  # makes the store
     with served(tmp_path) as server:

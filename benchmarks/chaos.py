@@ -6,6 +6,7 @@ keeper went, the same command is run again, until the sweep is complete; then an
 dealt. Held after every kill: no completed trial is lost or run again, and what a trial has logged behind its last
 checkpoint is at most one interval. Held at the end of a sweep: 16 of 16 complete, each point once; nothing RUNNING in Optuna
 or MLflow; in MLflow each trial's curve whole, each step once; the same best and losses as an undisturbed run.
+`--arms packed:4 trainer:1` deals with these only, and `--add` keeps the sweeps that the file of results has.
 
 Plain Optuna, for comparison (one worker, a 16-point grid, 4 sweeps a storage, half of each unfinished in 80 s): SQLite, 113
 trials left RUNNING after 156 kills; journal file, 16 after 135.
@@ -188,9 +189,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arms", nargs="+", default=[f"{engine}:{workers}" for engine, workers in ARMS])
     parser.add_argument("--out", type=Path, default=RESULTS / "chaos.json")
+    parser.add_argument("--add", action="store_true")
     arguments = parser.parse_args()
+    arms = [(engine, int(workers)) for engine, workers in (arm.split(":") for arm in arguments.arms)]
     draw = random.Random(arguments.seed)
+    earlier: list[dict[str, Any]] = json.loads(arguments.out.read_text())["sweeps"] if arguments.add else []
     entries: list[dict[str, Any]] = []
     parent = Path(tempfile.mkdtemp(prefix="chaos-"))
 
@@ -199,10 +204,13 @@ def main() -> None:
         folder.mkdir()
         return Sweep(folder, engine, workers)
 
-    undisturbed = {engine: sweep(f"undisturbed-{engine}", engine, 1).run(0, draw) for engine in ENGINES}
+    undisturbed = {
+        engine: sweep(f"undisturbed-{engine}", engine, 1).run(0, draw)
+        for engine in sorted({engine for engine, _ in arms})
+    }
     kills = 0
     while kills < arguments.kills:
-        engine, workers = ARMS[len(entries) % len(ARMS)]
+        engine, workers = arms[len(entries) % len(arms)]
         one = sweep(str(len(entries)), engine, workers)
         begun = time.monotonic()
         try:
@@ -223,7 +231,9 @@ def main() -> None:
             }
         )  # fmt: skip
         print(f"{kills} kills: {entries[-1]}", flush=True)
-        save(arguments.out, about("optuna", "mlflow"), sweeps=entries)
+        save(arguments.out, about("optuna", "mlflow"), sweeps=[*earlier, *entries])
+    kills += sum(sum(entry["kills"].values()) for entry in earlier)
+    entries = [*earlier, *entries]
     rows = [
         [engine, workers, len(own), *(sum(e["kills"].get(v, 0) for e in own) for v in VICTIMS),
          sum(e["steps_again"] for e in own), max(e["most_steps_again"] for e in own),

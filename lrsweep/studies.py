@@ -53,7 +53,10 @@ def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study
 
 def _stored(config: SweepConfig, where: Storage) -> optuna.Study | None:
     """Optuna's study, if it was made to its end."""
-    if not where.exists() or config.name not in optuna.get_all_study_names(storage := where.connect()):
+    if not where.exists():
+        return None
+    storage = where.connect()
+    if config.name not in optuna.get_all_study_names(storage):
         return None
     study = optuna.load_study(study_name=config.name, storage=storage, pruner=pruner(config.pruner))
     return study if "identity" in study.user_attrs else None

@@ -49,7 +49,7 @@ def edited(
         raise InputError(
             f"{path}: JSON has no comments, and an export says in them what it found; write the file as YAML"
         )
-    changes = edits(dialect, tree, config, tuned, version)
+    changes = _misread(dialect, text, tree, tuned, version) | edits(dialect, tree, config, tuned, version)
     result = with_changes(text, changes)
     expected = changed(tree, changes)
     try:
@@ -65,6 +65,15 @@ def edited(
     said = [f"This file trains otherwise than the trials did: {', '.join(apart)}."] if apart else []
     above = (header + comments(said)).replace("\n", _newline(text))
     return above + _OWN_HEADER.sub("", result)
+
+
+def _misread(
+    dialect: Dialect, text: str, tree: dict[str, Any], tuned: Collection[str], version: Version | None
+) -> dict[str, Any]:
+    """The tuned keys whose value stands there as 1e-3 or such, which PyYAML takes for text."""
+    plain = yaml.safe_load(text)
+    rows = [row for row in dialect.rows(version) if set(row.ours) & set(tuned)]
+    return {name: tree[name] for row in rows for name in row.part(tree) if plain[name] != tree[name]}
 
 
 def with_changes(text: str, changes: dict[str, Any]) -> str:

@@ -33,13 +33,14 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     for line in sentences(summary):
         console.print(line, highlight=False, soft_wrap=True)
     console.print()
-    name = summary.config.name
+    name, origin = summary.config.name, summary.config.origin
+    home = origin.dialect if origin else summary.config.engine.dialect or "transformers"
     for what, text in (
         ("Report", str(folder.report)),
         ("Config", str(folder.best / "recommended.yaml")),
         ("Compare", summary.about.links.ui_command),
         ("", summary.about.links.compare_url),
-        ("Take away", f"lrsweep export {name} --to transformers"),
+        ("Take away", f"lrsweep export {name} --to {home}"),
     ):
         if text:
             console.print(f"{f'{what}:' if what else '':<10} {text}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,16 @@ def test_only_the_learning_rates_line_changes(tmp_path: Path, dialect: str, text
     assert after[:2] == HEADER.splitlines()
     different = [(old, new) for old, new in zip(before, after[2:], strict=True) if old != new]
     assert [new for _, new in different] == ["learning_rate: 3.0e-05"]
+
+
+@pytest.mark.parametrize("dialect", list(interop.TRAINERS))
+def test_a_best_that_was_the_files_own_is_written_so_that_pyyaml_reads_it(tmp_path: Path, dialect: str) -> None:
+    text = dict(EXAMPLES)[dialect]
+    lr = next(line for line in text.splitlines() if line.startswith("learning_rate:"))
+    text = text.replace(lr, "learning_rate: 1e-3  # a guess")
+    assert yaml.safe_load(text)["learning_rate"] == "1e-3"
+    after = export(tmp_path, dialect, text, {"optimizer.lr": 1e-3})
+    assert after == HEADER + text.replace("1e-3", "0.001")
 
 
 @pytest.mark.parametrize(

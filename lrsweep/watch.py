@@ -112,7 +112,7 @@ class Watch:
         """Ends what has not ended, for now."""
         for number in self._logs.keys() - self._ended:
             self.tracker.finish_trial(number, "interrupted", {})
-            self.screen.trial_finished(number, "interrupted", "")
+            self.screen.trial_interrupted(number)
 
     def _begin(self, seen: Seen) -> bool:
         """Begins to tell of a trial; False where its values cannot go together, and there is nothing to tell but that."""

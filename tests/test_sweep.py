@@ -192,6 +192,8 @@ def test_killed_half_way_it_ends_with_the_same_trials(
     assert states[: done + 1] == ["COMPLETE"] * done + ["RUNNING"]
     resumed = lrsweep(*SMALL, engine, "training.checkpoint_seconds=0", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    evaluations = [line.split(",")[0] for line in resumed.stdout.splitlines() if ": step " in line]
+    assert len(evaluations) == len(set(evaluations))
     after = read_metrics(tmp_path / "outputs" / "lora_lr" / "trials" / f"{done:04d}")
     # What was before the checkpoint at step 4 is not measured again.
     kept = [row for row in before if row["step"] <= 4]
@@ -212,8 +214,9 @@ def test_a_signal_ends_it_resumably(tmp_path: Path, signum: signal.Signals, code
     process = start(tmp_path)
     wait_for_step(tmp_path, 0, 4)
     process.send_signal(signum)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
+    assert "trial 0 lr=1e-05: interrupted\n" in stdout
     assert stderr == "lrsweep: interrupted; the same command goes on from here\n"
     reported = lrsweep("report", "lora_lr", cwd=tmp_path)
     assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; run the sweep on\n"

@@ -37,6 +37,9 @@ class Screen(Protocol):
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         """A trial ended."""
 
+    def trial_interrupted(self, number: int) -> None:
+        """A trial stays where it is, to go on in a later run."""
+
 
 @dataclass
 class _Row:
@@ -111,6 +114,9 @@ class LiveScreen:
         self._clock.ended(number)
         self._progress.update(self._task, advance=1, left=self._clock.left())
 
+    def trial_interrupted(self, number: int) -> None:
+        self._rows[number].state = "interrupted"
+
     def _draw(self) -> Group:
         table = Table(box=None, header_style="bold", pad_edge=False)
         rows = list(self._rows.items())[-_ROWS:]
@@ -153,7 +159,9 @@ class PlainScreen:
         row = self._rows[measurement.number]
         row.loss = measurement.metrics.get("loss", row.loss)
         self._clock.at(measurement.number, measurement.step)
-        if "eval_loss" in measurement.metrics and measurement.step > 0:
+        # A trial taken over has its log told from the beginning.
+        if "eval_loss" in measurement.metrics and measurement.step > row.step:
+            row.step = measurement.step
             self.note(
                 f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, loss {loss(row.loss)}, "
                 f"eval loss {loss(measurement.metrics['eval_loss'])}"
@@ -166,6 +174,9 @@ class PlainScreen:
         self.note(
             f"{self._name(number)}: {status}{because}; {self._done} of {self._total} done, {self._clock.left()} left"
         )
+
+    def trial_interrupted(self, number: int) -> None:
+        self.note(f"{self._name(number)}: interrupted")
 
     def _name(self, number: int) -> str:
         values = " ".join(

@@ -44,7 +44,7 @@ from transformers import (
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig, replace
 from lrsweep.embedded import BASE, corpus
-from lrsweep.engines import Measurement, Outcome, Trial
+from lrsweep.engines import Measurement, Outcome, Stop, Trial
 from lrsweep.engines.packed import PackedEngine
 
 CORPUS = Path(__file__).parent / "corpus" / "curves.jsonl.gz"
@@ -218,10 +218,10 @@ class _Host:
     def next_trial(self) -> Trial | None:
         return self._trials.pop(0) if self._trials else None
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+    def report(self, measurements: Sequence[Measurement]) -> dict[int, Stop]:
         for measurement in measurements:
             self.heard[measurement.number].append(measurement)
-        return frozenset()
+        return {}
 
     def finish(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

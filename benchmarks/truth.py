@@ -18,7 +18,7 @@ from common import RESULTS, about, save
 
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig, replace
-from lrsweep.engines import Measurement, Outcome, Trial
+from lrsweep.engines import Measurement, Outcome, Stop, Trial
 from lrsweep.engines.packed import PackedEngine
 
 LRS = {"lora": np.logspace(-5, -1, 25), "full": np.logspace(-6, -2, 25)}
@@ -48,13 +48,13 @@ class Host:
         }  # fmt: skip
         return Trial(number, config, self._folder / str(number))
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+    def report(self, measurements: Sequence[Measurement]) -> dict[int, Stop]:
         for measurement in measurements:
             if "eval_loss" in measurement.metrics:
                 self.runs[measurement.number]["evals"].append(
                     [measurement.step, round(measurement.metrics["eval_loss"], 6)]
                 )
-        return frozenset()
+        return {}
 
     def finish(self, outcome: Outcome) -> None:
         run = self.runs[outcome.number]

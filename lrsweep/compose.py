@@ -49,7 +49,9 @@ _MAY_BE_SECRET = ("search.storage", "tracking.uri", "engine.command")
 
 def sweep_config(overrides: Sequence[str]) -> SweepConfig:
     """The composed, validated config. Raises InputError with one line for anything wrong with it."""
-    config, choices = _composed([_normal(override) for override in overrides])
+    given = [_normal(override) for override in overrides]
+    config, choices = _composed(list(given))
+    _refuse_ignored(given, config)
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -99,6 +101,39 @@ def _check_flags(argv: Sequence[str]) -> None:
             known = ", ".join(flag for flag in _FLAGS if flag.startswith("--"))
             raise InputError(f"{argument}: no such flag (choices: {known}); a sweep is run without one")
         before = argument
+
+
+def _refuse_ignored(overrides: Sequence[str], config: DictConfig) -> None:
+    """Raises InputError for a group's option of which a sweep file that says the whole group itself leaves nothing."""
+    sweep = next((override for override in overrides if override.startswith("+sweep=")), None)
+    for override in overrides:
+        group = override.partition("=")[0]
+        if sweep is None or not (CONF / group).is_dir():
+            continue
+        others = [other for other in overrides if other is not override]
+        if _composed(others)[0] != config:
+            continue
+        # It may be what the sweep file says anyway.
+        plain = [other for other in others if other is not sweep and (CONF / other.partition("=")[0]).is_dir()]
+        default, wanted = (flatten(_plain(_composed(list(words))[0])) for words in (plain, [*plain, override]))
+        own = flatten(_plain(config))
+        given = {other.partition("=")[0].lstrip("+") for other in others}
+        lost = [
+            key
+            for key, value in wanted.items()
+            if value != "???" and key not in given and default.get(key) != value != own.get(key)
+        ]
+        if lost:
+            key = next((key for key in lost if key.endswith((".mode", ".name", ".quantization"))), lost[0])
+            raise InputError(
+                f"{override}: {sweep.lstrip('+')} says all of it itself, and nothing of the option is left; set its keys "
+                f"({key}={wanted[key]}), or take them out of the sweep file"
+            )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    tree: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    return tree
 
 
 def _refuse_secrets(config: SweepConfig) -> None:

@@ -303,6 +303,18 @@ class SweepConfig(_Section):
     origin: OriginConfig | None = None
     resume: Literal["auto", "fresh"] = "auto"
 
+    @model_validator(mode="after")
+    def _a_trial_comes_past_its_warmup(self) -> Self:
+        training = self.training
+        warmup = self.scheduler.warmup(training.schedule_steps)
+        if training.horizon is not None and training.max_steps < 2 * warmup:
+            raise ValueError(
+                f"training: max_steps ({training.max_steps}) is too few for horizon ({training.horizon}): the warm-up alone "
+                f"takes {warmup} steps, and no trial would train at its rate; set training.max_steps to {2 * warmup} or more, "
+                "or a shorter warm-up (scheduler.warmup_ratio)"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _origin_only_where_there_is_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = handler(self)
@@ -376,6 +388,8 @@ def _one_line(fault: ValidationError) -> str:
         return f"{key}={error['input']!r}: letters, digits, '.', '_' and '-' only, starting with a letter or digit"
     rule = error["msg"].removeprefix("Value error, ")
     rule = rule[:1].lower() + rule[1:]
+    if not key:
+        return rule
     if isinstance(error["input"], Mapping):
         return f"{key}: {rule}"
     return f"{key}={error['input']!r}: {rule}"

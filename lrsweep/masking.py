@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 HIDDEN = "***"
 
@@ -38,12 +39,26 @@ _KEY = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
 _VARIABLE = re.compile(
     r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|\AMYSQL_PWD)\Z"
 )
-# A shorter value of the environment would be found in words that have nothing to do with it.
+# A shorter one, of the environment or a URL, would be found in words that have nothing to do with it.
 _SHORTEST = 8
 
 
+_learnt: set[str] = set()
+
+
+def learn(url: str) -> None:
+    """Has `mask` know the password in a database's URL, whatever characters it is made of."""
+    # As SQLAlchemy reads it: up to the first @. A server's URL may have a port and an @ further on.
+    found = re.match(r"(?!https?:)[\w+.-]+://[^:/]*:([^@]+)@", url)
+    if found:
+        _learnt.update((found[1], unquote(found[1])))
+
+
 def mask(text: str) -> str:
-    """The text without passwords and tokens, also those that environment variables hold."""
+    """The text without passwords and tokens, also those that environment variables hold, and what it has learnt."""
+    for password in _learnt:
+        text = text.replace(f":{password}@", f":{HIDDEN}@")
+        text = text.replace(password, HIDDEN) if len(password) >= _SHORTEST else text
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and _VARIABLE.search(name):
             text = text.replace(value, HIDDEN)

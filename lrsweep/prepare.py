@@ -15,6 +15,7 @@ from lrsweep.engines import Engine, Trial
 from lrsweep.errors import InputError
 from lrsweep.finetune.data import check_paths
 from lrsweep.finetune.folder import check_path
+from lrsweep.samplers import GP_STARTUP
 from lrsweep.space import LR, Axis, Range
 from lrsweep.tracking import DatasetInfo
 
@@ -57,7 +58,9 @@ def _share(config: SweepConfig, axes: Sequence[Axis]) -> int:
     workers = config.executor.workers
     count = (len(machine.gpus()) or 1) if workers == "auto" else workers
     trials = len(space.grid(axes)) if config.search.method == "grid" else config.search.n_trials or 1
-    return max(1, math.ceil(trials / count))
+    share = max(1, math.ceil(trials / count))
+    # What is asked for at once is asked for without knowing of each other's losses.
+    return min(share, max(GP_STARTUP, trials // 4)) if config.search.method == "gp" else share
 
 
 def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:

@@ -11,6 +11,9 @@ from lrsweep.config import PrunerConfig, SearchConfig, SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.lockstep import Lockstep, NoLockstep, Rungs
 
+# So many random trials come before a Gaussian process has something to say; Optuna's ten would be most of a short search.
+GP_STARTUP = 4
+
 
 def check_search(config: SweepConfig) -> None:
     """Builds the sampler and the pruner once, so that a bad option shows before any work. Raises InputError."""
@@ -36,7 +39,7 @@ def sampler(search: SearchConfig, number: int) -> BaseSampler:
                 # A Sobol sequence goes on by the number of trials, and has to keep its seed.
                 return QMCSampler(seed=search.seed, warn_independent_sampling=False)
         case "gp":
-            return GPSampler(seed=seed)
+            return GPSampler(seed=seed, n_startup_trials=GP_STARTUP)
         case "cmaes":
             return CmaEsSampler(seed=seed)
         case "random" | "grid" | "auto":  # a grid is enqueued, and auto has been settled: nothing is drawn for them
@@ -45,7 +48,10 @@ def sampler(search: SearchConfig, number: int) -> BaseSampler:
 
 def lockstep(config: SweepConfig) -> Lockstep | NoLockstep:
     """The pruner that sees a rung whole, or none. Raises InputError."""
-    automatic = config.pruner.name == "auto" and config.search.method != "grid" and config.engine.name != "trainer"
+    # A Gaussian process learns from complete trials only.
+    automatic = (
+        config.pruner.name == "auto" and config.search.method not in ("grid", "gp") and config.engine.name != "trainer"
+    )
     if not automatic and config.pruner.name != "lockstep":
         return NoLockstep()
     try:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -98,11 +98,12 @@ class Range:
 
 
 Axis = Choices | Range
-Method = Literal["grid", "tpe", "gp"]
 
 
-def settle(config: SweepConfig) -> tuple[SweepConfig, str]:
+def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig, str]:
     """The config with `search.method: auto` replaced by what fits axes and budget, and why; any other stays as it is.
+
+    `before` is what it was for the trials that there are: a search goes on as it began.
 
     Raises InputError for axes that are wrong, and for ranges without a total.
     """
@@ -112,8 +113,10 @@ def settle(config: SweepConfig) -> tuple[SweepConfig, str]:
     found = tuple(_axes(config, config.space, ""))
     ranges = [axis for axis in found if isinstance(axis, Range)]
     points = None if any(axis.num is None for axis in ranges) else math.prod(len(axis.points()) for axis in found)
-    method: Method
-    if points is not None and (search.n_trials is None or points <= search.n_trials):
+    method: str
+    if before is not None and (before != "grid" or points is not None):
+        method, why = before, "as it began"
+    elif points is not None and (search.n_trials is None or points <= search.n_trials):
         method, why = "grid", f"all {points} points fit"
     elif search.n_trials is None:
         raise InputError("search.n_trials: missing; a range is searched for as many trials as that says")

@@ -13,6 +13,7 @@ import optuna
 import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
+from lrsweep import masking
 from lrsweep.config import SweepConfig
 from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import disk_faults, mask_url
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for a SQLite file that somebody else has locked.
 PATIENCE = 60.0
-_SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, -1)"}
+# MariaDB knows no wait without end: a day is one.
+_SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, 86400)"}
 # What a URL without a driver means, whatever SQLAlchemy's version.
 _DRIVERS = {"postgresql:": "postgresql+psycopg:"}
 
@@ -54,6 +56,7 @@ class Storage:
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         self._file = None if config.search.storage else folder / "study.db"
         url = config.search.storage or f"sqlite:///{self._file}"
+        masking.learn(url)
         self.url = next((new + url.removeprefix(old) for old, new in _DRIVERS.items() if url.startswith(old)), url)
         self._name = config.name
         # Fit to be shown: without the password.
@@ -153,7 +156,9 @@ class Storage:
         if self._locks is None:
             self._locks = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.pool.NullPool)
         with self._locks.connect() as connection:
-            connection.execute(
+            answer = connection.execute(
                 sqlalchemy.text(_SERVERS[self._kind]), {"key": number if self._kind == "postgresql" else key[:64]}
-            )
+            ).scalar()
+            if self._kind == "mysql" and answer != 1:
+                raise StorageError(f"{self.shown}: gives no lock ({answer}), and without one workers share trials")
             yield

@@ -1,5 +1,6 @@
 """A sweep's study in its storage: made once, found again, joined by workers, put aside."""
 
+import contextlib
 import itertools
 import json
 import uuid
@@ -11,6 +12,7 @@ import optuna
 
 from lrsweep import outputs
 from lrsweep.config import SweepConfig, flatten
+from lrsweep.engines.external import end_left_over
 from lrsweep.errors import StorageError
 from lrsweep.outputs import SweepFolder, disk_faults
 from lrsweep.presence import Presence
@@ -49,6 +51,14 @@ def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Study
         found = Study(study, axes, config, where)
         found.check_same(identity(config, json.loads(study.user_attrs["identity"])[_DATA]))
         return found
+
+
+def method_before(config: SweepConfig, folder: Path) -> str | None:
+    """The search of the sweep that is there already; None where there is none yet."""
+    where = Storage(config, folder)
+    with where.faults():
+        study = _stored(config, where)
+        return None if study is None else str(json.loads(study.user_attrs["identity"])["search.method"])
 
 
 def _stored(config: SweepConfig, where: Storage) -> optuna.Study | None:
@@ -113,18 +123,31 @@ def open_study(
 
 
 def put_aside(config: SweepConfig, folder: Path) -> Path | None:
-    """Renames what there is of the sweep to NAME.1 (or the next number that is free); None where there is nothing."""
+    """Renames what there is of the sweep to NAME.1 (or the next number that is free); None where there is nothing.
+
+    Raises StorageError for one that is running.
+    """
     where = Storage(config, folder)
-    aside = next(new for i in itertools.count(1) if not (new := folder.with_name(f"{folder.name}.{i}")).exists())
-    found = folder.exists()
-    with where.faults():
-        if where.shared and config.name in optuna.get_all_study_names(storage := where.connect()):
-            optuna.copy_study(
-                from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside.name
+    with contextlib.ExitStack() as held:
+        if found := folder.exists():
+            held.enter_context(SweepFolder(config.name).locked())
+            end_left_over(folder)
+        with where.faults():
+            # A study in the folder moves with it.
+            storage = where.connect() if config.search.storage and where.exists() else None
+            names = set() if storage is None else set(optuna.get_all_study_names(storage))
+            aside = next(
+                new
+                for i in itertools.count(1)
+                if not (new := folder.with_name(f"{folder.name}.{i}")).exists() and new.name not in names
             )
-            optuna.delete_study(study_name=config.name, storage=storage)
-            found = True
-    if folder.exists():
-        with SweepFolder(config.name).locked(), disk_faults(folder):
-            folder.rename(aside)
+            if storage is not None and config.name in names:
+                optuna.copy_study(
+                    from_study_name=config.name, from_storage=storage, to_storage=storage, to_study_name=aside.name
+                )
+                optuna.delete_study(study_name=config.name, storage=storage)
+                found = True
+        if folder.exists():
+            with disk_faults(folder):
+                folder.rename(aside)
     return aside if found else None

@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.config import SweepConfig
+from lrsweep.engines import Stop
 from lrsweep.errors import InputError
 from lrsweep.lockstep import Heard
 from lrsweep.presence import Presence
@@ -205,19 +206,19 @@ class Study:
         assert self._presence is not None
         return claim is None or not claim[0] or self._presence.dead(claim[0], attributes.get(f"beat {claim[0]}", 0))
 
-    def report(self, evals: Sequence[Heard]) -> frozenset[int]:
+    def report(self, evals: Sequence[Heard]) -> dict[int, Stop]:
         """Records the evaluations of one moment; answers the trials to stop: the pruner's, and those that another has."""
         if not evals:
-            return frozenset()
+            return {}
         with self._where.faults():
             trials = {frozen.number: frozen for frozen in self._study.get_trials(deepcopy=False)}
-            stop = {heard.number for heard in evals if not self._owns(trials[heard.number])}
+            stop: dict[int, Stop] = {heard.number: "lost" for heard in evals if not self._owns(trials[heard.number])}
             own = [heard for heard in evals if heard.number not in stop]
             # What other workers have measured meanwhile.
             self._listen(frozen for frozen in trials.values() if frozen.number not in self._running)
             # A replicate measures noise, and has to be whole.
             whole = {heard.number for heard in own if self._role(heard.number) == "replicate"}
-            stop |= self._lockstep.hear([heard for heard in own if heard.number not in whole])
+            stop |= dict.fromkeys(self._lockstep.hear([heard for heard in own if heard.number not in whole]), "pruned")
             for heard in own:
                 trial = self._running[heard.number]
                 if "budget" not in trial.user_attrs:
@@ -227,8 +228,8 @@ class Study:
                     warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
                     trial.report(heard.eval_loss, heard.step)
                 if heard.number not in whole and trial.should_prune():
-                    stop.add(heard.number)
-            return frozenset(stop)
+                    stop[heard.number] = "pruned"
+            return stop
 
     def tell(self, record: Record) -> None:
         """Ends a trial; of one that another worker has taken over, the other's word counts.

@@ -16,6 +16,7 @@ from types import FrameType
 from lrsweep import machine, outputs, space
 from lrsweep.config import SweepConfig, flatten
 from lrsweep.config import replace as with_keys
+from lrsweep.engines.external import end_left_over
 from lrsweep.errors import LrsweepError, NoWinnerError
 from lrsweep.executors import Executor
 from lrsweep.executors.choice import executor
@@ -28,9 +29,9 @@ from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
 from lrsweep.samplers import check_search
 from lrsweep.space import Axis
-from lrsweep.studies import find_study, open_study, put_aside
+from lrsweep.studies import find_study, method_before, open_study, put_aside
 from lrsweep.study import Study
-from lrsweep.tracking import Tracker, open_tracker
+from lrsweep.tracking import DatasetInfo, Tracker, open_tracker
 from lrsweep.watch import Watch
 from lrsweep.worker import start_beating
 
@@ -165,15 +166,13 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     Raises InputError before anything is created, NoWinnerError when no trial completed, StorageError for a disk or database
     fault, InterruptedSweepError after a signal.
     """
-    config, searched = space.settle(config)
     fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
+    folder = SweepFolder(config.name)
+    automatic = config.search.method == "auto" and not fresh
+    config, searched = space.settle(config, method_before(config, folder.path) if automatic else None)
     axes = space.axes(config)
     check_search(config)
-    folder = SweepFolder(config.name)
-    if fresh:
-        aside = put_aside(config, folder.path)
-        screen.note(f"the earlier {config.name} is now {aside}" if aside else f"there was no earlier {config.name}")
-    there = find_study(config, axes, folder.path)
+    there = None if fresh else find_study(config, axes, folder.path)
     if there is not None and there.finished() and folder.concluded(len(there.records())):
         summary = read_summary(folder)
         if not follow_up(config, there.axes, summary)[0]:
@@ -182,20 +181,29 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     screen.note("loading model and data")
     workers = executor(config)
     try:
-        return _with_winner(_run(config, axes, searched, folder, workers, screen, look=there is None), folder)
+        dataset = workers.prepare(there is None)
+        tracker = open_tracker(config.tracking, Path.cwd(), config.name)
+        # Not before all that may be wrong has been looked at.
+        if fresh:
+            aside = put_aside(config, folder.path)
+            screen.note(f"the earlier {config.name} is now {aside}" if aside else f"there was no earlier {config.name}")
+        return _with_winner(_run(config, axes, searched, folder, workers, screen, tracker, dataset), folder)
     finally:
         workers.end()
 
 
 def _run(
-    config: SweepConfig, axes: Sequence[Axis], searched: str, folder: SweepFolder, workers: Executor, screen: Screen, *,
-    look: bool,
+    config: SweepConfig, axes: Sequence[Axis], searched: str, folder: SweepFolder, workers: Executor, screen: Screen,
+    tracker: Tracker, dataset: DatasetInfo,
 ) -> Summary:  # fmt: skip
-    dataset = workers.prepare(look)
-    tracker = open_tracker(config.tracking, Path.cwd())
     prior = rule_of_thumb(config, axes)
     folder.create()
-    with folder.locked(), logging_to(folder), Interrupt(workers.kill) as interrupt:
+
+    def kill() -> None:
+        workers.kill()
+        end_left_over(folder.path)
+
+    with folder.locked(), logging_to(folder), Interrupt(kill) as interrupt:
         wait_for_the_dead(folder.path, _LINGER)
         study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
         presence = Presence(folder.path, new_worker())

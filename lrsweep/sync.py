@@ -34,17 +34,20 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
     study = find_study(config, axes, folder.path)
     if study is None:
         raise StorageError(f"{folder.study}: not there, and without it nobody knows how the trials ended")
-    tracker = open_tracker(config.tracking, Path.cwd())
+    tracker = open_tracker(config.tracking, Path.cwd(), config.name)
     with folder.locked(), logging_to(folder):
         dataset = DatasetInfo(**study.dataset)
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
-        watch = Watch(config, folder, study, tracker, screen)
-        told = watch.catch_up()
-        ended = study.finished() and folder.summary.exists()
-        if ended:
-            finish_tracking(tracker, read_summary(folder), folder)
-        else:
+        try:
+            told = Watch(config, folder, study, tracker, screen).catch_up()
+            ended = study.finished() and folder.summary.exists()
+            if ended:
+                finish_tracking(tracker, read_summary(folder), folder)
+            else:
+                tracker.finish("interrupted", {}, [])
+        except BaseException:
             tracker.finish("interrupted", {}, [])
+            raise
         if tracker.unsent:
             raise StorageError(f"tracking.uri={tracker.uri}: {tracker.unsent} points still wait; see {folder.log}")
     rest = "" if ended else "; the sweep is not at its end: the same lrsweep +sweep command goes on with it"

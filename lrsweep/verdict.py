@@ -38,13 +38,20 @@ class Result:
         """Its peak learning rate."""
         return self.config.optimizer.lr
 
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Its axis values as it was trained with them: `search.lr_scaling` fits an axis's learning rate to the batch."""
+        scaled = self.config.search.lr_scaling != "none"
+        return {key: self.lr if key == LR and scaled else value for key, value in self.values.items()}
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A complete trial with its replicates: their eval losses, its own first."""
+    """A complete trial with its replicates: their eval losses, its own first; `diverged` more of its seeds did not complete."""
 
     result: Result
     losses: tuple[float, ...]
+    diverged: int = 0
 
     @property
     def mean(self) -> float:
@@ -97,7 +104,8 @@ class Verdict:
 def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     """Ranks complete trials of the longest budget by mean eval loss; `base_loss` is the one before training.
 
-    Where some trials have replicates, the winner is one of those: a single lucky run does not beat a mean.
+    Where some trials have replicates, the winner is one of those: a single lucky run does not beat a mean. What diverged with
+    one seed wins only where nothing else completed.
     """
     candidates = ranked(results)
     if not candidates:
@@ -106,7 +114,8 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
         [candidate.losses for candidate in candidates], [candidate.result.evals for candidate in candidates[:_FEW]]
     )
     best = candidates[0]
-    ties = tuple(c for c in candidates if c is best or _tied(c, best, noise, len(candidates)))
+    steady = [c for c in candidates if c.diverged == 0]
+    ties = tuple(c for c in steady or candidates if c is best or _tied(c, best, noise, len(candidates)))
     basin = _basin(results, candidates, noise, base_loss)
     edges = tuple(_edges(best.result, results))
     recommended = min(ties, key=lambda c: (_risk(c, basin), c.mean, c.result.lr, c.result.number))
@@ -120,7 +129,8 @@ _FEW = 5
 def ranked(results: Sequence[Result]) -> tuple[Candidate, ...]:
     """The complete trials of the longest budget with their replicates, the best mean first.
 
-    Those with most seeds come first; equal losses go by lower learning rate, then by number.
+    Those with most seeds come first, those that diverged with a seed last; equal losses go by lower learning rate, then
+    by number.
     """
     complete = [r for r in results if r.status == "complete" and r.eval_loss is not None and math.isfinite(r.eval_loss)]
     longest = max((_budget(result) for result in complete), default=(0, 0))
@@ -132,9 +142,18 @@ def ranked(results: Sequence[Result]) -> tuple[Candidate, ...]:
         for result in complete
         if result.role != "replicate"
     }
-    found = [Candidate(result, seeds[result.number]) for result in complete if result.number in seeds]
+    found = [
+        Candidate(result, seeds[result.number], sum(r.status == "diverged" and _repeats(r, result) for r in results))
+        for result in complete
+        if result.number in seeds
+    ]
     most = max((len(candidate.losses) for candidate in found), default=0)
-    return tuple(sorted(found, key=lambda c: (most > 1 and len(c.losses) == 1, c.mean, c.result.lr, c.result.number)))
+    return tuple(
+        sorted(
+            found,
+            key=lambda c: (c.diverged > 0, most > 1 and len(c.losses) == 1, c.mean, c.result.lr, c.result.number),
+        )
+    )
 
 
 def _repeats(result: Result, of: Result) -> bool:
@@ -160,7 +179,7 @@ def _basin(
     if LR not in candidates[0].result.values:
         return None
     lowest: dict[float, float] = {}
-    for candidate in candidates:
+    for candidate in [c for c in candidates if c.diverged == 0] or candidates:
         lowest[candidate.result.lr] = min(candidate.mean, lowest.get(candidate.result.lr, math.inf))
     longest = _budget(candidates[0].result)
     diverged = {r.lr for r in results if r.status == "diverged" and r.role != "rescue" and _budget(r) == longest}

@@ -123,7 +123,7 @@ class Watch:
             return False
         self._logs[seen.number] = _Log(self.folder.trial(seen.number) / "metrics.jsonl")
         self._track(seen.number, seen.point)
-        self.screen.trial_started(seen.number, space.values(self.study.axes, seen.point.params), config)
+        self.screen.trial_started(seen.number, self._values(seen.point, config), config)
         return True
 
     def _config(self, point: Point) -> SweepConfig | None:
@@ -132,10 +132,15 @@ class Watch:
         except InputError:
             return None
 
+    def _values(self, point: Point, config: SweepConfig) -> dict[str, Any]:
+        """The axis values, the learning rate as the trial trains with it."""
+        values = space.values(self.study.axes, point.params)
+        return {key: config.optimizer.lr if key == space.LR else value for key, value in values.items()}
+
     def _track(self, number: int, point: Point) -> None:
         config = self._config(point)
         assert config is not None
-        name = title(number, {**space.values(self.study.axes, point.params), **point.overrides})
+        name = title(number, {**self._values(point, config), **point.overrides})
         tags = {"engine": config.engine.name, "role": point.role}
         self.tracker.start_trial(number, name, flatten(outputs.masked(config)), tags)
 

@@ -10,14 +10,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lrsweep import masking, outputs, space
 from lrsweep.config import SweepConfig
-from lrsweep.engines import Engine, Measurement, Outcome, Trial
+from lrsweep.engines import Engine, Measurement, Outcome, Stop, Trial
 from lrsweep.errors import InputError, LrsweepError
 from lrsweep.lockstep import Heard
 from lrsweep.outputs import MetricsLog, SweepFolder
@@ -43,7 +43,9 @@ class Worker:
     stop: threading.Event
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
     _eval_loss: dict[int, float] = field(default_factory=dict)
+    # Of the trials that it has: optimizer steps, and those of the warm-up.
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _paused: set[int] = field(default_factory=set)
 
     def next_trial(self) -> Trial | None:
         """The next trial to train, its folder made; None when there is none now, or a stop was asked for."""
@@ -69,8 +71,8 @@ class Worker:
             return Trial(number, config, folder)
         return None
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
-        """Writes what was measured; answers the trials that the pruner or a stop ends."""
+    def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
+        """Writes what was measured; answers the trials that the pruner, a stop or another worker ends."""
         evals = []
         for measurement in measurements:
             number, step, metrics = measurement.number, measurement.step, measurement.metrics
@@ -83,8 +85,11 @@ class Worker:
                 # Before training all are equal, and what is not finite ends as diverged, not as pruned.
                 if step > 0 and math.isfinite(metrics["eval_loss"]):
                     evals.append(Heard(number, step, *self._budgets[number], metrics["eval_loss"]))
-        stop = self.study.report(evals)
-        return frozenset(self._logs) if self.stop.is_set() else stop
+        stop: dict[int, Stop] = self.study.report(evals)
+        if self.stop.is_set():
+            stop = {**dict.fromkeys(self._budgets, "paused"), **stop}
+        self._paused |= {number for number, why in stop.items() if why == "paused"}
+        return stop
 
     def _open_log(self, number: int, first: int) -> None:
         """The log of a trial that begins, or goes on, with the step `first`."""
@@ -98,7 +103,8 @@ class Worker:
         if number in self._logs:
             self._logs.pop(number).close()
         last = self._eval_loss.pop(number, math.nan)
-        if (outcome.status == "stopped" and self.stop.is_set()) or not self.study.mine(number):
+        del self._budgets[number]
+        if (outcome.status == "stopped" and number in self._paused) or not self.study.mine(number):
             self.study.release(number)
             return
         reason = masking.mask(outcome.reason)

@@ -1,11 +1,11 @@
 """A host for engines under test: it gives its trials, keeps what it hears, and may stop them at a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
-from lrsweep.engines import Engine, Measurement, Outcome, Trial
+from lrsweep.engines import Engine, Measurement, Outcome, Stop, Trial
 
 TINY = (
     "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",
@@ -21,18 +21,21 @@ def tiny(*overrides: str) -> SweepConfig:
 class Recorder:
     """The host."""
 
-    def __init__(self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None, why: Stop = "paused"
+    ) -> None:
         self._trials = [Trial(i, c, folder / str(i)) for i, c in enumerate(configs)]
         self._stop_at = stop_at
+        self._why = why
         self.heard: list[Measurement] = []
         self.outcomes: list[Outcome] = []
 
     def next_trial(self) -> Trial | None:
         return self._trials.pop(0) if self._trials else None
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
+    def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
         self.heard += measurements
-        return frozenset(m.number for m in measurements if self._stop_at is not None and m.step >= self._stop_at)
+        return {m.number: self._why for m in measurements if self._stop_at is not None and m.step >= self._stop_at}
 
     def finish(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

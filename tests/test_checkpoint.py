@@ -10,7 +10,7 @@ import torch
 
 from lrsweep import checkpoint, outputs
 from lrsweep.checkpoint import Checkpoint
-from lrsweep.engines import Engine
+from lrsweep.engines import Engine, Stop
 from lrsweep.engines.packed import PackedEngine
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.outputs import MetricsLog, read_metrics
@@ -117,6 +117,9 @@ TRIALS = [
 ]
 
 
+STOPS: tuple[Stop, ...] = ("pruned", "paused", "lost")
+
+
 def curves(host: Recorder) -> dict[tuple[int, int], dict[str, float]]:
     found: dict[tuple[int, int], dict[str, float]] = {}
     for m in host.heard:
@@ -144,6 +147,18 @@ def test_a_trial_goes_on_to_the_bit(tmp_path: Path, engine: str, stop_at: int) -
     assert adapters(parted) == adapters(whole)
 
 
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_only_what_goes_on_later_gets_a_checkpoint(tmp_path: Path, engine: str) -> None:
+    """A pruned trial needs none, and one that another worker has taken over has that worker's."""
+    often = [tiny(*LONG, "training.checkpoint_seconds=0")]
+    for why in STOPS:
+        host = Recorder(tmp_path / why, often, stop_at=8, why=why)
+        ENGINES[engine]().run(host)
+        assert [(o.status, o.step) for o in host.outcomes] == [("stopped", 8)]
+    kept = {why: json.loads((tmp_path / why / "0" / "checkpoint" / "state.json").read_text())["step"] for why in STOPS}
+    assert kept == {"pruned": 4, "paused": 8, "lost": 4}
+
+
 def test_the_packed_engine_checkpoints_at_evaluations(tmp_path: Path) -> None:
     """A kill comes without warning: what it leaves is the last evaluation's checkpoint."""
     undisturbed = curves(train(PackedEngine(3, rank=8), tmp_path / "whole", *TRIALS))
@@ -153,7 +168,7 @@ def test_the_packed_engine_checkpoints_at_evaluations(tmp_path: Path) -> None:
         pass
 
     class Host(Recorder):
-        def report(self, measurements: Any) -> frozenset[int]:
+        def report(self, measurements: Any) -> Any:
             if any(m.step > 6 for m in measurements):
                 raise Killed
             return super().report(measurements)

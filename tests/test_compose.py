@@ -91,6 +91,10 @@ def test_every_group_file_says_every_key() -> None:
         (["+sweep=lora_lr", "optimizer.name=adamm"], "optimizer.name='adamm': input should be 'adamw'"),
         (["+sweep=lora_lr", "training.max_steps=1.5"], "training.max_steps=1.5: input should be a valid integer"),
         (["+sweep=lora_lr", "training.horizon=10"], "training: horizon (10) is the real run's steps"),
+        (
+            ["+sweep=lora_lr", "training.horizon=3000"],
+            "training: max_steps (60) is too few for horizon (3000): the warm-up",
+        ),
         (["+sweep=lora_lr", "scheduler.warmup_steps=3"], "scheduler: give warmup_steps or warmup_ratio, not both"),
         (["+sweep=lora_lr", "search=tpe", "search.n_trials=null"], "search: method tpe never ends by itself"),
         (["+sweep=lora_lr", "model=local"], "model.path: missing; set model.path=..."),

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from lrsweep.compose import sweep_config
 from lrsweep.engines import Trial
-from lrsweep.engines.external import ExternalEngine
+from lrsweep.engines.external import ExternalEngine, end_left_over
 from lrsweep.engines.trainer import TrainerEngine
 from lrsweep.interop import TRAINERS, scalars, tree
 from tests.conftest import lrsweep
@@ -103,6 +104,35 @@ def test_what_a_killed_sweep_left_running_ends_before_the_trial_starts_anew(tmp_
     assert other.poll() is None, "not the trial's: another process got its number"
     other.kill()
     other.wait()
+
+
+def test_all_that_a_sweep_left_running_ends(tmp_path: Path) -> None:
+    config = tmp_path / "trials" / "0003" / "trainer.yaml"
+    config.parent.mkdir(parents=True)
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", str(config)], start_new_session=True)
+    (config.parent / "trainer.pid").write_text(str(left.pid))
+    end_left_over(tmp_path)
+    assert left.wait(10) == -signal.SIGKILL
+
+
+def test_a_signal_that_the_command_gets_too_is_no_failure(tmp_path: Path) -> None:
+    """A service manager signals every process of the service; the worker's own word may come a moment later."""
+    program = "import os, sys, time; time.sleep(0.5); os.kill(os.getpid(), 15)"
+    command = f"{sys.executable} -c '{program}' {{config}}"
+
+    class Host(Recorder):
+        dead = False
+
+        def report(self, measurements: Any) -> Any:
+            super().report(measurements)
+            before, self.dead = self.dead, running(tmp_path) == []
+            return {0: "paused"} if before else {}
+
+    host = Host(tmp_path, [tiny()])
+    ExternalEngine(command, text, 1, []).run(host)
+    assert [outcome.status for outcome in host.outcomes] == ["stopped"]
+    (alone,) = train(ExternalEngine(command, text, 1, []), tmp_path, tiny()).outcomes
+    assert (alone.status, alone.reason.split(";")[0]) == ("failed", "the command was killed by SIGTERM")
 
 
 def test_gpus_are_handed_out(tmp_path: Path) -> None:

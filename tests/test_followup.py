@@ -149,6 +149,12 @@ def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -
     assert space.settle(settled) == (settled, "")
 
 
+def test_auto_goes_on_with_the_search_that_there_is() -> None:
+    lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
+    settled, why = space.settle(sweep_config(["search=auto", lr, "search.n_trials=100"]), "gp")
+    assert (settled.search.method, why) == ("gp", "search.method=auto: gp (as it began)")
+
+
 def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
     lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
     command = (

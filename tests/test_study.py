@@ -12,8 +12,10 @@ import pytest
 from lrsweep import space
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
+from lrsweep.engines import Stop
 from lrsweep.errors import InputError, StorageError
 from lrsweep.lockstep import Heard
+from lrsweep.outputs import SweepFolder
 from lrsweep.presence import Presence, new_worker
 from lrsweep.samplers import check_search
 from lrsweep.studies import find_study, open_study, put_aside
@@ -148,21 +150,21 @@ def test_a_pruner_stops_what_is_worse(tmp_path: Path) -> None:
     assert not study.report([Heard(number, 20, 60, 6, 1.0)])
     study.tell(Record(number, point, "complete", 20, 1.0, ""))
     number, point = study.next() or (-1, Point({}))
-    assert study.report([Heard(number, 20, 60, 6, 5.0)]) == {number}
+    assert study.report([Heard(number, 20, 60, 6, 5.0)]) == {number: "pruned"}
 
 
 def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path: Path) -> None:
-    def stopped(name: str, *overrides: str) -> frozenset[int]:
+    def stopped(name: str, *overrides: str) -> dict[int, Stop]:
         folder = tmp_path / name
         folder.mkdir()
         study = opened(tpe(4, *overrides) if name != "grid" else config(), folder)
         pack = [study.next() or (-1, Point({})) for _ in range(3)]
         return study.report([Heard(number, 20, 60, 6, float(number)) for number, _ in pack])
 
-    assert stopped("packed") == {2}
-    assert stopped("trainer", "engine=trainer") == frozenset()
-    assert stopped("off", "pruner=none") == frozenset()
-    assert stopped("grid") == frozenset()
+    assert stopped("packed") == {2: "pruned"}
+    assert stopped("trainer", "engine=trainer") == {}
+    assert stopped("off", "pruner=none") == {}
+    assert stopped("grid") == {}
 
 
 def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:
         study.tell(Record(number, point, "complete", 60, loss, ""))
     resumed = opened(tpe(4), tmp_path)
     number, _ = resumed.next() or (-1, Point({}))
-    assert resumed.report([Heard(number, 20, 60, 6, 3.0)]) == {number}
+    assert resumed.report([Heard(number, 20, 60, 6, 3.0)]) == {number: "pruned"}
 
 
 def test_what_follows_is_added_to_the_total_once(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_replicate_is_never_pruned(tmp_path: Path) -> None:
     third = study.next() or (-1, Point({}))
     study.follow([Point({"optimizer.lr": 1e-5}, "replicate", {"training.seed": 1}, of=0)])
     number, _ = study.next() or (-1, Point({}))
-    assert study.report([Heard(third[0], 20, 60, 6, 5.0), Heard(number, 20, 60, 6, 9.0)]) == {third[0]}
+    assert study.report([Heard(third[0], 20, 60, 6, 5.0), Heard(number, 20, 60, 6, 9.0)]) == {third[0]: "pruned"}
 
 
 def test_a_search_begins_at_the_prior_and_a_grid_does_not(tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_a_dead_workers_trial_is_taken_over_and_its_ghost_is_not_heard(tmp_path:
     kill(ghost)
     assert other.next() == (number, point)
     # It was only asleep, and comes back.
-    assert ghost.report([Heard(number, 10, 60, 6, 9.0)]) == {number}
+    assert ghost.report([Heard(number, 10, 60, 6, 9.0)]) == {number: "lost"}
     ghost.tell(Record(number, point, "complete", 10, 9.0, ""))
     assert other.records() == []
     other.tell(Record(number, point, "complete", 10, 1.0, ""))
@@ -416,7 +418,7 @@ def test_rungs_are_shared_between_workers(tmp_path: Path) -> None:
     first, second = opened(tpe(4), tmp_path), opened(tpe(4), tmp_path)
     (a, _), (b, _), (c, _) = (study.next() or (-1, Point({})) for study in (first, first, second))
     first.report([Heard(a, 20, 60, 6, 1.0), Heard(b, 20, 60, 6, 1.0)])
-    assert second.report([Heard(c, 20, 60, 6, 5.0)]) == {c}
+    assert second.report([Heard(c, 20, 60, 6, 5.0)]) == {c: "pruned"}
 
 
 def test_a_sweep_put_aside_is_whole_and_its_name_free(tmp_path: Path) -> None:
@@ -431,3 +433,28 @@ def test_a_sweep_put_aside_is_whole_and_its_name_free(tmp_path: Path) -> None:
     old = find_study(config(), space.axes(config()), Path("outputs/lora_lr.1"))
     assert old is not None
     assert len(old.records()) == 2
+
+
+def test_putting_aside_takes_a_study_outside_the_folder_along(tmp_path: Path) -> None:
+    folder = Path("outputs/lora_lr")
+    elsewhere = config(f"search.storage='sqlite:///{tmp_path}/studies.db'")
+    for number in (1, 2, 4):
+        folder.mkdir(parents=True)
+        assert len(run(opened(elsewhere, folder))) == 3
+        assert put_aside(elsewhere, folder) == Path(f"outputs/lora_lr.{number}")
+        assert find_study(elsewhere, space.axes(elsewhere), folder) is None
+        if number == 2:
+            # A name may be free as a folder and taken in the database.
+            optuna.create_study(storage=f"sqlite:///{tmp_path}/studies.db", study_name="lora_lr.3")
+    old = optuna.load_study(study_name="lora_lr.1", storage=f"sqlite:///{tmp_path}/studies.db")
+    assert [trial.state.name for trial in old.trials] == ["COMPLETE"] * 3
+
+
+def test_a_running_sweep_is_not_put_aside(tmp_path: Path) -> None:
+    folder = SweepFolder("lora_lr")
+    folder.create()
+    elsewhere = config(f"search.storage='sqlite:///{tmp_path}/studies.db'")
+    study = opened(elsewhere, folder.path)
+    with folder.locked(), pytest.raises(StorageError, match="another process is running this sweep"):
+        put_aside(elsewhere, folder.path)
+    assert len(run(study)) == 3

@@ -141,6 +141,14 @@ def test_a_changed_config_under_the_same_name_is_refused(finished_sweep: Finishe
     assert refused.stderr.startswith("lrsweep: optimizer.weight_decay: was 0.0 and is now 0.5")
 
 
+def test_what_is_refused_puts_nothing_aside(finished_sweep: FinishedSweep) -> None:
+    before = sorted(finished_sweep.folder.rglob("*"))
+    refused = lrsweep(*SMALL, "resume=fresh", "data.path=none.jsonl", cwd=finished_sweep.folder)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("lrsweep: data.path=none.jsonl")
+    assert sorted(finished_sweep.folder.rglob("*")) == before
+
+
 def test_report_is_one_page_with_everything_in_it(finished_sweep: FinishedSweep) -> None:
     page = (finished_sweep.outputs / "report.html").read_text()
     assert page.count("<svg") == 2

@@ -496,7 +496,7 @@ def test_a_deleted_experiment_is_told_with_its_cure(opened: Open, folder: Path) 
     read.client.delete_experiment(read.experiment.experiment_id)
     cure = f"mlflow experiments restore --experiment-id {read.experiment.experiment_id}$"
     with pytest.raises(InputError, match=f"^tracking.experiment=tuning: deleted in MLflow.*{cure}"):
-        start(opened(experiment="tuning"))
+        opened(experiment="tuning")
 
 
 def test_no_password_is_shown(

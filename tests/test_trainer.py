@@ -73,7 +73,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         ("finetune=full", "optimizer.weight_decay=0.1"),
         ("finetune=freeze", "finetune.trainable_layers=1"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),
-        ("training.horizon=40", "scheduler=linear", "training.max_grad_norm=0.1"),
+        ("training.horizon=30", "scheduler=linear", "training.max_grad_norm=0.1"),
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -1,5 +1,6 @@
 """The winner: complete, finite, held out; what noise cannot tell from it; the basin; the warning at an edge."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -80,6 +81,23 @@ def test_replicates_make_a_mean_and_a_lucky_run_does_not_beat_it() -> None:
     assert verdict.noise.source == "replicates"
     assert verdict.noise.degrees == 4
     assert verdict.noise.deviation == pytest.approx(math.sqrt((0.02 + 0.0014) / 4))
+
+
+def test_what_diverges_with_another_seed_does_not_win() -> None:
+    high = [result(0, 1e-2, 1.90), _repeat(1, 0, 1e-2, 1.91), _repeat(2, 0, 1e-2, None, "diverged")]
+    low = [result(3, 3e-3, 2.00), _repeat(4, 3, 3e-3, 2.01), _repeat(5, 3, 3e-3, 1.99)]
+    verdict = judge([*high, *low])
+    assert verdict.best is not None
+    assert verdict.best.number == 3
+    assert [(c.result.number, c.diverged) for c in verdict.candidates] == [(3, 0), (0, 1)]
+    assert [tie.result.number for tie in verdict.ties] == [3]
+    alone = judge(high).best
+    assert alone is not None, "nothing else completed"
+    assert alone.number == 0
+
+
+def _repeat(number: int, of: int, lr: float, eval_loss: float | None, status: str = "complete") -> Result:
+    return dataclasses.replace(result(number, lr, eval_loss, status), role="replicate", of=of)
 
 
 def test_the_tie_set_is_tukeys() -> None:
@@ -172,3 +190,10 @@ def test_only_equal_budgets_compare() -> None:
     assert [r.number for r in verdict.ranking] == [2, 3]
     assert by_budget(trials) == {(30, 30): 1e-2, (60, 60): 1e-3}
     assert by_budget(trials[:2]) == {}
+
+
+def test_a_rate_that_is_scaled_to_the_batch_is_shown_as_it_was_trained() -> None:
+    scaled = replace(BASE, {"search.lr_scaling": "sqrt", "optimizer.lr": 4.243e-3})
+    own = Result(0, {"training.batch_size": 16, "optimizer.lr": 3e-3}, scaled, "complete", 10, 1.0, "")
+    assert own.trained == {"training.batch_size": 16, "optimizer.lr": 4.243e-3}
+    assert result(1, 3e-3, 1.0).trained == {"optimizer.lr": 3e-3}

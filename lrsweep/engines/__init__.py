@@ -70,14 +70,21 @@ def failed(trial: Trial, fault: Exception) -> Outcome:
     return Outcome(trial.number, 0, "failed", f"{kind}: {first_line}" if first_line else kind)
 
 
+# Why a trial is to stop: it is out of the race, it goes on later from its checkpoint, or another worker has it.
+Stop = Literal["pruned", "paused", "lost"]
+
+
 class Host(Protocol):
     """What an engine sees of the sweep."""
 
     def next_trial(self) -> Trial | None:
         """The next trial to train, or None when there is none left."""
 
-    def report(self, measurements: Sequence[Measurement]) -> frozenset[int]:
-        """Hears what trials measured; answers the numbers of those that should stop now."""
+    def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
+        """Hears what trials measured; answers the numbers of those that should stop now, and why.
+
+        Only one that is paused needs a checkpoint; one that is lost must not get any, as its folder is another worker's.
+        """
 
     def finish(self, outcome: Outcome) -> None:
         """Hears that a trial has ended; called once for each trial taken."""

@@ -8,20 +8,24 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.errors import StorageError
 from lrsweep.outputs import disk_faults, write
 
 log = logging.getLogger(__name__)
 
 # Seconds between two looks at the logs; from asking a command to end until it is made to, and then what it has started.
 _LOOK_EVERY, _GRACE, _CHILDRENS_GRACE = 0.25, 10.0, 1.0
+_CONFIG = "trainer.yaml"
 # In a trial's folder while its command runs: the number of that process.
 _RECORD = "trainer.pid"
+# What a service manager or SLURM may send to the trainer itself, beside the worker.
+_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
 NAME = "external"
 
@@ -72,7 +76,7 @@ class ExternalEngine:
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None)
         try:
             return [_start(trial, self._command, self._text, gpu)]
-        except OSError as fault:
+        except (FileNotFoundError, PermissionError) as fault:
             host.finish(failed(trial, fault))
             return []
 
@@ -91,6 +95,7 @@ class _Process:
     _last: int = 0
     _has_eval: bool = False
     _code: int | None = None
+    _asked: bool = False
 
     def measured(self) -> list[Measurement]:
         """What the trainer has logged since the last look, in the order of its steps."""
@@ -111,7 +116,7 @@ class _Process:
             self._has_eval = self._has_eval or "eval_loss" in metrics
         return [Measurement(self.trial.number, step, found[step]) for step in sorted(found)]
 
-    def over(self, told: Sequence[Measurement], stop: frozenset[int]) -> bool:
+    def over(self, told: Sequence[Measurement], stop: Container[int]) -> bool:
         """Whether the trial has ended, by itself or because it has to; `outcome` then says how."""
         number, code = self.trial.number, self._code
         bad = next((measurement for measurement in told if measurement.not_finite), None)
@@ -124,6 +129,12 @@ class _Process:
             self.outcome = Outcome(number, self._last, "stopped", engine=NAME)
         elif code is None:
             return False
+        elif code < 0 and -code in _ASKED_TO_END and not self._asked:
+            # Whoever sent it has the worker hear it too, maybe a moment later.
+            self._asked = True
+            return False
+        elif code != 0 and number in stop:
+            self.outcome = Outcome(number, self._last, "stopped", engine=NAME)
         elif code != 0:
             self.outcome = Outcome(number, self._last, "failed", self._reason(code), NAME)
         elif not self._has_eval:
@@ -169,11 +180,11 @@ class _Process:
 
 def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None) -> _Process:
     folder = trial.folder / "run"
-    config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
+    config, output = trial.folder / _CONFIG, trial.folder / "output.log"
     with disk_faults(trial.folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Of an earlier attempt, neither the logs are this one's nor what a killed sweep left running.
-        _end_left_over(trial.folder / _RECORD, config)
+        _end_left_over(trial.folder / _RECORD)
         for path in _logs(folder):
             path.unlink()
         console = open(output, "wb")  # noqa: SIM115 - closed when the command has ended
@@ -191,13 +202,26 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     except OSError:
         console.close()
         raise
-    (trial.folder / _RECORD).write_text(str(process.pid), encoding="utf-8")
+    try:
+        write(trial.folder / _RECORD, str(process.pid))
+    except StorageError:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        console.close()
+        raise
     return _Process(trial, gpu, folder, process, console)
 
 
-def _end_left_over(record: Path, config: Path) -> None:
+def end_left_over(sweep_folder: Path) -> None:
+    """Ends the commands of a sweep that outlived their workers on this machine."""
+    for record in sweep_folder.glob(f"trials/*/{_RECORD}"):
+        _end_left_over(record)
+
+
+def _end_left_over(record: Path) -> None:
     import psutil
 
+    config = record.with_name(_CONFIG)
     with contextlib.suppress(OSError, ValueError, psutil.Error):
         number = int(record.read_text(encoding="utf-8"))
         # Another process may have that number by now.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrsweep import checkpoint
-from lrsweep.engines import Engine, Host, Measurement, Outcome, Trial, failed
+from lrsweep.engines import Engine, Host, Measurement, Outcome, Stop, Trial, failed
 from lrsweep.engines.member import NAME, Member, admit, save, save_adapter
 from lrsweep.engines.shared import Shared, pack_key
 from lrsweep.errors import StorageError
@@ -53,6 +53,8 @@ class PackedEngine:
         while trial is not None:
             try:
                 shared = Shared.load(trial.config, self._slots, max(self._rank, trial.config.finetune.r), self._at_most)
+            except (StorageError, torch.AcceleratorError):
+                raise
             except Exception as fault:
                 if isinstance(fault, Unpackable) and self._otherwise is not None:
                     log.warning("trial %d is trained alone: %s", trial.number, fault)
@@ -133,7 +135,7 @@ class _Lockstep:
     def _admit(self, slot: int, trial: Trial) -> None:
         try:
             member = admit(self._shared, self._widths, slot, trial)
-        except StorageError:
+        except (StorageError, torch.AcceleratorError):
             raise
         except Exception as fault:
             self._pack.evict(slot)
@@ -146,11 +148,13 @@ class _Lockstep:
             # No trial has moved yet: the loss is the base's, and every trial's at step 0.
             try:
                 self._base_loss = self._evaluate([member])[slot]
+            except torch.AcceleratorError:
+                raise
             except Exception as fault:
                 self._end(member, failed(trial, fault))
                 return
         told = Measurement(trial.number, 0, {"eval_loss": self._base_loss})
-        self._end_if_over(member, told, trial.number in self._host.report([told]))
+        self._end_if_over(member, told, self._host.report([told]).get(trial.number))
 
     def _step(self) -> None:
         """One optimizer step of every member."""
@@ -253,7 +257,7 @@ class _Lockstep:
         heard = {slot: _until_not_finite(told) for slot, told in measurements.items()}
         stop = self._host.report(list(itertools.chain.from_iterable(heard.values())))
         for member in fetched:
-            over = self._end_if_over(member, heard[member.slot][-1], member.trial.number in stop)
+            over = self._end_if_over(member, heard[member.slot][-1], stop.get(member.trial.number))
             if not over and member.slot in evals and checkpoint.due(member.trial.config.training, member.saved_at):
                 save(member, self._pack, self._widths.known(self._shared.key), len(self._members))
 
@@ -269,8 +273,8 @@ class _Lockstep:
         member.history.clear()
         return told
 
-    def _end_if_over(self, member: Member, last: Measurement, stopped: bool) -> bool:
-        """Ends a trial that has diverged, is complete, or was stopped (which may be for a while); whether it did."""
+    def _end_if_over(self, member: Member, last: Measurement, stop: Stop | None) -> bool:
+        """Ends a trial that has diverged, is complete, or is to stop; whether it did."""
         number, training = member.trial.number, member.trial.config.training
         if last.not_finite:
             outcome = Outcome(number, last.step, "diverged", f"{last.not_finite} at step {last.step}", NAME)
@@ -278,8 +282,9 @@ class _Lockstep:
             if training.save_adapter and self._pack.adapters is not None:
                 save_adapter(member, self._pack)
             outcome = Outcome(number, member.step, "complete", engine=NAME)
-        elif stopped:
-            save(member, self._pack, self._widths.known(self._shared.key), len(self._members))
+        elif stop is not None:
+            if stop == "paused":
+                save(member, self._pack, self._widths.known(self._shared.key), len(self._members))
             outcome = Outcome(number, member.step, "stopped", engine=NAME)
         else:
             return False

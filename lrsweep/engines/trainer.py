@@ -160,6 +160,7 @@ class _Reporter(TrainerCallback):
         self._trial = trial
         self._host = host
         self._saved_at = time.monotonic()
+        self._paused = False
         self.ended: Outcome | None = None
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -172,6 +173,7 @@ class _Reporter(TrainerCallback):
             self.ended = Outcome(number, step, "diverged", f"{measurement.not_finite} at step {step}", "trainer")
         elif number in stop and step < self._trial.config.training.max_steps:
             self.ended = Outcome(number, step, "stopped", engine="trainer")
+            self._paused = stop[number] == "paused"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -196,11 +198,10 @@ class _Reporter(TrainerCallback):
         return control
 
     def _end(self, control: TrainerControl) -> None:
-        """Stops the run once it is over; one that the host stopped may be taken up again."""
+        """Stops the run once it is over; one that is only paused is taken up again."""
         training = self._trial.config.training
-        stopped = self.ended is not None and self.ended.status == "stopped"
         control.should_training_stop = control.should_training_stop or self.ended is not None
-        control.should_save = control.should_save or (stopped and training.checkpoint_seconds is not None)
+        control.should_save = control.should_save or (self._paused and training.checkpoint_seconds is not None)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any

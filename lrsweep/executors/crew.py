@@ -97,7 +97,7 @@ class Crew(ABC):
         had = [seen for seen in self._study.trials() if seen.claim is not None and seen.claim[0] == name != ""]
         busy = [str(seen.number) for seen in had if seen.record is None]
         # What somebody else kills says nothing of the trials.
-        if not ending.outside:
+        if name and not ending.outside:
             self._study.note_death(name, ending.reason)
         ended = len(self._study.records())
         self._fruitless = 0 if had or ended > self._ended else self._fruitless + 1

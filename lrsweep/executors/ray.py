@@ -212,7 +212,8 @@ class _Actor:
             return Ending(said[0] if said else type(fault).__name__, text, outside="memory" not in text.lower())
 
     def send(self, signum: signal.Signals) -> None:
-        if signum == signal.SIGKILL:
+        # One without a name waits for a place, which may never come.
+        if signum == signal.SIGKILL or not self.name:
             self._ray.kill(self._actor)
         else:
             self._actor.send.remote(int(signum))

@@ -11,7 +11,7 @@ def header(summary: Summary) -> str:
     assert candidate is not None
     training = best.config.training
     rows = training.batch_size * training.gradient_accumulation_steps
-    tuned = ", ".join(f"{key}={shown(value)}" for key, value in best.values.items())
+    tuned = ", ".join(f"{key}={shown(value)}" for key, value in best.trained.items())
     result = f"Eval loss {loss(candidate.mean)} after {best.step} steps, trial {best.number} of {len(summary.results)}"
     if len(candidate.losses) > 1:
         result += f", the mean of {len(candidate.losses)} seeds"

@@ -79,7 +79,7 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
             [places(tie.result) for tie in ties], [tie.mean for tie in ties], marker="o", markersize=12, fillstyle="none",
             color="#059669", linestyle="none", label="tied with the best",
         )  # fmt: skip
-    note = f"best: {axis.rsplit('.', 1)[-1]} {shown(best.result.values[axis])}, {best.mean:.3f}"
+    note = f"best: {axis.rsplit('.', 1)[-1]} {shown(best.result.trained[axis])}, {best.mean:.3f}"
     plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
 
 
@@ -140,7 +140,7 @@ def parallel(summary: Summary) -> Figure | None:
     for result, height in reversed(list(zip(ranking, heights, strict=True))):
         is_best = result is summary.verdict.best
         plot.plot(
-            range(len(columns) + 1), [*(column[shown(result.values[key])] for key, column in columns), height],
+            range(len(columns) + 1), [*(column[shown(result.trained[key])] for key, column in columns), height],
             color=INK if is_best else colours(1 - 0.9 * height), linewidth=3 if is_best else 1.2, alpha=1 if is_best else 0.8,
         )  # fmt: skip
     for i, (_, column) in enumerate(columns):
@@ -176,7 +176,7 @@ def importance(summary: Summary) -> Figure | None:
 
 def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
     """The heights of an axis's values, by their text: numbers in proportion (of their logarithms over wide ranges)."""
-    values = list({shown(result.values[key]): result.values[key] for result in results}.items())
+    values = list({shown(result.trained[key]): result.trained[key] for result in results}.items())
     if _numeric(key, results):
         numbers = {text: float(value) for text, value in values}
         if min(numbers.values()) > 0 and max(numbers.values()) / min(numbers.values()) > 20:
@@ -218,20 +218,20 @@ def _legend(values: Mapping[str, Any]) -> str:
 
 
 def _numeric(axis: str, results: Sequence[Result]) -> bool:
-    return all(isinstance(r.values[axis], int | float) and not isinstance(r.values[axis], bool) for r in results)
+    return all(isinstance(r.trained[axis], int | float) and not isinstance(r.trained[axis], bool) for r in results)
 
 
 def _places(axis: str, results: Sequence[Result]) -> Any:
     """Where a result stands on the x axis: its number, or its place among the choices."""
     if _numeric(axis, results):
-        return lambda result: result.values[axis]
-    choices = list(dict.fromkeys(shown(result.values[axis]) for result in results))
-    return lambda result: choices.index(shown(result.values[axis]))
+        return lambda result: result.trained[axis]
+    choices = list(dict.fromkeys(shown(result.trained[axis]) for result in results))
+    return lambda result: choices.index(shown(result.trained[axis]))
 
 
 def _scale(plot: Axes, axis: str, results: Sequence[Result], places: Any) -> None:
     if not _numeric(axis, results):
-        names = dict.fromkeys(shown(result.values[axis]) for result in results)
+        names = dict.fromkeys(shown(result.trained[axis]) for result in results)
         plot.set_xticks(range(len(names)), list(names))
         return
     tried = [places(result) for result in results]

@@ -92,7 +92,7 @@ def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Seq
     return Result(
         record.number, values(axes, point.params), own,
         record.status, record.step, record.eval_loss, record.reason, point.role, point.overrides, point.of,
-        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row)[-_LAST_EVALS:],
+        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[-_LAST_EVALS:],
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     best = summary.verdict.best
     for result in ordered(summary):
         table.add_row(
-            str(result.number), *(shown(value) for value in result.values.values()), loss(result.eval_loss),
+            str(result.number), *(shown(value) for value in result.trained.values()), loss(result.eval_loss),
             _against(result, best), label(summary, result), state(summary, result), style=_style(result, best),
         )  # fmt: skip
     console.print()
@@ -77,7 +77,7 @@ def recommendation(summary: Summary) -> str:
 
 def chosen_values(result: Result) -> dict[str, object]:
     """A trial's axis values, and what else sets it apart."""
-    return {**result.values, **_own(result)}
+    return {**result.trained, **_own(result)}
 
 
 def _own(result: Result) -> dict[str, object]:
@@ -103,6 +103,13 @@ def _certainty(summary: Summary) -> list[str]:
             lines.append(f"Not to be told from it {known}: {_counted(others)}.")
         elif len(verdict.candidates) > 1:
             lines.append(f"Next: {_difference(verdict.candidates[1], best)}, which is more than chance {known}.")
+    for candidate in verdict.candidates:
+        if candidate.diverged:
+            rate = f" (learning rate {shown(candidate.result.lr)})" if LR in summary.axes else ""
+            lines.append(
+                f"Mind: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its "
+                f"{len(candidate.losses) + candidate.diverged} seeds, and so comes after all that did not."
+            )
     if verdict.inconclusive:
         lines.append(f"Inconclusive: {verdict.inconclusive}.")
     return lines

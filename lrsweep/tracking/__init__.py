@@ -6,6 +6,7 @@ Training never waits for MLflow: what is logged waits in memory until a thread o
 from pathlib import Path
 
 from lrsweep.config import TrackingConfig
+from lrsweep.tracking.experiment import check_experiment
 from lrsweep.tracking.history import run_history
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
 from lrsweep.tracking.store import Store, default_uri
@@ -24,13 +25,18 @@ __all__ = [
 ]
 
 
-def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
+def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None) -> Tracker:
     """The tracker that the config asks for, its store reached and, if new, created; `folder` is the working folder.
 
-    Raises InputError for a uri that is no store, StorageError when the store does not answer.
+    An experiment that the config does not name has the name of the sweep. Raises InputError for a uri that is no store and
+    an experiment that was deleted, StorageError when the store does not answer.
     """
     if config.name == "none":
         return NoTracker()
     store = Store(config.uri or default_uri(folder), folder)
     artifacts = None if store.is_server else folder.resolve() / "mlruns"
-    return MlflowTracker(store, store.connect(), config, artifacts)
+    client, experiment = store.connect(), config.experiment or sweep
+    if experiment is not None:
+        with store.faults():
+            check_experiment(client, experiment)
+    return MlflowTracker(store, client, config, artifacts)

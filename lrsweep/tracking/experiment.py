@@ -43,12 +43,7 @@ class Experiment:
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
-        if found.lifecycle_stage != "active":
-            raise InputError(
-                f"tracking.experiment={name}: deleted in MLflow; set another name, or bring it back with "
-                f"mlflow experiments restore --experiment-id {found.experiment_id}"
-            )
-        return str(found.experiment_id)
+        return str(_undeleted(found).experiment_id)
 
     def parent(self, title: str) -> Any:
         """MLflow's parent run of the sweep, running (again)."""
@@ -137,6 +132,22 @@ class Experiment:
 
     def _identity(self) -> dict[str, str]:
         return {"lrsweep.sweep_id": self._sweep_id, "mlflow.source.name": "lrsweep", "mlflow.source.type": "LOCAL"}
+
+
+def check_experiment(client: Any, name: str) -> None:
+    """Raises InputError for an experiment that was deleted; one that is not there yet is fine."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        _undeleted(found)
+
+
+def _undeleted(found: Any) -> Any:
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"tracking.experiment={found.name}: deleted in MLflow; set another name, or bring it back with "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return found
 
 
 def _dataset_inputs(dataset: DatasetInfo) -> list[Any]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import sqlalchemy
 
+from lrsweep import masking
 from lrsweep.errors import InputError, LrsweepError, StorageError
 from lrsweep.outputs import mask_url
 
@@ -48,6 +49,7 @@ class Store:
 
     def __init__(self, uri: str, folder: Path) -> None:
         """Resolves a relative SQLite path against `folder`. Raises InputError for what is no store."""
+        masking.learn(uri)
         scheme = uri.split(":", 1)[0].split("+", 1)[0]
         self.is_server = scheme in _SERVERS
         self.file: Path | None = None

@@ -4,12 +4,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from lrsweep import masking, outputs
 from lrsweep.compose import sweep_config
+from lrsweep.config import replace
 from lrsweep.errors import InputError
+from lrsweep.storage import Storage
 from tests.conftest import SMALL, lrsweep
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +175,14 @@ def test_secrets_are_masked(text: str) -> None:
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert masking.mask(text) == text
+
+
+@pytest.mark.parametrize("password", ["pa'ssword", "12/abcdefgh", "p%40ss%2Fword"])
+def test_a_databases_password_is_masked_whatever_it_is_made_of(password: str, tmp_path: Path) -> None:
+    url = f"postgresql://me:{password}@host/db"
+    Storage(replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url}), tmp_path)
+    assert masking.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
+    assert masking.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
 
 
 def test_what_the_environment_keeps_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

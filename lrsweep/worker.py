@@ -45,7 +45,7 @@ class Worker:
     _eval_loss: dict[int, float] = field(default_factory=dict)
     # Of the trials that it has: optimizer steps, and those of the warm-up.
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
-    _paused: set[int] = field(default_factory=set)
+    _stops: dict[int, Stop] = field(default_factory=dict)
 
     def next_trial(self) -> Trial | None:
         """The next trial to train, its folder made; None when there is none now, or a stop was asked for."""
@@ -88,8 +88,8 @@ class Worker:
         stop: dict[int, Stop] = self.study.report(evals)
         if self.stop.is_set():
             stop = {**dict.fromkeys(self._budgets, "paused"), **stop}
-        self._paused |= {number for number, why in stop.items() if why == "paused"}
-        return stop
+        # The first word stands: a pruned trial does not come back to life because a stop comes before its end.
+        return {number: self._stops.setdefault(number, why) for number, why in stop.items()}
 
     def _open_log(self, number: int, first: int) -> None:
         """The log of a trial that begins, or goes on, with the step `first`."""
@@ -104,7 +104,8 @@ class Worker:
             self._logs.pop(number).close()
         last = self._eval_loss.pop(number, math.nan)
         del self._budgets[number]
-        if (outcome.status == "stopped" and number in self._paused) or not self.study.mine(number):
+        paused = self._stops.pop(number, None) == "paused" and outcome.status == "stopped"
+        if paused or not self.study.mine(number):
             self.study.release(number)
             return
         reason = masking.mask(outcome.reason)

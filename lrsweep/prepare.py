@@ -39,9 +39,12 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     check_quantization(config.model, config.finetune)
     for trial in _combinations(config, axes):
         check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
+        _check_packing(trial)
     check_trainable(config.model, config.finetune)
     _, data = inputs(config.model, config.data)
-    dataset = DatasetInfo(config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation))
+    dataset = DatasetInfo(
+        config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation), data.dropped, data.cut
+    )
     ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
     engine = choose(config, max([config.finetune.r, *ranks]), _share(config, axes))
     if look and config.search.preflight:
@@ -51,6 +54,16 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
             warnings.simplefilter("ignore", FutureWarning)
             preflight(config, lrs or [config.optimizer.lr])
     return engine, dataset
+
+
+def _check_packing(config: SweepConfig) -> None:
+    """Flash attention tells packed rows apart in batches of one block only, in transformers. Raises InputError."""
+    attention = config.model.attn_implementation or ""
+    if config.data.packing and "flash" in attention:
+        raise InputError(
+            f"data.packing=true: with model.attn_implementation={attention} packed rows see each other; set "
+            "model.attn_implementation=sdpa, or data.packing=false"
+        )
 
 
 def _share(config: SweepConfig, axes: Sequence[Axis]) -> int:

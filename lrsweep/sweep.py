@@ -27,6 +27,7 @@ from lrsweep.presence import Presence, new_worker, wait_for_the_dead
 from lrsweep.report.conclusion import artifacts, conclude
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
+from lrsweep.report.text import missing_rows
 from lrsweep.samplers import check_search
 from lrsweep.space import Axis
 from lrsweep.studies import find_study, method_before, open_study, put_aside
@@ -210,8 +211,9 @@ def _run(
         study.keep(presence)
         study.remember(asdict(dataset))
         start_beating(study)
-        if searched:
-            screen.note(searched)
+        for note in (searched, *missing_rows(dataset, config.data)):
+            if note:
+                screen.note(note)
         outputs.write(folder.config, outputs.to_yaml(outputs.masked(config)))
         tracker.start(config.name, study.sweep_id, flatten(outputs.masked(config)), machine.tags(), dataset)
         about = About(dataset, Links(tracker.ui_command(), tracker.compare_url()), prior, searched)

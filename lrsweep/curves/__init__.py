@@ -12,10 +12,10 @@ import numpy as np
 
 from lrsweep.curves import alone
 from lrsweep.curves import siblings as beside
-from lrsweep.curves.remedies import rung
+from lrsweep.curves.remedies import TWICE_THE_BATCH, rung
 from lrsweep.curves.series import Advice, Curve, Diagnosis, Label, Series, curve
 
-__all__ = ["Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
+__all__ = ["TWICE_THE_BATCH", "Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
 
 
 def diagnose(curve: Curve, siblings: Sequence[Curve] = ()) -> Diagnosis:

@@ -4,6 +4,9 @@ import math
 
 from lrsweep.curves.series import Advice, Curve
 
+# Whose numbers the batch size decides, which a curve does not tell.
+TWICE_THE_BATCH = "or twice the batch, with the learning rate times the square root of 2"
+
 
 def lower(curve: Curve) -> tuple[Advice, ...]:
     """Against too high a rate."""
@@ -16,10 +19,9 @@ def lower(curve: Curve) -> tuple[Advice, ...]:
 
 def calmer(curve: Curve) -> tuple[Advice, ...]:
     """Against oscillation."""
-    wider = {} if curve.peak_lr is None else {"optimizer.lr": _round(curve.peak_lr * math.sqrt(2))}
     return (
         Advice("lower the learning rate", _lr(curve, -1)),
-        Advice("or twice the batch, with the learning rate times the square root of 2", wider),
+        Advice(TWICE_THE_BATCH, {}),
         Advice("or warm up longer", {"scheduler.warmup_ratio": 0.1, "scheduler.warmup_steps": None}),
     )
 

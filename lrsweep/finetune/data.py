@@ -31,7 +31,8 @@ class FinetuneData:
     """Tokenised train and eval sets. `train` holds packed blocks under `data.packing`, `evaluation` never does.
 
     `fingerprint` (SHA-256, hex) covers every token and label of both; `source` is the config's path(s), for people;
-    `dropped` counts the rows left out because `data.max_length` cut off all they have to learn.
+    `dropped` counts the rows left out because `data.max_length` cut off all they have to learn, `cut` those that lost
+    their end.
     """
 
     train: Sequence[Example]
@@ -39,6 +40,7 @@ class FinetuneData:
     fingerprint: str
     source: str
     dropped: int
+    cut: int
 
 
 def check_paths(config: DataConfig) -> None:
@@ -75,8 +77,8 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
     check_paths(config)
     encoder = Encoder.of(tokenizer, config)
     train, train_order, evaluation, eval_order = _split(config)
-    train_examples, train_dropped = encoder.encode(train, train_order[: config.max_train_rows], "train")
-    eval_examples, eval_dropped = encoder.encode(evaluation, eval_order[: config.max_eval_rows], "eval")
+    train_examples, train_dropped, train_cut = encoder.encode(train, train_order[: config.max_train_rows], "train")
+    eval_examples, eval_dropped, eval_cut = encoder.encode(evaluation, eval_order[: config.max_eval_rows], "eval")
     if config.packing:
         train_examples = pack(train_examples, config.max_length)
     return FinetuneData(
@@ -85,6 +87,7 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
         fingerprint=_fingerprint(train_examples, eval_examples),
         source=config.path if config.eval_path is None else f"{config.path}, eval {config.eval_path}",
         dropped=train_dropped + eval_dropped,
+        cut=train_cut + eval_cut,
     )
 
 

@@ -69,11 +69,13 @@ class Encoder:
             eos=(tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else (),
         )
 
-    def encode(self, rows: Rows, indices: list[int], what: str) -> tuple[list[Example], int]:
-        """The Examples of these rows, in the file's order, and how many more were dropped with nothing left to learn."""
+    def encode(self, rows: Rows, indices: list[int], what: str) -> tuple[list[Example], int, int]:
+        """The Examples of these rows, in the file's order; how many more were dropped with nothing left to learn; how many of
+        the Examples have lost their end.
+        """
         texts = self._texts(rows, sorted(indices))
         examples: list[Example] = []
-        dropped = 0
+        dropped = cut = 0
         while chunk := list(islice(texts, CHUNK)):
             encoded = self.tokenizer(
                 [text for text, _, _ in chunk],
@@ -86,18 +88,20 @@ class Encoder:
             for (_, spans, plain), ids, offsets in zip(
                 chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
-                example = self._example(ids, offsets, spans, plain)
+                example, whole = self._example(ids, offsets, spans, plain)
                 if any(label != IGNORED for label in example.labels):
                     examples.append(example)
+                    cut += not whole
                 else:
                     dropped += 1
         if not examples:
             raise InputError(
                 f"data.max_length={self.config.max_length}: it cuts off all there is to learn in every {what} row; raise it"
             )
-        return examples, dropped
+        return examples, dropped, cut
 
-    def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> Example:
+    def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> tuple[Example, bool]:
+        """The row's Example, and whether all of the row is in it."""
         labels = [IGNORED] * len(ids)
         for start, end in spans:
             # By the ends: byte-level tokenizers may cut a token's leading spaces from its offsets, never what follows.
@@ -111,7 +115,7 @@ class Encoder:
         if plain and tuple(ids[-1:]) != self.eos:
             ids, labels = [*ids, *self.eos], [*labels, *self.eos]
         longest = self.config.max_length
-        return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest]))
+        return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
     def _texts(self, rows: Rows, indices: list[int]) -> Iterator[tuple[str, list[Span], bool]]:
         """Each row's text, the character spans to learn, and whether the text is plain (a template adds its own ends)."""

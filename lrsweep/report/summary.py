@@ -1,5 +1,6 @@
 """The summary of a sweep: summary.json, which the report, the export and other programs read."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from lrsweep.curves import Advice, Diagnosis, curve, diagnose
 from lrsweep.errors import InputError, StorageError
 from lrsweep.outputs import SweepFolder
 from lrsweep.priors import Factor, Prior
+from lrsweep.report.remedies import fitted
 from lrsweep.space import Axis, trial_config, values
 from lrsweep.tracking import DatasetInfo
 from lrsweep.trials import Record
@@ -108,7 +110,8 @@ def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[st
     for group in alike.values():
         for result in group:
             siblings = [curves[other.number] for other in group if other is not result]
-            found[result.number] = diagnose(curves[result.number], siblings)
+            shown = diagnose(curves[result.number], siblings)
+            found[result.number] = dataclasses.replace(shown, advice=fitted(shown.advice, result.config))
     return found
 
 

@@ -4,10 +4,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lrsweep import priors
+from lrsweep.config import DataConfig
 from lrsweep.outputs import SweepFolder
 from lrsweep.report.summary import Summary
 from lrsweep.report.words import duration, loss, shown
 from lrsweep.space import LR
+from lrsweep.tracking import DatasetInfo
 from lrsweep.verdict import Candidate, Result, by_budget
 
 
@@ -56,6 +58,7 @@ def sentences(summary: Summary) -> list[str]:
         *_edges(summary),
         *_lengths(summary),
         *_rules(summary),
+        *missing_rows(summary.about.dataset, summary.config.data),
         cost(summary),
     ]
     if summary.config.model.path == "embedded":
@@ -176,12 +179,25 @@ def _rules(summary: Summary) -> list[str]:
     if summary.about.prior is not None and LR in summary.axes:
         held = priors.held(summary.about.prior, best.lr, summary.verdict.safe_range)
         lines.append(f"The rule of thumb (size, LoRA, batch) {held.text}.")
-    if LR in summary.axes and "training.batch_size" not in summary.axes:
+    # SGD's goes with the batch itself.
+    if LR in summary.axes and "training.batch_size" not in summary.axes and best.config.optimizer.name != "sgd":
         rows = 4 * _batch(summary)
         lines.append(
             f"With another batch the rate goes with its square root: for {rows} rows, start at {shown(2 * best.lr)}."
         )
     return lines
+
+
+def missing_rows(dataset: DatasetInfo, data: DataConfig) -> list[str]:
+    """What `data.max_length` has left of the rows, where that is not all."""
+    told = []
+    if dataset.dropped:
+        told.append(f"{dataset.dropped} were left out, as it cuts off all they have to learn")
+    if dataset.cut:
+        told.append(f"{dataset.cut} lost their end")
+    # Packed, the training rows are blocks.
+    rows = "rows" if data.packing else f"{dataset.train_rows + dataset.eval_rows + dataset.dropped} rows"
+    return [f"Mind data.max_length={data.max_length}: of the {rows}, {' and '.join(told)}."] if told else []
 
 
 def cost(summary: Summary) -> str:

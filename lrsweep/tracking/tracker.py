@@ -10,13 +10,18 @@ from lrsweep.engines import Measurement
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The data of a sweep, as its runs name it. `fingerprint` is a hex digest of the rows themselves."""
+    """The data of a sweep, as its runs name it. `fingerprint` is a hex digest of the rows themselves.
+
+    `dropped` rows are left out, as nothing to learn from is left of them within data.max_length; `cut` ones lost their end.
+    """
 
     name: str
     source: str
     fingerprint: str
     train_rows: int
     eval_rows: int
+    dropped: int = 0
+    cut: int = 0
 
 
 class Tracker(Protocol):

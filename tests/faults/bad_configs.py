@@ -19,6 +19,15 @@ COMMAND_LINE = [
     Bad("sweep", ("+sweep=",)),
     Bad("sweep", ("+sweep=lora_lr", "+sweep=full_lr")),
     Bad("sweep=../../x: no such option", ("+sweep=../../x",)),
+    sweep(
+        "training: max_steps (60) is too few for horizon (5000): the warm-up alone takes 500 steps",
+        "training.horizon=5000",
+    ),
+    sweep(
+        "data.packing=true: with model.attn_implementation=flash_attention_2 packed rows see each other; set ",
+        "data.packing=true",
+        "model.attn_implementation=flash_attention_2",
+    ),
     Bad("--multirun", ("+sweep=lora_lr", "--multirun")),
     Bad("--frobnicate: no such flag", ("+sweep=lora_lr", "--frobnicate")),
     Bad("--run: no such flag", ("+sweep=lora_lr", "--run")),
@@ -188,6 +197,17 @@ SPACE = [
 SWEEP_FILES = [
     own("sweeps/mine.yaml: not valid YAML: line 3: ", HEAD + "space: {optimizer: {lr: [1e-4\n", process=True),
     own("sweeps/mine.yaml: not valid YAML: line 3: ", HEAD + "search:\n\tn_trials: 3\n"),
+    own(
+        "finetune=qlora: sweep=mine says all of it itself, and nothing of the option is left; set its keys "
+        "(model.quantization=4bit)",
+        HEAD + "model: {quantization: null}\nfinetune: {mode: lora}\nspace: {optimizer: {lr: [1e-4]}}\n",
+        "finetune=qlora",
+    ),
+    own(
+        "finetune=full: sweep=mine says all of it itself, and nothing of the option is left; set its keys (finetune.mode=full)",
+        HEAD + "finetune: {mode: lora}\nspace: {optimizer: {lr: [1e-4]}}\n",
+        "finetune=full",
+    ),
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "search: {n_trials: 3}\nsearch: {n_trials: 4}\n"),
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/object/apply:os.system ['touch owned']\n"),
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/name:os.system\n"),

@@ -307,7 +307,8 @@ class SweepConfig(_Section):
     def _a_trial_comes_past_its_warmup(self) -> Self:
         training = self.training
         warmup = self.scheduler.warmup(training.schedule_steps)
-        if training.horizon is not None and training.max_steps < 2 * warmup:
+        # A trial that is the whole run may warm up as long as the run does.
+        if training.max_steps < min(2 * warmup, training.schedule_steps):
             raise ValueError(
                 f"training: max_steps ({training.max_steps}) is too few for horizon ({training.horizon}): the warm-up alone "
                 f"takes {warmup} steps, and no trial would train at its rate; set training.max_steps to {2 * warmup} or more, "

@@ -168,7 +168,8 @@ def _check_text(tree: Any) -> None:
 
 def _in_their_words(dialect: Dialect, tree: Tree, fault: InputError) -> InputError:
     """A fault that names a key of ours, naming theirs."""
-    ours, said = re.match(r"([a-z_]+\.[a-z_]+)[^=:]*(.*)", str(fault), re.DOTALL).groups()  # type: ignore[union-attr]
+    match = re.match(r"([a-z_]+\.[a-z_]+)[^=:]*(.*)", str(fault), re.DOTALL)
+    ours, said = match.groups() if match else ("", "")
     for row in dialect.rows(None):
         if ours in row.ours:
             return InputError(f"{', '.join(row.part(tree)) or row.theirs[0]}{said}; correct it")
@@ -180,6 +181,8 @@ def _config(values: Tree) -> SweepConfig:
     for key, value in values.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
+    # The whole run, until it is known how much of it a trial is.
+    tree["training"]["max_steps"] = values.get("training.horizon") or 1
     return validate(tree)
 
 

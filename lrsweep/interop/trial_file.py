@@ -30,5 +30,19 @@ def of_trial(dialect: str, tree: Tree, config: SweepConfig, output: Path) -> dic
 
 
 def _evaluation(dialect: str, tree: Tree, config: SweepConfig) -> Mapping[str, Any]:
+    if dialect == "trl":
+        return _trls_evaluation(tree, config)
     names = _HELD_OUT.get(dialect, ())
     return {names[-1]: config.data.eval_fraction} if names and not any(tree.get(name) for name in names) else {}
+
+
+def _trls_evaluation(tree: Tree, config: SweepConfig) -> Mapping[str, Any]:
+    """`trl sft` evaluates on a split of the hub's, or one that it splits off, which it does under `datasets` only."""
+    share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
+    if tree.get("datasets"):
+        return share
+    if config.data.eval_split:
+        return {}
+    words = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
+    entry = {name: tree[word] for name, word in words.items() if tree.get(word)}
+    return {**dict.fromkeys((*words.values(), "dataset_test_split")), "datasets": [entry], **share}

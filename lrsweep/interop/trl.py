@@ -25,6 +25,8 @@ from lrsweep.interop.rows import rows_are_ours
 from lrsweep.interop.transformers import warmup
 
 _FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+# The share of the rows to evaluate on where the sweep had another file for it.
+_HELD_OUT = 0.1
 _FORMATS = ("messages", "prompt_completion", "text")
 
 
@@ -119,17 +121,35 @@ def _format(tree: Tree, field: str) -> Tree:
     return {"data.format": "text"} if field != "text" else {}
 
 
+def _write_evaluation_set(config: SweepConfig) -> Tree:
+    data = config.data
+    if _is_mixture(config):
+        # `trl sft` evaluates on a split that is there only if this makes it; another file it cannot take.
+        return {"test_split_size": data.eval_fraction or _HELD_OUT}
+    return {"dataset_test_split": data.eval_split}
+
+
+def _is_mixture(config: SweepConfig) -> bool:
+    """Whether TRL gets the rows under `datasets`: a file, and whatever has no split of its own to evaluate on."""
+    return _suffix(config.data.path) in _FILE_TYPES or config.data.eval_split is None
+
+
+def _suffix(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower()
+
+
 def _write_data(config: SweepConfig) -> Tree:
     data = config.data
     if data.format not in _FORMATS:
         raise InputError(
             f"data.format={data.format}: TRL reads rows of {', '.join(_FORMATS)}; convert the file, or export to llamafactory"
         )
-    suffix = data.path.rsplit(".", 1)[-1].lower()
-    if suffix in _FILE_TYPES:
-        entry = {"path": _FILE_TYPES[suffix], "data_files": data.path}
+    where: dict[str, Any]
+    if _is_mixture(config):
+        suffix = _suffix(data.path)
+        entry = {"path": _FILE_TYPES[suffix], "data_files": data.path} if suffix in _FILE_TYPES else {"path": data.path}
         entry |= ({"name": data.name} if data.name else {}) | ({"split": data.split} if data.split != "train" else {})
-        where: dict[str, Any] = {"datasets": [entry]}
+        where = {"datasets": [entry]}
     else:
         where = {"dataset_name": data.path} | ({"dataset_config": data.name} if data.name else {})
         where |= {"dataset_train_split": data.split} if data.split != "train" else {}
@@ -164,7 +184,7 @@ _ROWS = (
     ),
     Row(
         ("dataset_test_split", "test_split_size"), ("data.eval_split", "data.eval_fraction"), _read_evaluation_set,
-        lambda config: {"dataset_test_split": config.data.eval_split} if config.data.eval_split else {}, own=True,
+        _write_evaluation_set, own=True,
     ),
     key("max_length", "data.max_length", 1024, whole),
     key("packing", "data.packing", False, flag),

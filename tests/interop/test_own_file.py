@@ -92,16 +92,16 @@ def test_one_way_to_say_warmup_replaces_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        (None, {"warmup_steps": 0.25}),
-        ((5, 15), {"warmup_steps": 0.25}),
-        ((5, 14), {"warmup_ratio": 0.25}),
-        ((4, 57), {"warmup_ratio": 0.25}),
+        (None, {"warmup_steps": 0.05}),
+        ((5, 15), {"warmup_steps": 0.05}),
+        ((5, 14), {"warmup_ratio": 0.05}),
+        ((4, 57), {"warmup_ratio": 0.05}),
     ],
 )
 def test_warmup_as_the_version_has_it(
     tmp_path: Path, version: tuple[int, int] | None, expected: dict[str, float]
 ) -> None:
-    out = scalars.load(export(tmp_path, "transformers", TRANSFORMERS, {"scheduler.warmup_ratio": 0.25}, version), "x")
+    out = scalars.load(export(tmp_path, "transformers", TRANSFORMERS, {"scheduler.warmup_ratio": 0.05}, version), "x")
     assert {key: value for key, value in out.items() if key.startswith("warmup")} == expected
 
 

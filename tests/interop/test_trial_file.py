@@ -43,3 +43,18 @@ def test_rows_are_held_out_where_the_run_has_no_evaluation() -> None:
     assert trial_of("llamafactory", LLAMAFACTORY_LORA)["val_size"] == 0.1, "the file's own"
     assert trial_of("llamafactory", LLAMAFACTORY_FULL + "eval_dataset: talks\n").get("val_size") is None
     assert trial_of("axolotl", AXOLOTL.replace("val_set_size: 0.1", "val_set_size: 0"))["val_set_size"] == 0.1
+
+
+def test_trl_splits_off_rows_where_the_run_has_no_split_to_evaluate_on() -> None:
+    run = "model_name_or_path: m\ncompletion_only_loss: true\nlora_target_modules: all-linear\nuse_peft: true\nmax_steps: 9\n"
+    file = "datasets: [{path: json, data_files: rows.jsonl}]\n"
+    assert trial_of("trl", run + file)["test_split_size"] == 0.1
+    assert trial_of("trl", run + file + "test_split_size: 0.2\n")["test_split_size"] == 0.2
+    hub = "dataset_name: org/rows\ndataset_config: en\ndataset_train_split: sft\n"
+    found = trial_of("trl", run + hub)
+    assert found["datasets"] == [{"path": "org/rows", "name": "en", "split": "sft"}]
+    assert found["test_split_size"] == 0.1
+    assert not {"dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"} & set(found)
+    with_split = trial_of("trl", run + hub + "eval_strategy: steps\ndataset_test_split: held_out\n")
+    assert (with_split["dataset_name"], with_split["dataset_test_split"]) == ("org/rows", "held_out")
+    assert "test_split_size" not in with_split

@@ -1,11 +1,13 @@
 """The real `trl sft` as the engine."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lrsweep import interop
+from lrsweep.compose import sweep_config
 from lrsweep.config import replace
 from lrsweep.embedded import BASE, corpus
 from lrsweep.engines import Trial
@@ -59,3 +61,19 @@ def test_its_curve_is_read_as_it_goes_and_it_ends_when_told(tmp_path: Path, monk
     assert max(curve.values()) < 7
     assert sorted(host.curve("loss"))[:6] == [1, 2, 3, 4, 5, 6]
     assert running(tmp_path) == []
+
+
+def test_an_export_of_a_sweep_on_a_file_trains_and_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of ours, not an import: the file names rows only, and `trl sft` evaluates on a split."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in corpus.rows()[0][:60]))
+    config = sweep_config(
+        ["+sweep=lora_lr", "model=local", f"model.path={BASE}", "data=local", f"data.path={rows}", "data.eval_fraction=0.2",
+         "data.format=prompt_completion", "training.max_steps=2", "training.eval_every=1", "training.batch_size=2"]
+    )  # fmt: skip
+    tree = interop.tree(interop.TRAINERS["trl"], config, set())
+    (tmp_path / "run.yaml").write_text(scalars.dump({**tree, "output_dir": str(tmp_path / "run"), "use_cpu": True}))
+    done = subprocess.run([CLI, "sft", "--config", tmp_path / "run.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("eval_loss") == 2

@@ -32,6 +32,8 @@ def _extension(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> t
         return None
     added = {result.values[LR] for result in summary.results if result.role == "extension"}
     tried = sorted(axis.values)
+    if edge.value not in (tried[0], tried[-1]):
+        return None  # the grid itself goes on there: search.n_trials has cut it
     new = [lr for lr in _beyond(tried, edge.side == "highest") if _LOWEST <= lr <= _HIGHEST and lr not in tried]
     new = new[: _MOST_RATES - len(added)]
     if not new:

@@ -152,6 +152,13 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
     return found
 
 
+def reach(config: SweepConfig, key: str) -> tuple[float, float] | None:
+    """The lowest and the highest number that the space has for a key; None for no axis of numbers."""
+    found = [axis for axis in _axes(config, config.space, "") if axis.key == key]
+    numbers = [end for axis in found for end in axis.ends() if isinstance(end, int | float)]
+    return (min(numbers), max(numbers)) if numbers else None
+
+
 def grown(axes: Sequence[Axis], lrs: Sequence[float]) -> tuple[Axis, ...]:
     """The axes with more learning rates, which are a list that may grow."""
     return tuple(

@@ -13,6 +13,7 @@ from lrsweep.config import SweepConfig
 from lrsweep.curves import Diagnosis
 from lrsweep.followup import follow_up
 from lrsweep.report.summary import About, Links, Summary
+from lrsweep.report.text import sentences
 from lrsweep.tracking import DatasetInfo
 from lrsweep.trials import Point
 from lrsweep.verdict import Result, judge
@@ -90,6 +91,35 @@ def test_it_stops_somewhere_and_only_if_asked() -> None:
     for i in range(12):
         losses[10.0 ** (i / 2 - 5.5)] = 3.0 - i / 10
     assert following(growing, summary(growing, losses)) == ([], "")
+
+
+def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
+    cut = config("search.extend=true", "search.n_trials=3", lrs=(*LRS, 3e-6, 1e-5))
+    found = summary(cut, {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)})
+    assert following(cut, found) == ([], "")
+    said = (
+        "Mind: optimizer.lr=1e-06 is the highest that was tried; the true best may lie beyond it. The space goes on to "
+    )
+    assert f"{said}1e-05: raise search.n_trials." in sentences(found)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "said"),
+    [
+        (
+            "data.max_length=[64,128]",
+            {"data.max_length": 64},
+            "Mind: data.max_length changes what the eval loss is measured on",
+        ),
+        ("training.batch_size=[4,8]", {"training.batch_size": 4}, "Mind: trials are equally many steps long"),
+        ("data.max_train_rows=[64,128]", {"data.max_train_rows": 64}, ""),
+    ],
+)
+def test_what_does_not_compare_is_said(axis: str, values: dict[str, Any], said: str) -> None:
+    asked = sweep_config(["name=x", f"space.{axis}", "search=grid"])
+    result = Result(0, values, asked, "complete", 60, 1.0, "")
+    found = [line for line in sentences(summary(asked, {}, [result])) if line.startswith("Mind: ")]
+    assert [line[: len(said)] for line in found] == ([said] if said else [])
 
 
 def test_the_lowest_rate_that_blew_up_is_tried_with_remedies_once() -> None:

@@ -8,7 +8,7 @@ from lrsweep.config import DataConfig
 from lrsweep.outputs import SweepFolder
 from lrsweep.report.summary import Summary
 from lrsweep.report.words import duration, loss, shown
-from lrsweep.space import LR
+from lrsweep.space import LR, reach
 from lrsweep.tracking import DatasetInfo
 from lrsweep.verdict import Candidate, Result, by_budget
 
@@ -57,6 +57,7 @@ def sentences(summary: Summary) -> list[str]:
         *_certainty(summary),
         *_edges(summary),
         *_lengths(summary),
+        *_unlike(summary),
         *_rules(summary),
         *missing_rows(summary.about.dataset, summary.config.data),
         cost(summary),
@@ -145,6 +146,14 @@ def _edges(summary: Summary) -> list[str]:
         rates = ", ".join(map(shown, sorted(set(added))))
         lines.append(f"Added beyond the learning rates given, as the best was their last: {rates}.")
     for edge in summary.verdict.edges:
+        ends = reach(summary.config, edge.key)
+        end = ends and (ends[0] if edge.side == "lowest" else ends[1])
+        if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
+            lines.append(
+                f"Mind: {edge.key}={shown(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
+                f"The space goes on to {shown(end)}: raise search.n_trials."
+            )
+            continue
         grow = " or set search.extend=true" if edge.key == LR and summary.config.search.method == "grid" else ""
         lines.append(
             f"Mind: {edge.key}={shown(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
@@ -169,6 +178,22 @@ def _lengths(summary: Summary) -> list[str]:
         for (steps, schedule), lr in budgets.items()
     )
     return [f"The best learning rate {moves} as runs get longer: {told}."]
+
+
+# Of the keys of data and model, those that leave the eval rows and their tokens as they are.
+_SAME_ROWS = ("data.max_train_rows", "data.packing", "model.dtype", "model.quantization", "model.attn_implementation")
+
+
+def _unlike(summary: Summary) -> list[str]:
+    """Axes along which losses do not quite compare."""
+    rows = [key for key in summary.axes if key.startswith(("data.", "model.")) and key not in _SAME_ROWS]
+    lines = [
+        f"Mind: {key} changes what the eval loss is measured on; losses compare within one value of it only."
+        for key in rows
+    ]
+    if {"training.batch_size", "training.gradient_accumulation_steps"} & set(summary.axes):
+        lines.append("Mind: trials are equally many steps long, so that one with larger batches has seen more rows.")
+    return lines
 
 
 def _rules(summary: Summary) -> list[str]:

@@ -161,7 +161,8 @@ class Sweep:
         file = self.folder / "outputs" / "chaos" / "study.db"
         if not file.exists():
             return {}
-        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=30)) as database:
+        # Not read-only: what a kill left half written is rolled back by whoever opens it next.
+        with contextlib.closing(sqlite3.connect(file, timeout=30)) as database:
             try:
                 states = database.execute(
                     "select trial_id, number, state from trials where state != 'WAITING'"
@@ -169,7 +170,9 @@ class Sweep:
                 values = dict(database.execute("select trial_id, value from trial_values").fetchall())
                 params: dict[int, list[str]] = {}
                 rows = database.execute("select trial_id, param_name, param_value from trial_params").fetchall()
-            except sqlite3.OperationalError:
+            except sqlite3.OperationalError as fault:
+                if "no such table" not in str(fault):
+                    raise
                 return {}  # being made
         for trial, name, value in rows:
             params.setdefault(trial, []).append(f"{name}={value}")

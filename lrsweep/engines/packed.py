@@ -196,7 +196,7 @@ class _Lockstep:
             taking_part = [slot for slot, batches in rows.items() if i < len(batches)]
             for start, stop in runs(taking_part, width):
                 slots = range(start, stop)
-                batch = join([self._shared.batch(tuple(rows[slot][i])) for slot in slots])
+                batch = join([self._shared.batch(tuple(rows[slot][i])) for slot in slots], self._shared.multiple)
                 parts = train_pass(self._pack, start, stop, batch, [tokens[slot] for slot in slots])
                 for slot, part in zip(slots, parts, strict=True):
                     losses[slot] = losses[slot] + part if slot in losses else part
@@ -237,7 +237,7 @@ class _Lockstep:
         for batch in self._shared.eval_batches:
             tokens += int((batch["labels"][:, 1:] != -100).sum())
             for start, stop in runs([member.slot for member in members], width):
-                sums, _ = eval_pass(self._pack, start, stop, join([batch] * (stop - start)))
+                sums, _ = eval_pass(self._pack, start, stop, join([batch] * (stop - start), self._shared.multiple))
                 for slot, part in zip(range(start, stop), sums.double(), strict=True):
                     totals[slot] = totals[slot] + part if slot in totals else part
         return {slot: float(total) / tokens for slot, total in totals.items()}

@@ -24,6 +24,9 @@ _FREE = {
 }
 
 
+_COMPILED_MULTIPLE = 64
+
+
 def pack_key(config: SweepConfig) -> str:
     """Trials with the same key may share a pack."""
     sections: dict[str, Any] = {"model": config.model.model_dump(), "data": config.data.model_dump()}
@@ -61,6 +64,8 @@ class Shared:
     rows: Sequence[Any]
     eval_batches: Sequence[dict[str, Tensor]]
     pad_token_id: int
+    # Rows are padded to so many tokens, or twice as many, and so on: a compiled decoder has few shapes then.
+    multiple: int
 
     @classmethod
     def load(cls, config: SweepConfig, slots: int | Literal["auto"], rank: int, at_most: int) -> "Shared":
@@ -85,8 +90,11 @@ class Shared:
         # Some models show only in a pass that their rows cannot be told apart.
         eval_pass(pack, 0, 1, held_out[0])
         if config.engine.compile:
-            pack.model.get_decoder().compile()
-        return cls(pack_key(config), pack, data.train, held_out, pad)
+            # A graph for each shape: with lengths as symbols, tracing the packed layers takes an hour.
+            pack.model.get_decoder().compile(dynamic=False)
+        return cls(
+            pack_key(config), pack, data.train, held_out, pad, _COMPILED_MULTIPLE if config.engine.compile else 1
+        )
 
     @functools.lru_cache(maxsize=32)  # noqa: B019 - lives as long as its pack
     def batch(self, rows: tuple[int, ...]) -> dict[str, Tensor]:

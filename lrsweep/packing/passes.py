@@ -42,13 +42,14 @@ def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) ->
     return _by_trial(losses, counts), counts
 
 
-def join(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The batches of neighbouring slots as one, trial-major, padded on the right to common B and T.
+def join(batches: Sequence[Mapping[str, Tensor]], multiple: int = 1) -> dict[str, Tensor]:
+    """The batches of neighbouring slots as one, trial-major, padded on the right to common B and T, T a multiple of `multiple`.
 
     Padding has no labels, and no token attends to it, so that it changes nothing.
     """
     rows = max(len(batch["input_ids"]) for batch in batches)
     length = max(batch["input_ids"].shape[1] for batch in batches)
+    length += -length % multiple
     joined: dict[str, Tensor] = {}
     for key in batches[0]:
         parts = [_padded(key, batch[key], rows, length) for batch in batches]

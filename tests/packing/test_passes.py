@@ -271,6 +271,21 @@ def test_compiled_decoder() -> None:
         assert (mine - theirs).abs().max() <= 1e-7  # the graph may round its norms to float32 elsewhere
 
 
+def test_padding_to_a_multiple_changes_nothing() -> None:
+    """So that a compiled decoder sees few lengths."""
+    batches = [Trial(seed).batch(0) for seed in range(2)]
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    found = []
+    for multiple in (1, longest + 3):
+        pack = filled(lora_pack("llama", 2), trials(2))
+        batch = join(batches, multiple)
+        assert batch["input_ids"].shape[1] == (longest if multiple == 1 else multiple)
+        found.append((train_pass(pack, 0, 2, batch), pack.arena.grads))
+    assert found[0][1].any()
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-12
+
+
 def test_rows_must_share_out() -> None:
     pack = filled(lora_pack("llama", 2), trials(2))
     with pytest.raises(ValueError, match="3 rows cannot be shared out"):

@@ -3,9 +3,9 @@
 Replays the measured trials of `results/truth.json` (run `truth.py` first), LoRA and full fine-tuning apart. A sweep has one
 seed for all its trials, and its replicates have the others; its range is five decades with random ends, its grid has a
 random phase. Regret is how far the recommended rate's true mean eval loss lies above the lowest true mean, in percent of
-that. Arms: lrsweep's verdict over a grid, over a grid with replicates, over Gaussian process and TPE (beginning at the rule
-of thumb), over TPE with the lockstep pruner in packs of 4; Optuna's TPE, Gaussian process, random search and grid,
-where the lowest eval loss is the answer.
+that. Arms: lrsweep's verdict over a grid, over a grid with replicates, over a Gaussian process (four trials at a time, as its
+packs are, and one by one) and TPE (both beginning at the rule of thumb), over TPE with the lockstep pruner in packs of 4;
+Optuna's TPE, Gaussian process, random search and grid, where the lowest eval loss is the answer.
 """
 
 import argparse
@@ -13,15 +13,17 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 from common import RESULTS, about, save, table
 from replay import STEPS, Truth, base, load, result
 
-from lrsweep import priors
+from lrsweep import priors, samplers
+from lrsweep.config import SearchConfig
 from lrsweep.lockstep import Heard, Lockstep, Rungs
+from lrsweep.samplers import GP_STARTUP
 from lrsweep.verdict import Result, judge
 
 TRIALS = 12
@@ -97,32 +99,54 @@ def their_grid(sweep: Sweep, trials: int) -> float:
     return sweep.lowest()
 
 
-def searched(sampler: Callable[[int], Any], *, ours: bool) -> Callable[[Sweep, int], float]:
-    """Trials asked of an Optuna sampler one by one; ours begins at the rule of thumb and asks the verdict."""
+def ours(method: Literal["tpe", "gp"], at_once: int) -> Callable[[Sweep, int], float]:
+    """Our search, so many trials at once, which begins at the rule of thumb; asks the verdict."""
+
+    def arm(sweep: Sweep, trials: int) -> float:
+        search = SearchConfig(method=method, n_trials=trials, seed=sweep.seed)
+        study = optuna.create_study()
+        study.enqueue_trial({"lr": rule_of_thumb(sweep)})
+        for first in range(0, trials, at_once):
+            pack = []
+            for number in range(first, min(first + at_once, trials)):
+                study.sampler = samplers.sampler(search, number)
+                trial = study.ask()
+                pack.append((trial, trial.suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True)))
+            for trial, lr in pack:
+                study.tell(trial, sweep.train(lr).eval_loss)
+        return sweep.verdict()
+
+    return arm
+
+
+def theirs(sampler: Callable[[int], Any]) -> Callable[[Sweep, int], float]:
+    """Trials asked of an Optuna sampler one by one; the lowest loss."""
 
     def arm(sweep: Sweep, trials: int) -> float:
         study = optuna.create_study(sampler=sampler(sweep.seed))
-        if ours:
-            study.enqueue_trial({"lr": rule_of_thumb(sweep)})
         for _ in range(trials):
             trial = study.ask()
             lr = trial.suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True)
             study.tell(trial, sweep.train(lr).eval_loss)
-        return sweep.verdict() if ours else sweep.lowest()
+        return sweep.lowest()
 
     return arm
 
 
 def our_pruned(sweep: Sweep, trials: int) -> float:
     """TPE in packs of four, whose worse half stops at each rung."""
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=sweep.seed))
+    study = optuna.create_study()
+    search = SearchConfig(method="tpe", n_trials=trials, seed=sweep.seed)
     study.enqueue_trial({"lr": rule_of_thumb(sweep)})
     lockstep = Lockstep(Rungs())
     warmup = base(sweep.truth.mode).scheduler.warmup(STEPS)
     numbers = iter(range(trials))
     while pack := [number for number, _ in zip(numbers, range(4), strict=False)]:
-        asked = {number: study.ask() for number in pack}
-        lrs = {n: t.suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True) for n, t in asked.items()}
+        asked, lrs = {}, {}
+        for n in pack:
+            study.sampler = samplers.sampler(search, n)
+            asked[n] = study.ask()
+            lrs[n] = asked[n].suggest_float("lr", 10**sweep.low, 10**sweep.high, log=True)
         curves = {n: sweep.truth.curve(lr, sweep._own) for n, lr in lrs.items()}
         running = list(pack)
         for i, step in enumerate(sweep.truth.steps):
@@ -153,7 +177,7 @@ def tpe(seed: int) -> Any:
 
 
 def gp(seed: int) -> Any:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=4)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=GP_STARTUP)
 
 
 def random_search(seed: int) -> Any:
@@ -163,18 +187,19 @@ def random_search(seed: int) -> Any:
 ARMS: dict[str, Callable[[Sweep, int], float]] = {
     "lrsweep grid": our_grid,
     "lrsweep grid, a third replicates": our_grid_replicated,
-    "lrsweep gp": searched(gp, ours=True),
-    "lrsweep tpe": searched(tpe, ours=True),
+    "lrsweep gp": ours("gp", GP_STARTUP),
+    "lrsweep gp, one by one": ours("gp", 1),
+    "lrsweep tpe": ours("tpe", 1),
     "lrsweep tpe, lockstep pruner": our_pruned,
     "Optuna grid": their_grid,
-    "Optuna gp": searched(gp, ours=False),
-    "Optuna tpe": searched(tpe, ours=False),
-    "Optuna random": searched(random_search, ours=False),
+    "Optuna gp": theirs(gp),
+    "Optuna tpe": theirs(tpe),
+    "Optuna random": theirs(random_search),
 }
 
 
 # A Gaussian process takes a third of a second a trial: a fifth of the sweeps.
-SLOW = ("lrsweep gp", "Optuna gp")
+SLOW = ("lrsweep gp", "lrsweep gp, one by one", "Optuna gp")
 
 
 def measure(truth: Truth, arm: str, trials: int, sweeps: int) -> dict[str, Any]:

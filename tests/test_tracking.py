@@ -21,6 +21,7 @@ from lrsweep.engines import Measurement
 from lrsweep.errors import InputError, StorageError
 from lrsweep.tracking import DatasetInfo, NoTracker, Tracker, default_uri, mlflow_tracker, open_tracker, serve_ui
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
+from lrsweep.tracking.pending import Batch, PendingRun
 from lrsweep.tracking.store import Store
 from tests.browser import MlflowServer, free_port, served
 
@@ -488,6 +489,29 @@ def test_a_broken_store_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     with pytest.raises(StorageError, match=rf"^tracking.uri=sqlite:///{tmp_path}/mlflow.db: [^\n]+$"):
         open_tracker(TrackingConfig(name="mlflow"), tmp_path)
+
+
+def test_a_run_does_not_end_before_its_last_point_is_there(opened: Open, folder: Path) -> None:
+    """A kill between the two would leave a run that looks whole, and is not."""
+    tracker = start(opened())
+    assert isinstance(tracker, MlflowTracker)
+
+    class Overtaken(PendingRun):
+        """Training measures and ends just after everything had been sent."""
+
+        def batch(self) -> Batch | None:
+            found = super().batch()
+            if found is None and self.end is None:
+                self.measured(Measurement(0, 6, {"eval_loss": 1.0}))
+                self.finish("complete", {})
+            return found
+
+    run = Overtaken("0000", {}, {}, DATA, trial=0)
+    for status, points in (("RUNNING", []), ("FINISHED", [(6, 1.0)])):
+        tracker._experiment.send(run)
+        read = Reader(default_uri(folder))
+        assert (read.trial(0).info.status, read.curve(0, "eval_loss")) == (status, points)
+    tracker.finish("complete", {}, [])
 
 
 def test_a_deleted_experiment_is_told_with_its_cure(opened: Open, folder: Path) -> None:

@@ -74,7 +74,8 @@ class Experiment:
         if run.dataset:
             self._client.log_inputs(run.run_id, datasets=_dataset_inputs(run.dataset))
             run.dataset = None
-        self.end(run)
+        if end := run.ending():
+            self.end(run, end)
         while run.artifacts:
             path = run.artifacts[0]
             if path.is_dir():
@@ -83,12 +84,11 @@ class Experiment:
                 self._client.log_artifact(run.run_id, str(path))
             del run.artifacts[0]
 
-    def end(self, run: PendingRun) -> None:
-        """Ends MLflow's run if ours has ended, whatever else it may lack."""
-        if run.run_id and run.end and not run.over:
-            status, at = run.end
-            self._client.set_terminated(run.run_id, status, at)
-            run.over = True
+    def end(self, run: PendingRun, end: tuple[str, int]) -> None:
+        """Ends MLflow's run, whatever it may lack."""
+        if run.run_id:
+            self._client.set_terminated(run.run_id, *end)
+            run.ended(end)
 
     def ended_trials(self) -> set[int]:
         """The numbers of the trials whose runs came to their own end."""

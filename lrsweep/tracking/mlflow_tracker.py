@@ -173,9 +173,9 @@ class MlflowTracker:
             with _refusals_of(run):
                 self._experiment.send(run)
         # A run that MLflow takes nothing more for should not look as if it were running.
-        if run.refused and run.end:
+        if run.refused and run.end and not run.over:
             with _refusals_of(run):
-                self._experiment.end(run)
+                self._experiment.end(run, run.end)
             run.over = True
 
 

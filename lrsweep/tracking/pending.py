@@ -107,6 +107,20 @@ class PendingRun:
             points = self._points[: _MAX_BATCH - len(params) - len(tags)]
         return Batch(points, params, tags) if points or params or tags else None
 
+    def ending(self) -> tuple[str, int] | None:
+        """The end, if that is all that MLflow has not got.
+
+        Training may have added the last points, and the end, since `batch` found nothing: a run must not look whole before
+        it is.
+        """
+        with self._lock:
+            return None if self._points or self._params or self._tags or self.over else self.end
+
+    def ended(self, end: tuple[str, int]) -> None:
+        """MLflow has this end."""
+        with self._lock:
+            self.over = self.end == end
+
     def sent(self, batch: Batch) -> None:
         """Forgets what MLflow has."""
         with self._lock:

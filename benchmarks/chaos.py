@@ -90,9 +90,7 @@ class Sweep:
         time.sleep(draw.uniform(0, LATEST))
         if keeper.poll() is not None:
             return
-        workers = [
-            p for p in psutil.Process(keeper.pid).children() if "lrsweep.executors.child" in " ".join(p.cmdline())
-        ]
+        workers = workers_of(keeper)
         (victim,) = draw.choices(list(VICTIMS), list(VICTIMS.values()))
         processes = draw.sample(workers, 1) if victim == "worker" and workers else workers if victim == "all" else []
         # The keeper first: it must not see its workers die.
@@ -177,6 +175,16 @@ class Sweep:
         for trial, name, value in rows:
             params.setdefault(trial, []).append(f"{name}={value}")
         return {n: (state, " ".join(sorted(params.get(i, []))), values.get(i)) for i, n, state in states}
+
+
+def workers_of(keeper: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Its worker processes; one may end while it is looked at."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(keeper.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one
+                found += [process] if "lrsweep.executors.child" in " ".join(process.cmdline()) else []
+    return found
 
 
 def kept_step(trial: Path) -> int:

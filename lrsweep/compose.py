@@ -106,23 +106,25 @@ def _check_flags(argv: Sequence[str]) -> None:
 def _refuse_ignored(overrides: Sequence[str], config: DictConfig) -> None:
     """Raises InputError for a group's option of which a sweep file that says the whole group itself leaves nothing."""
     sweep = next((override for override in overrides if override.startswith("+sweep=")), None)
-    for override in overrides:
-        group = override.partition("=")[0]
-        if sweep is None or not (CONF / group).is_dir():
-            continue
-        others = [other for other in overrides if other is not override]
-        if _composed(others)[0] != config:
-            continue
-        # It may be what the sweep file says anyway.
-        plain = [other for other in others if other is not sweep and (CONF / other.partition("=")[0]).is_dir()]
-        default, wanted = (flatten(_plain(_composed(list(words))[0])) for words in (plain, [*plain, override]))
+    if sweep is None:
+        return
+    # Of several options of one group, Hydra takes the last.
+    chosen = {group: override for override in overrides if (CONF / (group := override.partition("=")[0])).is_dir()}
+    for group, override in chosen.items():
+        others = [other for other in overrides if other.partition("=")[0] != group]
+        options = [other for name, other in chosen.items() if name != group]
+        try:
+            if _composed(list(others))[0] != config:
+                continue
+            default, wanted = (flatten(_plain(_composed(words)[0])) for words in (list(options), [*options, override]))
+        except InputError:
+            continue  # without the option nothing fits together: so it does say something
+        # What is lost may be what the sweep file says anyway, or the command line.
         own = flatten(_plain(config))
-        given = {other.partition("=")[0].lstrip("+") for other in others}
-        lost = [
-            key
-            for key, value in wanted.items()
-            if value != "???" and key not in given and default.get(key) != value != own.get(key)
-        ]
+        given = {other.partition("=")[0].lstrip("+") for other in others} | {
+            key for key, value in wanted.items() if value == "???"
+        }
+        lost = [key for key, value in wanted.items() if key not in given and default.get(key) != value != own.get(key)]
         if lost:
             key = next((key for key in lost if key.endswith((".mode", ".name", ".quantization"))), lost[0])
             raise InputError(

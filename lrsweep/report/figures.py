@@ -235,7 +235,7 @@ def _scale(plot: Axes, axis: str, results: Sequence[Result], places: Any) -> Non
         plot.set_xticks(range(len(names)), list(names))
         return
     tried = [places(result) for result in results]
-    if min(tried) > 0 and max(tried) / min(tried) > 20:
+    if min(tried) > 0 and (axis == LR or max(tried) / min(tried) > 20):
         plot.set_xscale("log")
 
 

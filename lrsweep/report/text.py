@@ -201,11 +201,13 @@ def _rules(summary: Summary) -> list[str]:
     best = summary.verdict.best
     assert best is not None
     lines = []
-    if summary.about.prior is not None and LR in summary.axes:
+    batches = {"training.batch_size", "training.gradient_accumulation_steps"} & set(summary.axes)
+    # It is for the base config's batch.
+    if summary.about.prior is not None and LR in summary.axes and not batches:
         held = priors.held(summary.about.prior, best.lr, summary.verdict.safe_range)
         lines.append(f"The rule of thumb (size, LoRA, batch) {held.text}.")
     # SGD's goes with the batch itself.
-    if LR in summary.axes and "training.batch_size" not in summary.axes and best.config.optimizer.name != "sgd":
+    if LR in summary.axes and not batches and best.config.optimizer.name != "sgd":
         rows = 4 * _batch(summary)
         lines.append(
             f"With another batch the rate goes with its square root: for {rows} rows, start at {shown(2 * best.lr)}."

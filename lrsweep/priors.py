@@ -106,9 +106,13 @@ def held(prior: Prior, recommended_lr: float, safe_range: tuple[float, float] | 
         return Held(True, ratio, f"held: {prior.lr:g} is within a factor of {NEAR:g} of {recommended_lr:.4g}")
     if safe:
         assert safe_range is not None
-        return Held(True, ratio, f"held: {prior.lr:g} lies in the safe range {safe_range[0]:.4g} to {safe_range[1]:.4g}")
+        return Held(
+            True, ratio, f"held: {prior.lr:g} lies in the safe range {safe_range[0]:.4g} to {safe_range[1]:.4g}"
+        )
     factor, side = (ratio, "high") if ratio > 1 else (1 / ratio, "low")
-    return Held(False, ratio, f"was off: {prior.lr:g} is {factor:.2g} times too {side}, the best is {recommended_lr:.4g}")
+    return Held(
+        False, ratio, f"was off: {prior.lr:g} is {factor:.2g} times too {side}, the best is {recommended_lr:.4g}"
+    )
 
 
 def _two_digits(lr: float) -> float:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,18 @@ def test_a_ray_of_its_own(tmp_path: Path) -> None:
     assert sorted(begun(tmp_path).values())[:15] == [1] * 15
     assert sweep.workers() == []
     assert [pid for pid in children("raylet") if cwd(pid) == tmp_path] == []
+
+
+def test_ctrl_c_does_not_wait_for_actors_without_a_place(cluster: Cluster, database: str, tmp_path: Path) -> None:
+    """The cluster has room for two; those that have it free it only once the sweep ends."""
+    words = [*grid(0.5), "executor=ray", "executor.workers=4", f"executor.address={cluster.address}"]
+    sweep = start(tmp_path, *words, f"search.storage='{database}'", env=cluster.environment)
+    sweep.wait_for_trials(2)
+    sweep.process.send_signal(signal.SIGINT)
+    code, said = sweep.wait(60)
+    assert code == 130, said
+    assert "interrupted; the same command goes on from here" in said
+    assert sweep.workers() == []
 
 
 def test_a_cluster_that_loses_a_node(cluster: Cluster, database: str, tmp_path: Path) -> None:

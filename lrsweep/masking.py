@@ -41,8 +41,6 @@ _VARIABLE = re.compile(
 )
 # A shorter one, of the environment or a URL, would be found in words that have nothing to do with it.
 _SHORTEST = 8
-
-
 _learnt: set[str] = set()
 
 
@@ -58,7 +56,9 @@ def mask(text: str) -> str:
     """The text without passwords and tokens, also those that environment variables hold, and what it has learnt."""
     for password in _learnt:
         text = text.replace(f":{password}@", f":{HIDDEN}@")
-        text = text.replace(password, HIDDEN) if len(password) >= _SHORTEST else text
+        if len(password) >= _SHORTEST:
+            # As a word: a password may be the beginning of its own URL.
+            text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(password)}(?![A-Za-z0-9])", HIDDEN, text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and _VARIABLE.search(name):
             text = text.replace(value, HIDDEN)

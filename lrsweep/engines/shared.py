@@ -22,8 +22,7 @@ _FREE = {
     "finetune": {"r", "alpha", "dropout", "rslora"},
     "training": {"max_steps", "max_grad_norm", "eval_every", "seed", "horizon", "save_adapter", "checkpoint_seconds"},
 }
-
-
+# Tokens to whose multiples rows are padded for a compiled decoder, so that it has few shapes.
 _COMPILED_MULTIPLE = 64
 
 
@@ -57,14 +56,13 @@ def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Shared:
-    """The converted base, its slots, and the data."""
+    """The converted base, its slots, and the data, whose rows a pass pads to a `multiple` of tokens."""
 
     key: str
     pack: Pack
     rows: Sequence[Any]
     eval_batches: Sequence[dict[str, Tensor]]
     pad_token_id: int
-    # Rows are padded to so many tokens, or twice as many, and so on: a compiled decoder has few shapes then.
     multiple: int
 
     @classmethod
@@ -90,7 +88,7 @@ class Shared:
         # Some models show only in a pass that their rows cannot be told apart.
         eval_pass(pack, 0, 1, held_out[0])
         if config.engine.compile:
-            # A graph for each shape: with lengths as symbols, tracing the packed layers takes an hour.
+            # A graph for each shape: with lengths as symbols, tracing the packed layers does not come to an end.
             pack.model.get_decoder().compile(dynamic=False)
         return cls(
             pack_key(config), pack, data.train, held_out, pad, _COMPILED_MULTIPLE if config.engine.compile else 1

@@ -177,7 +177,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert masking.mask(text) == text
 
 
-@pytest.mark.parametrize("password", ["pa'ssword", "12/abcdefgh", "p%40ss%2Fword"])
+@pytest.mark.parametrize("password", ["pa'ssword", "12/abcdefgh", "p%40ss%2Fword", "postgres"])
 def test_a_databases_password_is_masked_whatever_it_is_made_of(password: str, tmp_path: Path) -> None:
     url = f"postgresql://me:{password}@host/db"
     Storage(replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url}), tmp_path)

@@ -22,7 +22,7 @@ TUNED: dict[str, Any] = {
     "optimizer.eps": 1e-7,
     "optimizer.weight_decay": 0.01,
     "scheduler.warmup_steps": None,
-    "scheduler.warmup_ratio": 0.25,
+    "scheduler.warmup_ratio": 0.05,
 }
 
 
@@ -60,7 +60,7 @@ def agrees(found: dict[str, Any], best: SweepConfig) -> None:
     assert found["betas"] == [0.8, 0.95]
     assert found["eps"] == 1e-7
     assert found["weight_decay"] == 0.01
-    assert found["warmup"] in (250, [None, 0.25]), "a quarter of a thousand steps"
+    assert found["warmup"] in (50, [None, 0.05]), "a twentieth of a thousand steps"
     assert found["schedule"] == [best.scheduler.name, dict(best.scheduler.kwargs)]
     assert found["batch"] == [best.training.batch_size, best.training.gradient_accumulation_steps]
     assert found["seed"] in (best.training.seed, None)
@@ -120,7 +120,7 @@ def test_transformers(tmp_path: Path, dialect: str, text: str, keep: bool) -> No
         0.95,
         1e-7,
     )
-    assert parsed.get_warmup_steps(1000) == 250
+    assert parsed.get_warmup_steps(1000) == 50
     assert parsed.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert parsed.max_steps == best.training.schedule_steps == 1200
     assert parsed.optim == ("adamw_torch_fused" if keep else "adamw_torch")

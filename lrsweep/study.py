@@ -58,12 +58,12 @@ class Study:
     @property
     def sweep_id(self) -> str:
         """Made once with the study; ties MLflow's runs to it."""
-        return str(self._study.user_attrs["sweep_id"])
+        return str(self._attributes()["sweep_id"])
 
     @property
     def seconds(self) -> float:
         """Time spent training, over all runs of the sweep but what a kill cut off."""
-        return float(self._study.user_attrs.get("seconds", 0.0))
+        return float(self._attributes().get("seconds", 0.0))
 
     def spend(self, seconds: float) -> None:
         """Adds to the time spent."""
@@ -87,7 +87,7 @@ class Study:
     @property
     def dataset(self) -> dict[str, Any]:
         """What was noted."""
-        return dict(self._study.user_attrs["dataset"])
+        return dict(self._attributes()["dataset"])
 
     def close(self) -> None:
         """Nothing follows any more: workers may go."""
@@ -322,7 +322,7 @@ class Study:
 
     def check_same(self, identity: dict[str, Any]) -> None:
         """Refuses to go on under a changed config. Raises InputError with what has changed."""
-        before = json.loads(self._study.user_attrs["identity"])
+        before = json.loads(self._attributes()["identity"])
         now = json.loads(json.dumps(identity))
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
@@ -347,7 +347,12 @@ class Study:
             self._study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
 
     def _followed(self) -> list[dict[str, Any]]:
-        return list(self._study.user_attrs.get("followed", []))
+        return list(self._attributes().get("followed", []))
+
+    def _attributes(self) -> dict[str, Any]:
+        """What the study itself remembers; no connection stays with whoever only looks."""
+        with self._where.faults():
+            return self._study.user_attrs
 
     def _enqueue_followed(self) -> None:
         """Enqueues what `followed` lists and a kill may have kept from the queue."""

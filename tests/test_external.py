@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -91,28 +90,40 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["output.log", "run", "trainer.yaml"]
 
 
+def left_running(folder: Path) -> "subprocess.Popen[bytes]":
+    """What a killed worker leaves: a trial's command, which has started another process, out of its session."""
+    child = "import time; time.sleep(99)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session=True)"
+    command = [sys.executable, "-c", parent, str(folder / "trainer.yaml")]
+    process = subprocess.Popen(command, env={**os.environ, "LRSWEEP_TRIAL": str(folder)}, start_new_session=True)
+    while len(running(folder)) < 2:
+        time.sleep(0.05)
+    return process
+
+
 def test_what_a_killed_sweep_left_running_ends_before_the_trial_starts_anew(tmp_path: Path) -> None:
-    config = tmp_path / "0" / "trainer.yaml"
-    config.parent.mkdir()
-    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", str(config)], start_new_session=True)
-    (config.parent / "trainer.pid").write_text(str(left.pid))
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], start_new_session=True)
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "trainer.pid").write_text(str(other.pid))
+    left = left_running(tmp_path / "0")
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(99)", str(tmp_path / "0" / "trainer.yaml")]
+    )
     train(ExternalEngine("true {config}", text, 1, []), tmp_path, tiny(), tiny())
-    assert left.wait(10) == -signal.SIGKILL
-    assert other.poll() is None, "not the trial's: another process got its number"
+    assert len(running(tmp_path / "0")) == 1
+    left.wait(10)
+    assert other.poll() is None, "not the trial's: somebody looks at its config"
     other.kill()
     other.wait()
 
 
 def test_all_that_a_sweep_left_running_ends(tmp_path: Path) -> None:
-    config = tmp_path / "trials" / "0003" / "trainer.yaml"
-    config.parent.mkdir(parents=True)
-    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)", str(config)], start_new_session=True)
-    (config.parent / "trainer.pid").write_text(str(left.pid))
-    end_left_over(tmp_path)
-    assert left.wait(10) == -signal.SIGKILL
+    left = [left_running(tmp_path / "sweep" / "trials" / name) for name in ("0003", "0004")]
+    beside = left_running(tmp_path / "sweep2" / "trials" / "0000")
+    end_left_over(tmp_path / "sweep")
+    assert running(tmp_path / "sweep" / "trials") == []
+    assert len(running(tmp_path)) == 2
+    end_left_over(tmp_path / "sweep2")
+    assert running(tmp_path) == []
+    for process in (*left, beside):
+        process.wait(10)
 
 
 def test_a_signal_that_the_command_gets_too_is_no_failure(tmp_path: Path) -> None:

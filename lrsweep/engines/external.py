@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrsweep.engines import Host, Measurement, Outcome, Trial, failed
-from lrsweep.errors import StorageError
 from lrsweep.outputs import disk_faults, write
 
 log = logging.getLogger(__name__)
 
 # Seconds between two looks at the logs; from asking a command to end until it is made to, and then what it has started.
 _LOOK_EVERY, _GRACE, _CHILDRENS_GRACE = 0.25, 10.0, 1.0
-_CONFIG = "trainer.yaml"
-# In a trial's folder while its command runs: the number of that process.
-_RECORD = "trainer.pid"
+# In the environment of a trial's command, and of all that it starts: the trial's folder.
+_TRIAL = "LRSWEEP_TRIAL"
 # What a service manager or SLURM may send to the trainer itself, beside the worker.
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
@@ -156,10 +154,11 @@ class _Process:
         while self.send(0) and time.monotonic() < until:
             time.sleep(0.05)
         self.send(signal.SIGKILL)
+        # And what has left the group.
+        end_left_over(self.trial.folder)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE)
         self.console.close()
-        (self.folder.parent / _RECORD).unlink(missing_ok=True)
 
     def send(self, signum: int) -> bool:
         """Sends it to the command's process group; False where none of that is left."""
@@ -180,11 +179,11 @@ class _Process:
 
 def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None) -> _Process:
     folder = trial.folder / "run"
-    config, output = trial.folder / _CONFIG, trial.folder / "output.log"
+    config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
     with disk_faults(trial.folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Of an earlier attempt, neither the logs are this one's nor what a killed sweep left running.
-        _end_left_over(trial.folder / _RECORD)
+        end_left_over(trial.folder)
         for path in _logs(folder):
             path.unlink()
         console = open(output, "wb")  # noqa: SIM115 - closed when the command has ended
@@ -193,7 +192,8 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
         word.replace("{config}", str(config.resolve())).replace("{output}", str(folder.resolve()))
         for word in shlex.split(command)
     ]
-    environment = dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    environment = {**os.environ, _TRIAL: str(trial.folder.resolve())}
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
@@ -202,31 +202,27 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     except OSError:
         console.close()
         raise
-    try:
-        write(trial.folder / _RECORD, str(process.pid))
-    except StorageError:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        console.close()
-        raise
     return _Process(trial, gpu, folder, process, console)
 
 
-def end_left_over(sweep_folder: Path) -> None:
-    """Ends the commands of a sweep that outlived their workers on this machine."""
-    for record in sweep_folder.glob(f"trials/*/{_RECORD}"):
-        _end_left_over(record)
+def end_left_over(folder: Path) -> None:
+    """Ends the commands that outlived their workers on this machine, with all they have started.
 
-
-def _end_left_over(record: Path) -> None:
+    `folder` is a trial's, or a sweep's for all its trials. They are known by their environment: a record on disk would come too
+    late for a worker that is killed just after it has started one.
+    """
     import psutil
 
-    config = record.with_name(_CONFIG)
-    with contextlib.suppress(OSError, ValueError, psutil.Error):
-        number = int(record.read_text(encoding="utf-8"))
-        # Another process may have that number by now.
-        if any(str(config.resolve()) in word for word in psutil.Process(number).cmdline()):
-            os.killpg(number, signal.SIGKILL)
+    inside = str(folder.resolve())
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            own = process.environ().get(_TRIAL, "")
+            if own == inside or own.startswith(f"{inside}{os.sep}"):
+                process.kill()
+                found.append(process)
+    # Until it is gone, it may write into the logs that the next attempt begins.
+    psutil.wait_procs(found, timeout=_GRACE)
 
 
 def _logs(folder: Path) -> list[Path]:

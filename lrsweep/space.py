@@ -183,6 +183,12 @@ def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
     return {axis.key: axis.value(stored[axis.key]) for axis in axes}
 
 
+def trained(values: Mapping[str, Any], trial: SweepConfig) -> dict[str, Any]:
+    """A trial's axis values as it is trained with them: `search.lr_scaling` fits an axis's learning rate to the batch."""
+    scaled = trial.search.lr_scaling != "none"
+    return {key: trial.optimizer.lr if key == LR and scaled else value for key, value in values.items()}
+
+
 def trial_config(
     config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> SweepConfig:

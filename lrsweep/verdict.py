@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lrsweep.basin import Basin, fit
 from lrsweep.config import SweepConfig
 from lrsweep.noise import Noise, estimate, same
-from lrsweep.space import LR
+from lrsweep.space import LR, trained
 from lrsweep.trials import Role
 
 
@@ -40,9 +40,8 @@ class Result:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """Its axis values as it was trained with them: `search.lr_scaling` fits an axis's learning rate to the batch."""
-        scaled = self.config.search.lr_scaling != "none"
-        return {key: self.lr if key == LR and scaled else value for key, value in self.values.items()}
+        """Its axis values as it was trained with them."""
+        return trained(self.values, self.config)
 
 
 @dataclass(frozen=True)

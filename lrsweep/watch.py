@@ -133,9 +133,7 @@ class Watch:
             return None
 
     def _values(self, point: Point, config: SweepConfig) -> dict[str, Any]:
-        """The axis values, the learning rate as the trial trains with it."""
-        values = space.values(self.study.axes, point.params)
-        return {key: config.optimizer.lr if key == space.LR else value for key, value in values.items()}
+        return space.trained(space.values(self.study.axes, point.params), config)
 
     def _track(self, number: int, point: Point) -> None:
         config = self._config(point)

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 
 from lrsweep import outputs
+from lrsweep.claims import Claims
 from lrsweep.config import SweepConfig, flatten
 from lrsweep.engines.external import end_left_over
 from lrsweep.errors import StorageError
@@ -82,13 +83,15 @@ def _check_empty(folder: Path, where: Storage) -> None:
         )
 
 
-def join_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, presence: Presence) -> Study:
+def join_study(config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, presence: Presence) -> Claims:
     """The sweep's study, made by its keeper, for a worker. Raises InputError if its data are others, StorageError."""
-    found = find_study(config, axes, folder)
-    assert found is not None, "the keeper makes the study first"
-    found.check_same(identity(config, fingerprint))
-    found.join(presence)
-    return found
+    where = Storage(config, folder)
+    with where.faults():
+        study = _stored(config, where)
+        assert study is not None, "the keeper makes the study first"
+        joined = Claims(study, axes, config, where, presence)
+        joined.check_same(identity(config, fingerprint))
+        return joined
 
 
 def open_study(

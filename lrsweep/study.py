@@ -1,26 +1,24 @@
-"""The sweep's memory: an Optuna study that knows a total, gives each trial to one worker, and keeps diverged from failed."""
+"""The sweep's memory: an Optuna study that knows a total, what follows from results, and diverged from failed.
 
-import contextlib
+What a worker does with it is in `claims.py`.
+"""
+
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.config import SweepConfig
-from lrsweep.engines import Stop
 from lrsweep.errors import InputError
-from lrsweep.lockstep import Heard
 from lrsweep.presence import Presence
-from lrsweep.samplers import lockstep, sampler
 from lrsweep.space import LR, Axis, grid, grown
 from lrsweep.storage import Storage
-from lrsweep.trials import Point, Record, Role, Seen, claim_of, deaths_of, heard_of, point_of, record_of
+from lrsweep.trials import Point, Record, Seen, claim_of, deaths_of, point_of, record_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
@@ -38,16 +36,11 @@ class Study:
         self._study = study
         self._config = config
         self._where = storage
-        self._lockstep = lockstep(config)
-        # What earlier runs of the sweep measured stands; their own trials were judged then.
-        self._heard_out: set[int] = set()
-        self._listen(study.get_trials(deepcopy=False))
         self._axes = axes
         points = len(grid(axes)) if config.search.method == "grid" else None
         n_trials = config.search.n_trials
         self._total = min(n_trials or points, points) if points is not None else n_trials or 0
         self._presence: Presence | None = None
-        self._running: dict[int, optuna.Trial] = {}
         self.axes = self._grown()
 
     @property
@@ -136,16 +129,12 @@ class Study:
         """Whether nothing is left to run."""
         return not self._unfinished() and len(self.records()) >= self.total
 
-    # For workers.
+    # For everybody.
 
     @property
     def shared(self) -> bool:
         """Whether workers on other machines can reach it."""
         return self._where.shared
-
-    def join(self, presence: Presence) -> None:
-        """This process takes trials, as the worker of that name."""
-        self._presence = presence
 
     def beat(self) -> None:
         """Another sign of life, for workers on other machines; costs one write."""
@@ -153,151 +142,6 @@ class Study:
         key = f"beat {self._presence.worker}"
         with self._where.faults():
             self._study.set_user_attr(key, self._study.user_attrs.get(key, 0) + 1)
-
-    def next(self) -> tuple[int, Point] | None:
-        """The next trial's number and what it tries; first those that dead workers left behind. None where there is none.
-
-        One whose process died while training it is given out last, and alone.
-        """
-        assert self._presence is not None, "join first"
-        with self._where.faults(), self._where.alone(), self._where.read_once():
-            # Read once: all other workers may be waiting meanwhile, and there may be hundreds of trials.
-            attributes = self._study.user_attrs
-            self.axes = self._grown(attributes)
-            trial = self._taken(attributes)
-            if trial is None:
-                return None
-            # The claim comes last: whoever has one has its values.
-            params = {axis.key: _suggest(trial, axis) for axis in self.axes}
-            before = claim_of(trial.user_attrs)
-            try:
-                trial.set_user_attr("claim", [self._presence.worker, before[1] + 1 if before else 0])
-            except optuna.exceptions.UpdateFinishedTrialError:
-                # The last thing that its worker did was to tell its end; there may be others.
-                return None
-            self._running[trial.number] = trial
-            return trial.number, Point(params, **trial.user_attrs.get("point", {}))
-
-    def _taken(self, attributes: Mapping[str, Any]) -> optuna.Trial | None:
-        if any(deaths_of(trial.user_attrs) for trial in self._running.values()):
-            return None
-        trials = self._study.get_trials(deepcopy=False)
-        left = [
-            frozen
-            for frozen in trials
-            if frozen.state == TrialState.RUNNING
-            and frozen.number not in self._running
-            and self._ownerless(frozen, attributes)
-        ]
-        suspects = [frozen for frozen in left if deaths_of(frozen)]
-        clean = [frozen for frozen in left if not deaths_of(frozen)]
-        if clean:
-            return optuna.Trial(self._study, clean[0]._trial_id)
-        started = sum(frozen.state != TrialState.WAITING for frozen in trials)
-        if started < self._total + len(attributes.get("followed", [])):
-            self._study.sampler = sampler(self._config.search, started)
-            return self._study.ask()
-        if suspects and not self._running:
-            return optuna.Trial(self._study, suspects[0]._trial_id)
-        return None
-
-    def _ownerless(self, frozen: FrozenTrial, attributes: Mapping[str, Any]) -> bool:
-        claim = claim_of(frozen)
-        assert self._presence is not None
-        return claim is None or not claim[0] or self._presence.dead(claim[0], attributes.get(f"beat {claim[0]}", 0))
-
-    def report(self, evals: Sequence[Heard]) -> dict[int, Stop]:
-        """Records the evaluations of one moment; answers the trials to stop: the pruner's, and those that another has."""
-        if not evals:
-            return {}
-        with self._where.faults():
-            trials = {frozen.number: frozen for frozen in self._study.get_trials(deepcopy=False)}
-            stop: dict[int, Stop] = {heard.number: "lost" for heard in evals if not self._owns(trials[heard.number])}
-            own = [heard for heard in evals if heard.number not in stop]
-            # What other workers have measured meanwhile.
-            self._listen(frozen for frozen in trials.values() if frozen.number not in self._running)
-            # A replicate measures noise, and has to be whole.
-            whole = {heard.number for heard in own if self._role(heard.number) == "replicate"}
-            stop |= dict.fromkeys(self._lockstep.hear([heard for heard in own if heard.number not in whole]), "pruned")
-            for heard in own:
-                trial = self._running[heard.number]
-                if "budget" not in trial.user_attrs:
-                    trial.set_user_attr("budget", [heard.max_steps, heard.warmup])
-                with warnings.catch_warnings():
-                    # A trial begun anew reports its first steps again; Optuna keeps the old value, which is the same.
-                    warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
-                    trial.report(heard.eval_loss, heard.step)
-                if heard.number not in whole and trial.should_prune():
-                    stop[heard.number] = "pruned"
-            return stop
-
-    def tell(self, record: Record) -> None:
-        """Ends a trial; of one that another worker has taken over, the other's word counts.
-
-        A diverged one is told to the sampler as worse than all it knows, and never counts as the best.
-        """
-        # A server holds many tells at once, and whoever takes a trial over meanwhile finds its end on disk.
-        with self._where.faults(), contextlib.nullcontext() if self._where.shared else self._where.alone():
-            mine = self.mine(record.number)
-            trial = self._running.pop(record.number)
-            try:
-                if mine:
-                    self._end(trial, record)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                mine = False
-            if not mine:
-                log.warning("trial %d has been taken over by another worker", record.number)
-
-    def suspect(self, number: int, reason: str) -> None:
-        """A trial that failed in company, maybe of another one's doing: it is let go of, to be tried alone, or given up."""
-        with self._where.faults(), self._where.alone():
-            mine = self.mine(number)
-            trial = self._running.pop(number)
-            if mine:
-                trial.set_user_attr("claim", ["", (claim_of(trial.user_attrs) or ("", 0))[1]])
-                self._suspect(self._study._storage.get_trial(trial._trial_id), reason, "it failed")
-
-    def release(self, number: int) -> None:
-        """A trial that is to go on later, here or elsewhere."""
-        with self._where.faults(), self._where.alone():
-            mine = self.mine(number)
-            trial = self._running.pop(number)
-            if mine:
-                before = claim_of(trial.user_attrs)
-                trial.set_user_attr("claim", ["", before[1] if before else 0])
-
-    def waits(self) -> bool:
-        """Whether something may follow: the keeper has not closed the study, and is alive."""
-        assert self._presence is not None
-        with self._where.faults():
-            attributes = self._study.user_attrs
-            keeper = attributes.get("keeper", "")
-            closed = attributes.get("closed", True)
-            return not closed and not self._presence.dead(keeper, attributes.get(f"beat {keeper}", 0))
-
-    def mine(self, number: int) -> bool:
-        """Whether a trial that this worker took is still its own."""
-        return self._owns(self._study._storage.get_trial(self._running[number]._trial_id))
-
-    def _owns(self, frozen: FrozenTrial) -> bool:
-        assert self._presence is not None
-        claim = claim_of(frozen)
-        return not frozen.state.is_finished() and claim is not None and claim[0] == self._presence.worker
-
-    def _listen(self, trials: Iterable[FrozenTrial]) -> None:
-        """Has the pruner hear what others measure; of a trial that has ended, once."""
-        for frozen in trials:
-            if frozen.number in self._heard_out:
-                continue
-            for heard in heard_of(frozen):
-                self._lockstep.hear([heard])
-            if frozen.state.is_finished():
-                self._heard_out.add(frozen.number)
-
-    def _role(self, number: int) -> Role:
-        return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]
-
-    # For everybody.
 
     def records(self) -> list[Record]:
         """Every finished trial, by number."""
@@ -380,14 +224,3 @@ class Study:
             value for frozen in self._study.get_trials(deepcopy=False) for value in frozen.intermediate_values.values()
         ]
         return 2.0 * max([1.0, record.eval_loss or 0.0, *seen])
-
-
-def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
-    """The stored value of one axis; a trial that has it already keeps it."""
-    spread = axis.distribution
-    if isinstance(spread, CategoricalDistribution):
-        return trial.suggest_categorical(axis.key, spread.choices)
-    if isinstance(spread, IntDistribution):
-        return trial.suggest_int(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)
-    assert isinstance(spread, FloatDistribution)
-    return trial.suggest_float(axis.key, spread.low, spread.high, log=spread.log, step=spread.step)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep import masking, outputs, space
+from lrsweep.claims import Claims
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Engine, Measurement, Outcome, Stop, Trial
 from lrsweep.errors import InputError, LrsweepError
@@ -39,7 +40,7 @@ class Worker:
 
     config: SweepConfig
     folder: SweepFolder
-    study: Study
+    study: Claims
     stop: threading.Event
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
     _eval_loss: dict[int, float] = field(default_factory=dict)

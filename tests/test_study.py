@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from lrsweep import space
+from lrsweep.claims import Claims
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
 from lrsweep.engines import Stop
@@ -18,7 +19,7 @@ from lrsweep.lockstep import Heard
 from lrsweep.outputs import SweepFolder
 from lrsweep.presence import Presence, new_worker
 from lrsweep.samplers import check_search
-from lrsweep.studies import find_study, open_study, put_aside
+from lrsweep.studies import find_study, join_study, open_study, put_aside
 from lrsweep.study import Study
 from lrsweep.trials import Point, Record
 
@@ -39,21 +40,19 @@ def tpe(total: int, *overrides: str) -> SweepConfig:
     return sweep_config(["search=tpe", f"search.n_trials={total}", lr, *overrides])
 
 
-def opened(config: SweepConfig, folder: Path, fingerprint: str = "data", first: Any = None) -> Study:
+def opened(config: SweepConfig, folder: Path, fingerprint: str = "data", first: Any = None) -> Claims:
     """The study as its keeper opens it, joined by a worker of this process."""
-    study = open_study(config, space.axes(config), folder, fingerprint, first)
-    study.join(Presence(folder, new_worker()))
-    return study
+    open_study(config, space.axes(config), folder, fingerprint, first)
+    return join_study(config, space.axes(config), folder, fingerprint, Presence(folder, new_worker()))
 
 
-def kill(study: Study) -> None:
+def kill(study: Claims) -> None:
     """What the kernel does for a worker that has died: its lock is gone, its trials are as they were."""
-    assert study._presence is not None
     os.close(study._presence._lock)
 
 
 def run(
-    study: Study, at_most: int = 1000, loss: Any = lambda params: params["optimizer.lr"]
+    study: Claims, at_most: int = 1000, loss: Any = lambda params: params["optimizer.lr"]
 ) -> list[tuple[int, float]]:
     done = []
     while len(done) < at_most and (taken := study.next()):

@@ -13,7 +13,7 @@ from lrsweep.engines import Measurement, Outcome
 from lrsweep.executors.crew import Crew, Ending
 from lrsweep.outputs import SweepFolder
 from lrsweep.presence import Presence, new_worker
-from lrsweep.studies import open_study
+from lrsweep.studies import join_study, open_study
 from lrsweep.worker import Worker
 
 SEARCH = sweep_config(
@@ -31,8 +31,9 @@ def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Join:
     folder.create()
 
     def joined() -> Worker:
-        study = open_study(SEARCH, space.axes(SEARCH), folder.path, "data")
-        study.join(Presence(folder.path, new_worker()))
+        open_study(SEARCH, space.axes(SEARCH), folder.path, "data")
+        presence = Presence(folder.path, new_worker())
+        study = join_study(SEARCH, space.axes(SEARCH), folder.path, "data", presence)
         return Worker(SEARCH, folder, study, threading.Event())
 
     return joined

@@ -1,0 +1,50 @@
+"""What torch.compile costs a sweep on a CPU, and whether it changes a curve: `python benchmarks/compiled.py`, four minutes.
+
+The same two trials of eight steps of the embedded model, packed, with the decoder compiled and without, each a process of its
+own: seconds from start to end, compilation and all, and how far the losses are apart.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, about, save, table
+
+from lrsweep.outputs import read_metrics
+
+COMMAND = [
+    "+sweep=lora_lr", "name=compiled", "space.optimizer.lr=[1e-3,3e-3]", "training.max_steps=8", "training.eval_every=4",
+    "data.max_eval_rows=16", "search.preflight=false", "tracking=none", "engine=packed",
+]  # fmt: skip
+
+
+def run(folder: Path, compiled: bool) -> dict[str, Any]:
+    folder.mkdir()
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "lrsweep", *COMMAND, f"engine.compile={compiled}"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    seconds = time.monotonic() - begun
+    trials = [read_metrics(folder / "outputs" / "compiled" / "trials" / f"{number:04d}") for number in (0, 1)]
+    losses = [value for rows in trials for row in rows for name, value in row.items() if name in ("loss", "eval_loss")]
+    return {"compiled": compiled, "seconds": round(seconds, 1), "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "compiled.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as parent:
+        runs = [run(Path(parent) / str(compiled), compiled) for compiled in (False, True)]
+    plain, compiled = (found.pop("losses") for found in runs)
+    apart = max(abs(a - b) for a, b in zip(plain, compiled, strict=True))
+    print(table(["compiled", "seconds"], [[found["compiled"], found["seconds"]] for found in runs]))
+    print(f"{len(plain)} losses, {apart:.1e} apart at most")
+    save(arguments.out, about("torch") | {"losses": len(plain), "apart": apart}, runs=runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -65,11 +66,18 @@ def _sweep(argv: Sequence[str]) -> int:
     from lrsweep.outputs import SweepFolder
     from lrsweep.report.screen import open_screen
     from lrsweep.report.text import print_summary
+    from lrsweep.sweep import InterruptedSweepError
     from lrsweep.sweep import run as run_sweep
 
     check_place(SweepFolder(config.name).path)
     console = Console()
-    summary = run_sweep(config, open_screen(console))
+    try:
+        summary = run_sweep(config, open_screen(console))
+    except InterruptedSweepError as interrupted:
+        # Fresh was what came before; from here on it would begin anew.
+        command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
+        interrupted.args = (f"interrupted; go on from here with: {command}",)
+        raise
     print_summary(console, summary, SweepFolder(config.name))
     return 0
 

@@ -48,7 +48,7 @@ class InterruptedSweepError(LrsweepError):
     """A signal ended the run; the same command resumes."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__("interrupted; the same command goes on from here")
+        super().__init__("interrupted; run again, it goes on from here")
         self.exit_code = 128 + signum
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -219,13 +220,14 @@ def test_killed_half_way_it_ends_with_the_same_trials(
     ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.faults)]
 )
 def test_a_signal_ends_it_resumably(tmp_path: Path, signum: signal.Signals, code: int) -> None:
-    process = start(tmp_path)
+    process = start(tmp_path, "resume=fresh")
     wait_for_step(tmp_path, 0, 4)
     process.send_signal(signum)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert "trial 0 lr=1e-05: interrupted\n" in stdout
-    assert stderr == "lrsweep: interrupted; the same command goes on from here\n"
+    # Fresh again would begin anew.
+    assert stderr == f"lrsweep: interrupted; go on from here with: {shlex.join(['lrsweep', *SMALL])}\n"
     reported = lrsweep("report", "lora_lr", cwd=tmp_path)
     assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; run the sweep on\n"
     assert "RUNNING" not in mlflow_statuses(tmp_path)

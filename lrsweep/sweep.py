@@ -39,7 +39,7 @@ from lrsweep.worker import start_beating
 log = logging.getLogger(__name__)
 
 # Seconds between two looks at what the workers do, and how long workers of an earlier run may take to end.
-_LOOK_EVERY, _LINGER = 0.2, 60.0
+_LOOK_EVERY, _LINGER = 0.5, 60.0
 # The former where many may be at work, and a look costs the database as much as a worker's question.
 _LOOK_ELSEWHERE_EVERY = 1.0
 

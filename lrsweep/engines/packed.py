@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lrsweep import checkpoint
+from lrsweep.config import TrainingConfig
 from lrsweep.engines import Engine, Host, Measurement, Outcome, Stop, Trial, failed
 from lrsweep.engines.member import NAME, Member, admit, save, save_adapter
 from lrsweep.engines.shared import Shared, pack_key
@@ -92,8 +93,8 @@ class _Lockstep:
         self._host = host
         self._members: dict[int, Member] = {}
         self._base_loss: float | None = None
-        # Less than the training passes' width once evaluation has run out of memory.
-        self._eval_width = 0
+        # Trials in one pass of an evaluation, once it has run out of memory.
+        self._eval_at_most = shared.pack.arena.slots
         self._more = True
 
     def train(self, first: Trial) -> Trial | None:
@@ -221,15 +222,21 @@ class _Lockstep:
     @torch.no_grad()
     def _evaluate(self, members: Sequence[Member]) -> dict[int, float]:
         """Each member's mean loss over all label tokens of the eval set, by slot. Out of memory, in smaller passes."""
-        while True:
-            width = self._eval_width or self._widths.known(self._shared.key)
+        while members:
+            width = self._eval_width(members[0].trial.config.training)
             try:
                 return self._eval_passes(members, width)
             except torch.OutOfMemoryError as fault:
                 if width == 1:
                     raise
-                self._eval_width = width // 2
-                log.warning("out of GPU memory in evaluation (%s): %d trials a pass", fault, self._eval_width)
+                self._eval_at_most = width // 2
+                log.warning("out of GPU memory in evaluation (%s): %d trials a pass", fault, self._eval_at_most)
+        return {}
+
+    def _eval_width(self, training: TrainingConfig) -> int:
+        """Trials in one pass of an evaluation: as many as make it about as many rows as a pass of training."""
+        rows = self._widths.known(self._shared.key) * training.batch_size
+        return max(1, min(rows // training.eval_batch_size, self._eval_at_most))
 
     def _eval_passes(self, members: Sequence[Member], width: int) -> dict[int, float]:
         totals: dict[int, Tensor] = {}

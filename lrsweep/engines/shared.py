@@ -1,5 +1,6 @@
 """What the trials of one pack share: the converted base, its slots, the data."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lrsweep.finetune.data import collate
 from lrsweep.finetune.evaluation import eval_batches
 from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import enable_checkpointing, load_model, lora_config, make_trainable, resolve_dtype
-from lrsweep.packing import Pack, Unpackable, eval_pass, pack_lora, pack_weights
+from lrsweep.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
 
 # What may differ between trials of one pack; every other key of these sections changes shapes or the base.
 _FREE = {
@@ -77,14 +78,17 @@ class Shared:
         if config.training.gradient_checkpointing:
             enable_checkpointing(model)
         compute = resolve_dtype(config.model)
+        pad = tokenizer.pad_token_id
+        held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad))
+        # A compiled decoder is to see few shapes.
+        unpadded = 0 if config.engine.compile else lay_end_to_end(model, held_out[-1])
         trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
         count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
         if config.finetune.mode == "lora":
             pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
         else:
             pack = pack_weights(trainable, count, compute=compute)
-        pad = tokenizer.pad_token_id
-        held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad))
+        pack = dataclasses.replace(pack, unpadded=unpadded)
         # Some models show only in a pass that their rows cannot be told apart.
         eval_pass(pack, 0, 1, held_out[0])
         if config.engine.compile:

@@ -16,6 +16,7 @@ from lrsweep.packing.convert import pack_lora, pack_weights
 from lrsweep.packing.errors import Unpackable
 from lrsweep.packing.pack import Pack
 from lrsweep.packing.passes import eval_pass, join, train_pass
+from lrsweep.packing.unpadded import lay_end_to_end
 
 __all__ = [
     "Adapter",
@@ -25,6 +26,7 @@ __all__ = [
     "Unpackable",
     "eval_pass",
     "join",
+    "lay_end_to_end",
     "pack_lora",
     "pack_weights",
     "runs",

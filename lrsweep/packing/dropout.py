@@ -22,20 +22,22 @@ def layer_keys(seeds: Sequence[int], passes: Sequence[int], layers: int, device:
     return _mix(trials[None] + torch.arange(1, layers + 1, device=device)[:, None] * _GOLDEN)
 
 
-def keep(keys: Tensor, shape: Sequence[int], rates: Tensor) -> Tensor:
-    """Which elements stay, as bools of `shape` [k, B, T, D], for keys [k] and dropout rates [k]."""
-    _, rows, length, width = shape
-    device = keys.device
-    place = torch.arange(rows, device=device)[:, None] * 2**32 + torch.arange(length, device=device)
+def token_places(rows: Tensor, positions: Tensor) -> Tensor:
+    """A number for each token, of its row in the trial's batch and its position in the row."""
+    return rows * 2**32 + positions
+
+
+def keep(keys: Tensor, places: Tensor, width: int, rates: Tensor) -> Tensor:
+    """Which elements stay, as bools [k, N, D = width]: keys [k], the tokens' places [k, N] (or [1, N]), dropout rates [k]."""
     # The two halves are mixed well before they meet, so that one cheap finaliser over all elements is enough.
-    row = _mix(keys[:, None, None] ^ _mix(place)).to(torch.int32)
-    column = _mix(torch.arange(width, device=device) * _GOLDEN).to(torch.int32)
+    row = _mix(keys[:, None] ^ _mix(places)).to(torch.int32)
+    column = _mix(torch.arange(width, device=keys.device) * _GOLDEN).to(torch.int32)
     bits = row[..., None] ^ column
     bits.mul_(_FINAL_A)
     bits.bitwise_xor_(bits >> 15)
     bits.mul_(_FINAL_B)
     threshold = (rates.double() * 2**32 - 2**31).to(torch.int32)
-    return torch.ge(bits, threshold.view(-1, 1, 1, 1))
+    return torch.ge(bits, threshold.view(-1, 1, 1))
 
 
 def _mix(x: Tensor) -> Tensor:

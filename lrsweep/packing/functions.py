@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from lrsweep.packing.arena import View
 
+_ONEDNN = "AVX512" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: View, b: View, scaling: Tensor) -> Tensor:
     """A frozen linear layer and each trial's adapter on it: x W^T + bias + scaling (x A^T) B^T.
@@ -37,6 +39,18 @@ def trial_linear(x: Tensor, weight: View, bias: View | None) -> Tensor:
     return y
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias, without a gradient: x [..., in], W [out, in].
+
+    In float32 on CPUs with AVX-512 by oneDNN, through the operator that torch.compile puts in a linear layer's place there:
+    MKL, which F.linear calls, stops at AVX2 on CPUs that are not Intel's, and takes twice as long.
+    """
+    if _ONEDNN and x.dtype == torch.float32 and x.is_cpu:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return y
+    return F.linear(x, weight, bias)
+
+
 def parameter(view: View) -> Tensor:
     """The weights [k, ...] for use in any torch code; what autograd finds for them is added into the arena."""
     weight: Tensor = _Parameter.apply(view.weight, view.grad)  # type: ignore[no-untyped-call]
@@ -58,7 +72,7 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(a.shape[0], -1, x.shape[-1])
         low = torch.bmm(rows, a.mT).mul_(scaling)
-        y = F.linear(rows, weight, bias).baddbmm_(low, b.mT)
+        y = linear(rows, weight, bias).baddbmm_(low, b.mT)
         ctx.save_for_backward(rows, low)
         ctx.shape, ctx.weight, ctx.adapter = x.shape, weight, (a, b, grad_a, grad_b, scaling)
         return y.view(*x.shape[:-1], -1)
@@ -70,7 +84,7 @@ class _AdaptedLinear(torch.autograd.Function):
         a = ctx.adapter[0]
         dy = dy.reshape(*rows.shape[:2], -1)
         dlow = _adapter_backward(dy, rows, low, *ctx.adapter)
-        dx = torch.matmul(dy, ctx.weight).baddbmm_(dlow, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        dx = linear(dy, ctx.weight.mT).baddbmm_(dlow, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None, None, None, None
 
 
@@ -140,8 +154,10 @@ def _adapter_backward(
     dy: Tensor, rows: Tensor, low: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
 ) -> Tensor:
     """Adds the gradients of A and B; returns that of x A^T, [k, B*T, R]."""
-    dlow = torch.bmm(dy, b).mul_(scaling)
-    _accumulate(grad_b, dy.mT, low)
+    # MKL takes four times as long for a product whose second matrix has R columns side by side.
+    wide = b.mT.contiguous().mT if b.is_cpu else b
+    dlow = torch.bmm(dy, wide).mul_(scaling)
+    _accumulate(grad_b.mT, low.mT, dy)
     _accumulate(grad_a, dlow.mT, rows)
     return dlow
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lrsweep.packing.arena import View
 from lrsweep.packing.errors import Unpackable
+from lrsweep.packing.functions import linear
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Head:
             weight = _tensor(self.weight, trial, views, compute)
             bias = None if self.bias is None else _tensor(self.bias, trial, views, compute)
             rows, wanted = hidden[part].to(compute), targets[part, None]
-            logits = _capped(F.linear(rows, weight, bias), self.softcap)
+            logits = _capped(linear(rows, weight, bias), self.softcap)
             chunk = torch.log_softmax(logits, dim=1, dtype=precise)
             losses[part] = -chunk.gather(1, wanted)[:, 0]
             if gradient is None or shares is None:
@@ -53,7 +53,7 @@ class Head:
                 chunk.mul_(1 - (logits.to(precise) / self.softcap).square())
             dlogits = chunk.to(compute)
             share = shares[part, None].to(precise)
-            gradient[part] = dlogits @ weight * share
+            gradient[part] = linear(dlogits, weight.mT) * share
             if isinstance(self.weight, str):
                 views[self.weight].grad[trial].add_(dlogits.mT @ (rows * share).to(compute))
             if isinstance(self.bias, str):

@@ -20,7 +20,8 @@ from lrsweep.packing.window import Window
 class Pack:
     """K slots over one frozen base. Either each trial trains an adapter (`adapters` makes them), or its own copy of `base`.
 
-    The model is called through `passes`; called by itself it runs the slots of the last pass.
+    The model is called through `passes`; called by itself it runs the slots of the last pass. Rows of up to `unpadded`
+    tokens may be laid end to end (`unpadded.py`).
     """
 
     model: PreTrainedModel
@@ -29,6 +30,7 @@ class Pack:
     head: Head
     adapters: AdapterMaker | None = None
     base: Weights | None = None
+    unpadded: int = 0
 
     def start(self, config: LoraConfig | None = None, seed: int = 0) -> Adapter | Weights:
         """What a trial begins with: PEFT's own fresh adapter of that seed, or the base's weights."""

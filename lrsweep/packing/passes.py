@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrsweep.packing.pack import Pack
+from lrsweep.packing.unpadded import Layout, is_sparse, run_unpadded
 
 IGNORED = -100
 
@@ -74,15 +75,24 @@ def _label_states(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Hidden states [n, D] that predict a label, those labels [n], and their number per trial; n goes trial by trial."""
     device, compute = pack.arena.weights.device, pack.arena.compute_dtype
-    pack.window.select(start, stop, *batch["input_ids"].shape, training=training)
-    inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key != "labels"}
-    if "attention_mask" in batch and _pads_right(batch["attention_mask"]):
-        # Causal attention never looks to the right: the mask changes nothing at label tokens, and costs time.
-        del inputs["attention_mask"]
     mixed = compute != pack.arena.weights.dtype
-    with torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext():
-        hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    autocast = torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext()
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    right = mask is not None and _pads_right(mask)
+    if mask is not None and right and ids.shape[1] <= pack.unpadded and is_sparse(mask):
+        layout = Layout.of(mask, stop - start, pack.arena.weights.dtype)
+        pack.window.select(start, stop, *layout.positions.shape, training=training, places=layout.places_in_batch())
+        labels = labels.flatten()[layout.back].masked_fill(layout.taken[:, 0] == 0, IGNORED)
+        with autocast:
+            hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
+    else:
+        pack.window.select(start, stop, *ids.shape, training=training)
+        # Causal attention never looks to the right: a mask there changes nothing at label tokens, and costs time.
+        left_out = {"labels", "attention_mask"} if right else {"labels"}
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key not in left_out}
+        with autocast:
+            hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     wanted = labels != IGNORED
     counts = wanted.view(stop - start, -1).sum(1).tolist()
     places = wanted.flatten().nonzero()[:, 0].to(device, non_blocking=True)

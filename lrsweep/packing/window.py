@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.packing.arena import Arena, View
-from lrsweep.packing.dropout import keep, layer_keys
+from lrsweep.packing.dropout import keep, layer_keys, token_places
 from lrsweep.packing.errors import Unpackable
 
 
@@ -27,6 +27,7 @@ class Window:
         self._passes = [0] * arena.slots
         self._layers = 0
         self._keys: Tensor | None = None
+        self._places = torch.zeros(1, 0, dtype=torch.int64)
         self.start = self.stop = self.rows = self._tokens = 0
         self.views: Mapping[str, View] = {}
         self.scaling = self._scaling[:0]
@@ -57,8 +58,13 @@ class Window:
             "passes": self._passes[slot],
         }
 
-    def select(self, start: int, stop: int, rows: int, length: int, *, training: bool) -> None:
-        """The slots of the next pass, of `rows` rows of `length` tokens in all; holds for its backward too."""
+    def select(
+        self, start: int, stop: int, rows: int, length: int, *, training: bool, places: Tensor | None = None
+    ) -> None:
+        """The slots of the next pass, of `rows` rows of `length` tokens in all; holds for its backward too.
+
+        `places` are the tokens' in their batches, [k, tokens of a trial], where the rows are not just those of the batches.
+        """
         if not 0 <= start < stop <= self._arena.slots or rows % (stop - start):
             raise ValueError(f"{rows} rows cannot be shared out among the slots {start}..{stop} of {self._arena.slots}")
         self.start, self.stop, self.rows, self._tokens = start, stop, rows, rows * length
@@ -70,6 +76,10 @@ class Window:
                 self._keys = layer_keys(
                     self._seeds[start:stop], self._passes[start:stop], self._layers, self._scaling.device
                 )
+                if places is None:
+                    by_row = torch.arange(rows // (stop - start))[:, None], torch.arange(length)
+                    places = token_places(*by_row).view(1, -1)
+                self._places = places.to(self._scaling.device, non_blocking=True)
             for slot in range(start, stop):
                 self._passes[slot] += 1
 
@@ -98,7 +108,7 @@ class Window:
         if self._keys is None:
             return x
         k = self.stop - self.start
-        by_trial = x.reshape(k, self.rows // k, -1, x.shape[-1])
+        by_trial = x.reshape(k, -1, x.shape[-1])
         rates = self._rates[self.start : self.stop]
-        mask = keep(self._keys[layer], by_trial.shape, rates) / (1 - rates).view(-1, 1, 1, 1)
+        mask = keep(self._keys[layer], self._places, x.shape[-1], rates) / (1 - rates).view(-1, 1, 1)
         return (by_trial * mask.to(x.dtype)).view(x.shape)

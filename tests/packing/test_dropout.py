@@ -3,7 +3,7 @@
 import torch
 
 from lrsweep.packing import join, train_pass
-from lrsweep.packing.dropout import keep, layer_keys
+from lrsweep.packing.dropout import keep, layer_keys, token_places
 from tests.packing.solo import Trial, differences, lora_pack, together
 
 CPU = torch.device("cpu")
@@ -12,7 +12,13 @@ SHAPE = (1, 4, 50, 500)
 
 def mask(seed: int = 0, passes: int = 0, layer: int = 0, rate: float = 0.5) -> torch.Tensor:
     keys = layer_keys([seed], [passes], 3, CPU)[layer]
-    return keep(keys, SHAPE, torch.tensor([rate]))[0]
+    return drawn(keys, SHAPE, torch.tensor([rate]))[0]
+
+
+def drawn(keys: torch.Tensor, shape: tuple[int, int, int, int], rates: torch.Tensor) -> torch.Tensor:
+    """The mask [k, B, T, D] of rows as they are in their batches."""
+    places = token_places(torch.arange(shape[1])[:, None], torch.arange(shape[2])).view(1, -1)
+    return keep(keys, places, shape[3], rates).view(shape)
 
 
 def test_rates() -> None:
@@ -56,8 +62,8 @@ def test_seeds_passes_and_layers_draw_independently() -> None:
 def test_padding_and_neighbours_leave_a_mask_alone() -> None:
     keys = layer_keys([5, 6, 7], [1, 2, 3], 1, CPU)[0]
     rates = torch.tensor([0.3, 0.0, 0.5])
-    crowd = keep(keys, (3, 4, 60, 32), rates)
-    single = keep(layer_keys([7], [3], 1, CPU)[0], (1, 2, 40, 32), rates[2:])
+    crowd = drawn(keys, (3, 4, 60, 32), rates)
+    single = drawn(layer_keys([7], [3], 1, CPU)[0], (1, 2, 40, 32), rates[2:])
     assert torch.equal(crowd[2:, :2, :40], single)
     assert crowd[1].all()
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, set_seed
 
 from lrsweep.packing import Pack, Unpackable, eval_pass, head, join, pack_lora, pack_weights, train_pass
+from lrsweep.packing.functions import linear
 from tests.packing.solo import (
     COMMON,
     KINDS,
@@ -311,3 +313,24 @@ def test_layers_that_get_gathered_rows_are_found_out() -> None:
     filled(pack, [Trial(0)])
     with pytest.raises(Unpackable, match="not all of the pass's 2 rows"):
         train_pass(pack, 0, 1, Trial(0).batch(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_are_torchs_own(dtype: torch.dtype) -> None:
+    """Whichever library takes them: with a bias, of a transposed weight, of many axes, of no rows, of what is not finite."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 32, generator=generator).to(dtype), torch.randn(48, generator=generator).to(dtype)
+    tolerance = 20 * torch.finfo(dtype).eps
+    for rows in ((7, 5, 32), (40, 32), (1, 32), (0, 32)):
+        x = torch.randn(*rows, generator=generator).to(dtype)
+        assert linear(x, weight, bias).shape == (*rows[:-1], 48)
+        for mine, theirs in (
+            (linear(x, weight, bias), F.linear(x, weight, bias)),
+            (linear(x, weight.T.contiguous().T), F.linear(x, weight)),
+        ):
+            assert torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+    x = torch.ones(3, 32, dtype=dtype)
+    x[1, 4], x[2, 5] = torch.nan, torch.inf
+    assert linear(x, weight)[0].isfinite().all()
+    assert linear(x, weight)[1].isnan().all()
+    assert linear(x, weight)[2].isinf().all()

@@ -6,7 +6,8 @@ and a temporary folder; its time is from the call to the return, with data and m
 adapters are saved, on either side.
 
 Part a: no pruning, time to finish all 32. Its lines take the gain apart, one change after another: logits only at
-labels (given to Trainer too), lrsweep's packed engine with one slot, with all its slots, with MLflow.
+labels (given to Trainer too), lrsweep's packed engine with one slot, with all its slots, with MLflow. Three arms more train in
+the process itself: one as it is, one with all rows padded, one with products as torch takes them.
 
 Part b: each seed orders the trials anew (theirs by GridSampler's seed; ours by shuffling the axes and the values of
 each, as a grid is run in the order it is written) and seeds the adapters and the order of rows. The grid is run in full
@@ -45,6 +46,8 @@ import torch.nn.functional as F
 from common import RESULTS, about, save, table
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+import lrsweep.engines.shared
+import lrsweep.packing.functions
 import lrsweep.sweep
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
@@ -71,11 +74,19 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 STOCK, STOCK_LABELS = "HF search", "HF search, logits at labels"
 PACKED_1, PACKED, MLFLOW = "lrsweep, packed, 1 slot", "lrsweep, packed", "lrsweep, packed, with MLflow"
+INLINE, PADDED, MATMUL = (
+    "lrsweep, packed, inline",
+    "lrsweep, packed, inline, padded",
+    "lrsweep, packed, inline, F.linear",
+)
 STOCK_PRUNED, PACKED_PRUNED = "HF search, median pruner", "lrsweep, packed, lockstep pruner"
 OVERRIDES = {
     PACKED_1: ["engine=packed", "engine.slots=1", "tracking=none"],
     PACKED: ["engine=packed", "tracking=none"],
     MLFLOW: ["engine=packed", "tracking=mlflow"],
+    INLINE: ["engine=packed", "tracking=none", "executor=inline"],
+    PADDED: ["engine=packed", "tracking=none", "executor=inline"],
+    MATMUL: ["engine=packed", "tracking=none", "executor=inline"],
     PACKED_PRUNED: ["engine=packed", "tracking=none", "pruner=lockstep"],
 }
 
@@ -111,6 +122,10 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
     # What lrsweep imports when it comes to it.
     for module in ("lrsweep.engines.choice", "matplotlib.pyplot", "mlflow"):
         importlib.import_module(module)
+    if name == PADDED:
+        lrsweep.engines.shared.lay_end_to_end = lambda *_: 0
+    if name == MATMUL:
+        lrsweep.packing.functions._ONEDNN = False
     start = time.perf_counter()
     if name == MLFLOW:
         importlib.import_module("mlflow").MlflowClient(default_uri(Path.cwd())).search_experiments()
@@ -253,7 +268,7 @@ def run(name: str, seed: int, smoke: bool) -> Result:
 def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
     """Time to finish all trials, without pruning, by arm."""
     print("a: all trials, no pruning", flush=True)
-    names = [STOCK, STOCK_LABELS, PACKED_1, PACKED, MLFLOW]
+    names = [STOCK, STOCK_LABELS, PACKED_1, PACKED, MLFLOW, INLINE, PADDED, MATMUL]
     shuffle = random.Random(0)
     results: dict[str, list[Result]] = {name: [] for name in names}
     for _ in range(repeats):
@@ -287,6 +302,9 @@ def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
         ("the packed engine's loop and its base loaded once, one trial at a time", STOCK_LABELS, PACKED_1),
         ("packing", PACKED_1, PACKED),
         ("MLflow", PACKED, MLFLOW),
+        ("a worker of its own", INLINE, PACKED),
+        ("rows without padding", PADDED, INLINE),
+        ("products by oneDNN", MATMUL, INLINE),
     ):
         print(f"{what}: {lows[before] / lows[after]:.2f}x ({before} -> {after})")
     print(f"aim, {AIM_EQUAL}x at equal trials: {_verdict(lows[STOCK] / lows[PACKED], AIM_EQUAL)}")

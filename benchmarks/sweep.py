@@ -6,8 +6,10 @@ and a temporary folder; its time is from the call to the return, with data and m
 adapters are saved, on either side.
 
 Part a: no pruning, time to finish all 32. Its lines take the gain apart, one change after another: logits only at
-labels (given to Trainer too), lrsweep's packed engine with one slot, with all its slots, with MLflow. Three arms more train in
-the process itself: one as it is, one with all rows padded, one with products as torch takes them.
+labels (given to Trainer too), lrsweep's packed engine with one slot, with all its slots, with MLflow.
+
+Part parts: the packed engine alone on the same trials, without workers, study and report: as it is, with rows padded, with
+products as torch takes them, with neither.
 
 Part b: each seed orders the trials anew (theirs by GridSampler's seed; ours by shuffling the axes and the values of
 each, as a grid is run in the order it is written) and seeds the adapters and the order of rows. The grid is run in full
@@ -51,7 +53,9 @@ import lrsweep.packing.functions
 import lrsweep.sweep
 from lrsweep.compose import sweep_config
 from lrsweep.config import SweepConfig
-from lrsweep.engines import Measurement
+from lrsweep.config import replace as with_keys
+from lrsweep.engines import Measurement, Outcome, Stop, Trial
+from lrsweep.engines.packed import PackedEngine
 from lrsweep.finetune.data import collate
 from lrsweep.finetune.inputs import inputs
 from lrsweep.finetune.model import load_model, make_trainable
@@ -74,19 +78,12 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 STOCK, STOCK_LABELS = "HF search", "HF search, logits at labels"
 PACKED_1, PACKED, MLFLOW = "lrsweep, packed, 1 slot", "lrsweep, packed", "lrsweep, packed, with MLflow"
-INLINE, PADDED, MATMUL = (
-    "lrsweep, packed, inline",
-    "lrsweep, packed, inline, padded",
-    "lrsweep, packed, inline, F.linear",
-)
+ENGINE, PADDED, MATMUL, NEITHER = "engine", "engine, rows padded", "engine, F.linear", "engine, rows padded, F.linear"
 STOCK_PRUNED, PACKED_PRUNED = "HF search, median pruner", "lrsweep, packed, lockstep pruner"
 OVERRIDES = {
     PACKED_1: ["engine=packed", "engine.slots=1", "tracking=none"],
     PACKED: ["engine=packed", "tracking=none"],
     MLFLOW: ["engine=packed", "tracking=mlflow"],
-    INLINE: ["engine=packed", "tracking=none", "executor=inline"],
-    PADDED: ["engine=packed", "tracking=none", "executor=inline"],
-    MATMUL: ["engine=packed", "tracking=none", "executor=inline"],
     PACKED_PRUNED: ["engine=packed", "tracking=none", "pruner=lockstep"],
 }
 
@@ -122,10 +119,6 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
     # What lrsweep imports when it comes to it.
     for module in ("lrsweep.engines.choice", "matplotlib.pyplot", "mlflow"):
         importlib.import_module(module)
-    if name == PADDED:
-        lrsweep.engines.shared.lay_end_to_end = lambda *_: 0
-    if name == MATMUL:
-        lrsweep.packing.functions._ONEDNN = False
     start = time.perf_counter()
     if name == MLFLOW:
         importlib.import_module("mlflow").MlflowClient(default_uri(Path.cwd())).search_experiments()
@@ -134,6 +127,41 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
     lrsweep.sweep.run(config, notes)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "database_seconds": database, "trials": notes.ended(start)}
+
+
+def run_engine(name: str, seed: int, smoke: bool) -> Result:
+    """The packed engine alone, with the trials handed to it."""
+    if name in (PADDED, NEITHER):
+        lrsweep.engines.shared.lay_end_to_end = lambda *_: 0
+    if name in (MATMUL, NEITHER):
+        lrsweep.packing.functions._ONEDNN = False
+    axes = SMOKE_AXES if smoke else AXES
+    config = trial_config(seed, smoke, axes, "engine=packed", "tracking=none")
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    host = Handing([with_keys(config, point) for point in points])
+    inputs(config.model, config.data)
+    start = time.perf_counter()
+    PackedEngine("auto", config.finetune.r).run(host)
+    return {"seconds": time.perf_counter() - start, "losses": host.losses}
+
+
+class Handing:
+    """A host that hands trials out and keeps their last eval losses."""
+
+    def __init__(self, configs: Sequence[SweepConfig]) -> None:
+        self._waiting = [Trial(i, config, Path(str(i))) for i, config in enumerate(configs)]
+        self.losses = [float("nan")] * len(configs)
+
+    def next_trial(self) -> Trial | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
+        for measurement in measurements:
+            self.losses[measurement.number] = measurement.metrics.get("eval_loss", self.losses[measurement.number])
+        return {}
+
+    def finish(self, outcome: Outcome) -> None:
+        assert outcome.status == "complete", outcome
 
 
 class Notes(Screen):
@@ -260,7 +288,8 @@ class LabelLogitsTrainer(Trainer):
 
 
 def run(name: str, seed: int, smoke: bool) -> Result:
-    result = in_a_process(run_hf if name.startswith("HF") else run_lrsweep, name, seed, smoke)
+    function = run_hf if name.startswith("HF") else run_engine if name.startswith("engine") else run_lrsweep
+    result = in_a_process(function, name, seed, smoke)
     print(f"  {name}, seed {seed}: {result['seconds']:.1f} s", flush=True)
     return result
 
@@ -268,7 +297,7 @@ def run(name: str, seed: int, smoke: bool) -> Result:
 def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
     """Time to finish all trials, without pruning, by arm."""
     print("a: all trials, no pruning", flush=True)
-    names = [STOCK, STOCK_LABELS, PACKED_1, PACKED, MLFLOW, INLINE, PADDED, MATMUL]
+    names = [STOCK, STOCK_LABELS, PACKED_1, PACKED, MLFLOW]
     shuffle = random.Random(0)
     results: dict[str, list[Result]] = {name: [] for name in names}
     for _ in range(repeats):
@@ -302,9 +331,6 @@ def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
         ("the packed engine's loop and its base loaded once, one trial at a time", STOCK_LABELS, PACKED_1),
         ("packing", PACKED_1, PACKED),
         ("MLflow", PACKED, MLFLOW),
-        ("a worker of its own", INLINE, PACKED),
-        ("rows without padding", PADDED, INLINE),
-        ("products by oneDNN", MATMUL, INLINE),
     ):
         print(f"{what}: {lows[before] / lows[after]:.2f}x ({before} -> {after})")
     print(f"aim, {AIM_EQUAL}x at equal trials: {_verdict(lows[STOCK] / lows[PACKED], AIM_EQUAL)}")
@@ -313,6 +339,40 @@ def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
     print(
         "HF's eval loss is a mean of batch means, lrsweep's a mean over tokens: so far apart are their eval losses.\n"
     )
+    return entries
+
+
+def part_parts(repeats: int, smoke: bool) -> list[dict[str, Any]]:
+    """The engine alone, with and without what it does to a pass."""
+    print("parts: the engine alone", flush=True)
+    names = [ENGINE, PADDED, MATMUL, NEITHER]
+    shuffle = random.Random(0)
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in shuffle.sample(names, len(names)):
+            results[name].append(run(name, 0, smoke))
+    entries = []
+    for name in names:
+        seconds = [round(result["seconds"], 2) for result in results[name]]
+        pairs = zip(results[name][0]["losses"], results[ENGINE][0]["losses"], strict=True)
+        apart = statistics.median(abs(mine - theirs) for mine, theirs in pairs)
+        entries.append(
+            {
+                "arm": name, "seconds_min": min(seconds), "seconds_median": statistics.median(seconds), "seconds_all": seconds,
+                "median_eval_losses_apart": apart,
+            }
+        )  # fmt: skip
+    least = entries[0]["seconds_min"]
+    rows = [
+        [
+            e["arm"],
+            f"{e['seconds_min']:.1f}",
+            f"{e['seconds_min'] / least:.2f}x",
+            f"{e['median_eval_losses_apart']:.0e}",
+        ]
+        for e in entries
+    ]
+    print(table(["parts: no pruning", "seconds", "the engine is faster by", "eval losses apart (median)"], rows))
     return entries
 
 
@@ -398,9 +458,9 @@ def _spread(values: Sequence[float | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", choices=("a", "full", "b"), help="default: all")
+    parser.add_argument("--part", choices=("a", "parts", "full", "b"), help="default: all")
     parser.add_argument("--seeds", type=int, default=5, help="of part b")
-    parser.add_argument("--repeats", type=int, default=1, help="of part a")
+    parser.add_argument("--repeats", type=int, default=1, help="of the parts a and parts")
     parser.add_argument("--smoke", action="store_true", help="4 trials of 6 steps: does it run?")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for sweep_*.json")
     arguments = parser.parse_args()
@@ -408,7 +468,9 @@ def main() -> None:
     print(f"{known['hardware']}, {known['threads']} threads")
     if arguments.part in (None, "a"):
         save(arguments.out / "sweep_a.json", known, arms=part_a(arguments.repeats, arguments.smoke))
-    if arguments.part != "a":
+    if arguments.part in (None, "parts"):
+        save(arguments.out / "sweep_parts.json", known, arms=part_parts(arguments.repeats, arguments.smoke))
+    if arguments.part in (None, "full", "b"):
         grids = full_grids(arguments.seeds, arguments.smoke, arguments.out / "sweep_full.json")
     if arguments.part in (None, "b"):
         part_b(

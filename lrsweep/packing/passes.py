@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrsweep.packing.dropout import token_places
 from lrsweep.packing.pack import Pack
 from lrsweep.packing.unpadded import Layout, is_sparse, run_unpadded
 
@@ -82,8 +83,10 @@ def _label_states(
     right = mask is not None and _pads_right(mask)
     if mask is not None and right and ids.shape[1] <= pack.unpadded and is_sparse(mask):
         layout = Layout.of(mask, stop - start, pack.arena.weights.dtype)
-        pack.window.select(start, stop, *layout.positions.shape, training=training, places=layout.places_in_batch())
-        labels = labels.flatten()[layout.back].masked_fill(layout.taken[:, 0] == 0, IGNORED)
+        pack.window.select(
+            start, stop, *layout.positions.shape, training=training, places=token_places(layout.rows, layout.positions)
+        )
+        labels = labels.flatten()[layout.source].masked_fill(layout.taken[:, 0] == 0, IGNORED)
         with autocast:
             hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
     else:

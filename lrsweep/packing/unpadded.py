@@ -15,25 +15,28 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lrsweep.packing.dropout import token_places
-
 # The name among transformers' attention functions.
 _NAME = "lrsweep_unpadded"
 # Below this share of padding the gathers cost more than they save.
 _PADDING = 0.1
+# Rows of up to so many tokens are padded to a common length for attention, as are those of up to twice as many, and so on.
+_SHORT = 64
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of k trials' padded rows, [k*B, T], lie in [k, N], N being the longest trial's tokens.
 
-    `back` [k*N] is the padded place of each token, and `places` [k*B*T] the other way round. Where there is none they
-    say another token of the trial; `taken` [k*N, 1] and `real` [k*B*T, 1] are 0 there, else 1.
+    For attention rows are padded again, but in `groups` (rows, length) of like length, P places in all. `back` [k*N] is each
+    token's place there, `source` [k*N] the one in the padded rows, and `places` [P] the token in each place. Where there is
+    none they say another one of the same trial; `taken` [k*N, 1] and `real` [P, 1] are 0 there, else 1.
     """
 
     trials: int
-    rows: int
+    groups: tuple[tuple[int, int], ...]
     positions: Tensor
+    rows: Tensor
+    source: Tensor
     back: Tensor
     places: Tensor
     taken: Tensor
@@ -41,49 +44,60 @@ class Layout:
 
     @classmethod
     def of(cls, mask: Tensor, trials: int, dtype: torch.dtype) -> "Layout":
-        """The layout of rows [k*B, T] that are padded on the right; the mask is 0 on padding."""
-        by_trial = mask.view(trials, -1).bool()
-        counts, size = by_trial.sum(1), by_trial.shape[1]
-        longest = int(counts.max())
-        within = by_trial.cumsum(1) - 1  # padding says the last token before it
-        padded = by_trial.flatten().nonzero()[:, 0]
-        trial = padded // size
-        back = (torch.arange(trials) * size)[:, None].repeat(1, longest)
-        back[trial, within.flatten()[padded]] = padded
-        taken = torch.arange(longest) < counts[:, None]
-        positions = torch.where(taken, back % mask.shape[1], 0)
-        places = within.clamp(min=0) + longest * torch.arange(trials)[:, None]
-        return cls(
-            trials, len(mask), positions, back.flatten(), places.flatten(),
-            taken.view(-1, 1).to(dtype), by_trial.reshape(-1, 1).to(dtype),
-        )  # fmt: skip
+        """The layout of rows [k*B, T] that are padded on the right; the mask is 0 on padding, and nowhere for a whole row."""
+        lengths = mask.sum(1)
+        by_trial = lengths.view(trials, -1)
+        longest = int(by_trial.sum(1).max())
+        first = (by_trial.cumsum(1) - by_trial + longest * torch.arange(trials)[:, None]).flatten()
+        buckets = lengths.clamp(min=_SHORT).log2().ceil().tolist()
+        members = [
+            torch.tensor([row for row, of_row in enumerate(buckets) if of_row == bucket])
+            for bucket in sorted(set(buckets))
+        ]
+        groups = [(rows, int(lengths[rows].max())) for rows in members]
+        row = torch.cat([rows.repeat_interleave(length) for rows, length in groups])
+        position = torch.cat([torch.arange(length).repeat(len(rows)) for rows, length in groups])
+        real = position < lengths[row]
+        places = first[row] + torch.minimum(position, lengths[row] - 1)
 
-    def places_in_batch(self) -> Tensor:
-        """Each token's place in its trial's batch, [k, N], as dropout has it."""
-        length = len(self.places) // self.rows
-        row = self.back.view(self.trials, -1) // length % (self.rows // self.trials)
-        return token_places(row, self.positions)
+        def by_token(of_place: Tensor) -> Tensor:
+            # A trial's missing tokens are told of as its first one.
+            found = torch.zeros(trials * longest, dtype=of_place.dtype)
+            found[places[real]] = of_place[real]
+            return torch.where(taken, found, found.view(trials, -1)[:, :1].expand(-1, longest).flatten())
+
+        taken = torch.zeros(trials * longest, dtype=torch.bool)
+        taken[places[real]] = True
+        return cls(
+            trials, tuple((len(rows), length) for rows, length in groups),
+            positions=by_token(position).view(trials, -1),
+            rows=by_token(row % by_trial.shape[1]).view(trials, -1),
+            source=by_token(row * mask.shape[1] + position),
+            back=by_token(torch.arange(len(row))),
+            places=places, taken=taken[:, None].to(dtype), real=real[:, None].to(dtype),
+        )  # fmt: skip
 
     def to(self, device: torch.device) -> "Layout":
         moved = {
             key: value.to(device, non_blocking=True) for key, value in vars(self).items() if torch.is_tensor(value)
         }
-        return Layout(self.trials, self.rows, **moved)
+        return Layout(self.trials, self.groups, **moved)
 
-    def apart(self, x: Tensor) -> Tensor:
-        """Heads [k, H, N, d] as [k*B, H, T, d]."""
+    def apart(self, x: Tensor) -> list[Tensor]:
+        """Heads [k, H, N, d] as [rows, H, T, d], group by group."""
         _, heads, _, width = x.shape
         flat = x.transpose(1, 2).reshape(-1, heads * width)
         rows: Tensor = _Gather.apply(flat, self.places, self.back, self.taken)  # type: ignore[no-untyped-call]
-        return rows.view(self.rows, -1, heads, width).transpose(1, 2)
+        parts = torch.split(rows, [count * length for count, length in self.groups])
+        return [part.view(*group, heads, width).transpose(1, 2) for part, group in zip(parts, self.groups, strict=True)]
 
-    def together(self, x: Tensor) -> Tensor:
-        """Rows [k*B, T, H, d] as [k, N, H, d]."""
-        _, _, heads, width = x.shape
-        flat: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
-            x.reshape(-1, heads * width), self.back, self.places, self.real
-        )
-        return flat.view(self.trials, -1, heads, width)
+    def together(self, parts: list[Tensor]) -> Tensor:
+        """Rows [rows, T, H, d], group by group, as [k, N, H, d]."""
+        heads, width = parts[0].shape[2:]
+        flat = [part.reshape(-1, heads * width) for part in parts]
+        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+        found: Tensor = _Gather.apply(joined, self.back, self.places, self.real)  # type: ignore[no-untyped-call]
+        return found.view(self.trials, -1, heads, width)
 
 
 class _Gather(torch.autograd.Function):
@@ -108,8 +122,8 @@ def _attention(
     if layout is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
         return found
-    rows, _ = sdpa_attention_forward(module, *map(layout.apart, (query, key, value)), None, **options)
-    return layout.together(rows), None
+    groups = zip(*map(layout.apart, (query, key, value)), strict=True)
+    return layout.together([sdpa_attention_forward(module, *heads, None, **options)[0] for heads in groups]), None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -119,7 +133,7 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 def run_unpadded(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
     """The decoder's last hidden states [k, N, D] for padded ids [k*B, T], of a model that `lay_end_to_end` was called with."""
     states: Tensor = model.get_decoder()(
-        input_ids=ids.flatten()[layout.back].view(layout.trials, -1),
+        input_ids=ids.flatten()[layout.source].view(layout.trials, -1),
         position_ids=layout.positions,
         # What has four axes transformers takes for a finished mask, and makes none.
         attention_mask=torch.ones(1, 1, 1, 1, device=ids.device),

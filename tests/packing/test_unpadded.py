@@ -41,7 +41,10 @@ def shapes_seen(pack: Pack) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize(("dtype", "losses", "weights"), [(torch.float64, 1e-10, 1e-9), (torch.float32, 1e-4, 1e-3)])
 @pytest.mark.parametrize("kind", TAKERS)
-def test_trials_have_the_curves_of_stock_peft(kind: str, dtype: torch.dtype, losses: float, weights: float) -> None:
+def test_trials_have_the_curves_of_stock_peft(
+    kind: str, dtype: torch.dtype, losses: float, weights: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrsweep.packing.unpadded._SHORT", 8)  # attention in two groups
     base = tiny(kind, dtype)
     pack = lora(kind, 4, dtype)
     seen = shapes_seen(pack)
@@ -139,15 +142,23 @@ def test_other_attention_is_left_alone() -> None:
     assert lay_end_to_end(tiny("llama"), {"input_ids": torch.ones(1, 4, dtype=torch.long)}) == 0
 
 
-def test_the_way_there_and_back() -> None:
-    """Tokens of unequal rows, one trial with fewer, taken apart and laid together again."""
+@pytest.mark.parametrize("short", [64, 1])
+def test_the_way_there_and_back(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of unequal rows, one trial with fewer, taken apart (in groups of like length) and laid together again."""
+    monkeypatch.setattr("lrsweep.packing.unpadded._SHORT", short)
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     layout = Layout.of(mask, 2, torch.float64)
+    assert layout.groups == (((4, 4),) if short == 64 else ((1, 1), (1, 2), (2, 4)))
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 0, 1]]
+    assert layout.rows.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
     tokens = torch.arange(12.0, dtype=torch.float64).view(2, 1, 6, 1).requires_grad_()
-    rows = layout.apart(tokens)
-    assert rows[mask.bool()[:, None, :, None]].tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
-    again = layout.together(rows.transpose(1, 2)).flatten()
+    parts = layout.apart(tokens)
+    rows = [part[:, 0, :, 0].tolist() for part in parts]
+    if short == 64:
+        assert rows == [[[0, 1, 2, 2], [3, 3, 3, 3], [6, 7, 8, 9], [10, 11, 11, 11]]]
+    else:
+        assert rows == [[[3]], [[10, 11]], [[0, 1, 2, 2], [6, 7, 8, 9]]]
+    again = layout.together([part.transpose(1, 2) for part in parts]).flatten()
     real = layout.taken.flatten().bool()
     assert again[real].tolist() == tokens.flatten()[real].tolist()
     (again * torch.arange(1.0, 13.0)).sum().backward()

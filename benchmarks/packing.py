@@ -14,9 +14,11 @@ A floor that is not met is printed as such, and is no error.
 
 import argparse
 import copy
+import dataclasses
 import functools
 import gc
 import json
+import math
 import multiprocessing
 import random
 import statistics
@@ -34,6 +36,7 @@ import torch.nn.functional as F
 from common import RESULTS, about, save, table
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -47,7 +50,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lrsweep.finetune.order import row_order
-from lrsweep.packing import Pack, join, pack_lora, runs, train_pass
+from lrsweep.packing import Pack, join, lay_end_to_end, pack_lora, runs, train_pass
 from lrsweep.packing.width import Widths
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -56,7 +59,10 @@ SEED, CLIP = 0, 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama and its batch; the last `labelled` of every row's tokens have labels. `steps` a trial."""
+    """A Llama and its batch; the last `labelled` of every row's tokens have labels. `steps` a trial.
+
+    Rows have `tokens`, or from `shortest` on, log-uniformly; then they are padded to the batch's longest, as a collator does.
+    """
 
     name: str
     layers: int
@@ -68,9 +74,11 @@ class Shape:
     steps: int
     labelled: float = 0.5
     tied: bool = False
+    shortest: int | None = None
 
     def __str__(self) -> str:
-        size = f"{self.layers} layers h={self.hidden} V={self.vocabulary} b{self.batch} T{self.tokens}"
+        lengths = f"{self.shortest}..{self.tokens}" if self.shortest else str(self.tokens)
+        size = f"{self.layers} layers h={self.hidden} V={self.vocabulary} b{self.batch} T{lengths}"
         return f"{self.name}: {size}, {self.labelled:.0%} labels"
 
 
@@ -82,6 +90,7 @@ SHAPES = (
     Shape("embedded", 4, 128, 352, 2048, 8, 64, steps=8, tied=True),
     # As many labels as the embedded task has.
     Shape("embedded-quarter", 4, 128, 352, 2048, 8, 64, steps=8, labelled=0.25, tied=True),
+    Shape("unequal", 4, 128, 352, 2048, 8, 256, steps=10, tied=True, shortest=16),
 )
 
 
@@ -162,13 +171,31 @@ def make_rows(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
     """One epoch of random rows."""
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(shape.vocabulary, (steps * shape.batch, shape.tokens), generator=generator)
-    labels = ids.clone()
-    labels[:, : shape.tokens - round(shape.tokens * shape.labelled)] = -100
-    return [{"input_ids": row, "labels": wanted} for row, wanted in zip(ids, labels, strict=True)]
+    if shape.shortest:
+        span = torch.rand(len(ids), generator=generator) * math.log(shape.tokens / shape.shortest)
+        ids = [
+            row[:length] for row, length in zip(ids, (shape.shortest * span.exp()).round().int().tolist(), strict=True)
+        ]
+    rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
+    for row in rows:
+        row["labels"][: len(row["labels"]) - round(len(row["labels"]) * shape.labelled)] = -100
+        if shape.shortest:
+            row["attention_mask"] = torch.ones_like(row["input_ids"])
+    return rows
 
 
 def stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    return {
+        key: pad_sequence([row[key] for row in rows], batch_first=True, padding_value=-100 if key == "labels" else 0)
+        for key in rows[0]
+    }
+
+
+def packed(shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Pack:
+    """As lrsweep's engine makes a pack."""
+    model = base_model(shape, dtype)
+    longest = lay_end_to_end(model, make_batches(shape, 1)[0])
+    return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest)
 
 
 def make_batches(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
@@ -318,7 +345,7 @@ def train_packed(
 
 def packed_1_arm(shape: Shape, steps: int) -> Run:
     """One slot, one trial after another."""
-    pack, batches = pack_lora(base_model(shape), LORA, 1), make_batches(shape, steps)
+    pack, batches = packed(shape, 1), make_batches(shape, steps)
     pack.start(LORA, SEED)  # makes the adapter, as get_peft_model does for the others
     losses = []
     start = time.perf_counter()
@@ -332,7 +359,7 @@ def packed_8_arm(shape: Shape, steps: int, widths_found: list[dict[str, float]])
 
     That measurement is not in the arm's time: what it found and the seconds it took are added to `widths_found`.
     """
-    pack, batches = pack_lora(base_model(shape), LORA, len(TRIALS)), make_batches(shape, steps)
+    pack, batches = packed(shape, len(TRIALS)), make_batches(shape, steps)
     pack.start(LORA, SEED)
     start = time.perf_counter()
     schedules = admit(pack, TRIALS, steps)
@@ -396,7 +423,7 @@ def _half_of_the_trials(pipe: Connection) -> None:
 def equivalence(shape: Shape) -> tuple[float, float]:
     """Largest difference between packed K=8 and the bare loop over 10 steps in float64: of a loss, of a trained weight."""
     batches = make_batches(shape, 10)
-    pack = pack_lora(base_model(shape, torch.float64), LORA, len(TRIALS))
+    pack = packed(shape, len(TRIALS), torch.float64)
     losses, weights = train_packed(pack, admit(pack, TRIALS, 10), batches, len(TRIALS))
     of_losses = of_weights = 0.0
     for slot, trial in enumerate(TRIALS):
@@ -412,7 +439,7 @@ def equivalence(shape: Shape) -> tuple[float, float]:
 def nan_isolated(shape: Shape) -> bool:
     """Whether a trial of NaNs leaves every bit of its neighbours' losses and weights as it was."""
     batches = make_batches(shape, 5)
-    pack = pack_lora(base_model(shape), LORA, len(TRIALS))
+    pack = packed(shape, len(TRIALS))
     sick = 3
     found = []
     for poison in (False, True):

@@ -257,12 +257,13 @@ def test_recomputed_activations_change_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
-def test_compiled_decoder() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-4)])
+def test_compiled_decoder(dtype: torch.dtype, tolerance: float) -> None:
     """The whole decoder as one graph, its gradients still written into the arena."""
     batch = join([Trial(seed).batch(0) for seed in range(2)])
     packs = []
     for compiled in (False, True):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**COMMON | {"num_hidden_layers": 1}), dtype=torch.float64)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**COMMON | {"num_hidden_layers": 1}), dtype=dtype)
         model.load_state_dict(tiny("llama").state_dict(), strict=False)
         pack = filled(pack_lora(model, Trial(0).lora(), 2), trials(2))
         if compiled:
@@ -270,7 +271,7 @@ def test_compiled_decoder() -> None:
         packs.append((train_pass(pack, 0, 2, batch), pack.arena.grads))
     assert packs[0][1].any()
     for mine, theirs in zip(*packs, strict=True):
-        assert (mine - theirs).abs().max() <= 1e-7  # the graph may round its norms to float32 elsewhere
+        assert (mine - theirs).abs().max() <= tolerance  # the graph may round its norms to float32 elsewhere
 
 
 def test_padding_to_a_multiple_changes_nothing() -> None:

@@ -260,11 +260,15 @@ def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, m
 def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lrsweep.engines.packed as packed_module
 
-    trials: list[SweepConfig] = [tiny("model.dtype=float64", f"training.seed={i}") for i in range(4)]
+    trials: list[SweepConfig] = [
+        tiny("model.dtype=float64", "training.eval_batch_size=4", f"training.seed={i}") for i in range(4)
+    ]
     undisturbed = train(PackedEngine(4, rank=8), tmp_path, *trials)
     stock = packed_module.eval_pass
+    tried: list[int] = []
 
     def small_memory(pack: Any, start: int, stop: int, *rest: Any) -> Any:
+        tried.append(stop - start)
         if stop - start > 1:
             raise torch.OutOfMemoryError("a fault of the test's")
         return stock(pack, start, stop, *rest)
@@ -272,8 +276,29 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
     monkeypatch.setattr(packed_module, "eval_pass", small_memory)
     monkeypatch.setattr("lrsweep.packing.width.Widths.known", lambda *_: 4)
     host = train(PackedEngine(4, rank=8), tmp_path, *trials)
+    assert [width for width in tried if width > 1] == [4, 2]
+    assert tried[-1] == 1
     for number in range(4):
         assert host.curve("eval_loss", number) == pytest.approx(undisturbed.curve("eval_loss", number), abs=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(4, 4), (8, 2), (64, 1)])
+def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
+    rows: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lrsweep.engines.packed as packed_module
+
+    stock = packed_module.eval_pass
+    widths: list[int] = []
+
+    def counted(pack: Any, start: int, stop: int, *rest: Any) -> Any:
+        widths.append(stop - start)
+        return stock(pack, start, stop, *rest)
+
+    monkeypatch.setattr(packed_module, "eval_pass", counted)
+    monkeypatch.setattr("lrsweep.packing.width.Widths.known", lambda *_: 4)
+    train(PackedEngine(4, rank=8), tmp_path, *[tiny(f"training.eval_batch_size={rows}") for _ in range(4)])
+    assert max(widths) == width
 
 
 def test_a_trial_that_fits_in_no_memory_fails_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class _Lockstep:
         self._host = host
         self._members: dict[int, Member] = {}
         self._base_loss: float | None = None
-        # Trials in one pass of an evaluation, once it has run out of memory.
+        # Trials in one pass of an evaluation: fewer once it has run out of memory.
         self._eval_at_most = shared.pack.arena.slots
         self._more = True
 

@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, without a gradient: x [..., in], W [out, in].
 
     In float32 on CPUs with AVX-512 by oneDNN, through the operator that torch.compile puts in a linear layer's place there:
-    MKL, which F.linear calls, stops at AVX2 on CPUs that are not Intel's, and takes twice as long.
+    MKL, which F.linear calls, stops at AVX2 on CPUs that are not Intel's (benchmarks/products.py).
     """
     if _ONEDNN and x.dtype == torch.float32 and x.is_cpu:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -154,7 +154,7 @@ def _adapter_backward(
     dy: Tensor, rows: Tensor, low: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
 ) -> Tensor:
     """Adds the gradients of A and B; returns that of x A^T, [k, B*T, R]."""
-    # MKL takes four times as long for a product whose second matrix has R columns side by side.
+    # MKL is slow where R columns of the second matrix lie side by side (benchmarks/products.py).
     wide = b.mT.contiguous().mT if b.is_cpu else b
     dlow = torch.bmm(dy, wide).mul_(scaling)
     _accumulate(grad_b.mT, low.mT, dy)

@@ -135,6 +135,27 @@ def test_a_model_that_keeps_the_layout_from_attention_is_left_alone(monkeypatch:
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_model_that_knows_its_attention_by_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its padded rows would come out otherwise, or it would trip."""
+    stock = LlamaAttention.forward
+
+    def particular(self: LlamaAttention, *arguments: Any, **options: Any) -> Any:
+        found, weights = stock(self, *arguments, **options)
+        known = "layout" in options or self.config._attn_implementation == "sdpa"
+        return found if known else 2 * found, weights
+
+    def tripping(self: LlamaAttention, *arguments: Any, **options: Any) -> Any:
+        if self.config._attn_implementation != "sdpa":
+            raise KeyError(self.config._attn_implementation)
+        return stock(self, *arguments, **options)
+
+    for forward in (particular, tripping):
+        monkeypatch.setattr(LlamaAttention, "forward", forward)
+        model = tiny("llama")
+        assert lay_end_to_end(model, Trial(0).batch(0)) == 0
+        assert model.config._attn_implementation == "sdpa"
+
+
 def test_other_attention_is_left_alone() -> None:
     model = tiny("llama")
     model.set_attn_implementation("eager")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 TRAINER = Path(__file__).with_name("light_trainer.py")
 POINTS = 16
 STEPS = 8
@@ -61,7 +63,9 @@ class Sweep:
 
     def workers(self) -> list[int]:
         """The processes that train this sweep's trials."""
-        return [pid for pid in children("lrsweep.executors.child") if cwd(pid) == self.folder]
+        found = [pid for pid in children("lrsweep.executors.child") if cwd(pid) == self.folder]
+        # What a worker starts is a copy of it for a moment.
+        return [pid for pid in found if parent(pid) not in found]
 
 
 def start(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Sweep:
@@ -93,6 +97,13 @@ def cwd(pid: int) -> Path | None:
     try:
         return Path(os.readlink(f"/proc/{pid}/cwd"))
     except OSError:
+        return None
+
+
+def parent(pid: int) -> int | None:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
         return None
 
 

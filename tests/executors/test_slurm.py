@@ -17,7 +17,7 @@ LOCAL = ["executor=slurm", "executor.cluster=local", "executor.workers=2", "exec
 
 def test_two_jobs_of_which_one_loses_its_worker_half_way(tmp_path: Path) -> None:
     sweep = start(tmp_path, *grid(0.1), *LOCAL)
-    sweep.wait_for_trials(5)  # what is left takes longer than a job needs to be seen dead
+    sweep.wait_for_trials(8)
     folder = sweep.outputs / ".slurm"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     kill_one(sweep)

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 from common import RESULTS, about, save, table
 
-from lrsweep.outputs import read_metrics
+from lrsweep.files.metrics_log import read_metrics
 
 EVERY, STEPS, POINTS = 4, 16, 16
 COMMAND = [
@@ -183,7 +183,9 @@ def workers_of(keeper: subprocess.Popen[bytes]) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(keeper.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one
-                found += [process] if "lrsweep.executors.child" in " ".join(process.cmdline()) else []
+                found += (
+                    [process] if "lrsweep.orchestration.executors.worker_main" in " ".join(process.cmdline()) else []
+                )
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import RESULTS, about, save, table
 
-from lrsweep.outputs import read_metrics
+from lrsweep.files.metrics_log import read_metrics
 
 COMMAND = [
     "+sweep=lora_lr", "name=compiled", "space.optimizer.lr=[1e-3,3e-3]", "training.max_steps=8", "training.eval_every=4",

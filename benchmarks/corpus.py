@@ -41,11 +41,11 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig, replace
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.embedded import BASE, corpus
-from lrsweep.engines import Measurement, Outcome, Stop, Trial
-from lrsweep.engines.packed import PackedEngine
+from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
+from lrsweep.training.engines.packed import PackedEngine
 
 CORPUS = Path(__file__).parent / "corpus" / "curves.jsonl.gz"
 PROBES, PROBE_ROWS = 16, 40  # evaluations along a run, and the rows of each

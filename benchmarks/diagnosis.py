@@ -15,7 +15,7 @@ from typing import Any
 
 from common import RESULTS, about, save, table
 
-from lrsweep.curves import curve, diagnose
+from lrsweep.analysis.diagnosis import curve, diagnose
 
 CORPUS = Path(__file__).parent / "corpus" / "curves.jsonl.gz"
 ORDER = ("healthy", "too_low", "too_high", "oscillating", "overfitting", "over_regularised", "diverged", "inert")

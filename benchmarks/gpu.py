@@ -49,8 +49,8 @@ from transformers import (
     set_seed,
 )
 
-from lrsweep.packing import Pack, join, pack_lora, runs, train_pass
-from lrsweep.packing.width import Widths
+from lrsweep.training.packing import Pack, join, pack_lora, runs, train_pass
+from lrsweep.training.packing.pass_size import Widths
 
 # PEFT asks transformers under an old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

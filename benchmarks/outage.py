@@ -20,8 +20,8 @@ from typing import Any
 from common import RESULTS, about, save, table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lrsweep.config import TrackingConfig
-from lrsweep.outputs import read_metrics
+from lrsweep.config.schema import TrackingConfig
+from lrsweep.files.metrics_log import read_metrics
 from lrsweep.tracking import open_tracker
 from tests.browser import MlflowServer
 from tests.faults.disk import TRAINER

@@ -49,9 +49,9 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lrsweep.finetune.order import row_order
-from lrsweep.packing import Pack, join, lay_end_to_end, pack_lora, runs, train_pass
-from lrsweep.packing.width import Widths
+from lrsweep.training.data.row_sampler import row_batches
+from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, runs, train_pass
+from lrsweep.training.packing.pass_size import Widths
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 SEED, CLIP = 0, 1.0
@@ -201,7 +201,7 @@ def packed(shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Pack
 def make_batches(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
     """The rows in Trainer's order."""
     rows = make_rows(shape, steps)
-    order = row_order(len(rows), shape.batch, 1, SEED)
+    order = row_batches(len(rows), shape.batch, 1, SEED)
     return [stack([rows[i] for i in next(order)[0]]) for _ in range(steps)]
 
 

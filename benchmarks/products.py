@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from common import RESULTS, about, save, table
 
-from lrsweep.packing.functions import linear
+from lrsweep.training.packing.functions import linear
 
 TRIALS, TOKENS, RANK = 8, 330, 8
 # In and out: the embedded model's layers, and those of a model of 0.5 B.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from common import RESULTS
 
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig, replace
-from lrsweep.verdict import Result
+from lrsweep.analysis.ranking import Result
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig, replace
 
 STEPS = 40
 

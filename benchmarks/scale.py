@@ -29,17 +29,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psycopg
 from common import RESULTS, about, save, table
-
-from lrsweep import space
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig
-from lrsweep.lockstep import Heard
-from lrsweep.presence import Presence, new_worker
-from lrsweep.studies import join_study, open_study
-from lrsweep.study import Study
-from lrsweep.trials import Record
-from lrsweep.worker import start_beating
 from tests.executors import postgres
+
+from lrsweep.config import search_space
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig
+from lrsweep.orchestration.liveness import Liveness, new_worker_name
+from lrsweep.orchestration.worker import start_beating
+from lrsweep.search.controller_study import Study
+from lrsweep.search.records import Record
+from lrsweep.search.study_lifecycle import join_study, open_study
+from lrsweep.search.sync_halving import EvalReport
 
 WORKERS = (1, 8, 64, 256)
 PROCESSES, EVALS = 8, 4
@@ -56,8 +56,8 @@ def config_of(search: str, trials: int, url: str) -> SweepConfig:
 
 def work(config: SweepConfig, folder: Path, seconds: float, start: float) -> dict[str, Any]:
     """One worker until nothing is left; how long each call took, what it told, how long it slept and was there."""
-    axes = space.axes(config)
-    presence = Presence(folder, new_worker())
+    axes = search_space.axes(config)
+    presence = Liveness(folder, new_worker_name())
     study = join_study(config, axes, folder, "none", presence)
     start_beating(study)
     time.sleep(max(0.0, start - time.time()))
@@ -80,7 +80,7 @@ def work(config: SweepConfig, folder: Path, seconds: float, start: float) -> dic
             time.sleep(pause)
             slept += time.monotonic() - at
             loss = 4.0 - step / EVALS + random.random()
-            timed("report", study.report, [Heard(number, step, EVALS, 0, loss)])
+            timed("report", study.report, [EvalReport(number, step, EVALS, 0, loss)])
         timed("tell", study.tell, Record(number, point, "complete", EVALS, loss, "", "sleep"))
         told.append(number)
     took["ask"].pop()  # the one that says that there is nothing left
@@ -100,8 +100,8 @@ def measure(url: str, search: str, workers: int, trials: int, seconds: float) ->
     config = config_of(search, trials, url)
     with tempfile.TemporaryDirectory() as place, connections(url) as most:
         folder = Path(place)
-        study = open_study(config, space.axes(config), folder, "none")
-        keeper = Presence(folder, new_worker())
+        study = open_study(config, search_space.axes(config), folder, "none")
+        keeper = Liveness(folder, new_worker_name())
         study.keep(keeper)
         shares = [len(range(i, workers, PROCESSES)) for i in range(min(PROCESSES, workers))]
         load_before = os.getloadavg()[0]

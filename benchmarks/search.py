@@ -20,11 +20,12 @@ import optuna
 from common import RESULTS, about, save, table
 from replay import STEPS, Truth, base, load, result
 
-from lrsweep import priors, samplers
-from lrsweep.config import SearchConfig
-from lrsweep.lockstep import Heard, Lockstep, Rungs
-from lrsweep.samplers import GP_STARTUP
-from lrsweep.verdict import Result, judge
+from lrsweep.analysis import priors
+from lrsweep.analysis.ranking import Result, judge
+from lrsweep.config.schema import SearchConfig
+from lrsweep.search import samplers
+from lrsweep.search.samplers import GP_STARTUP
+from lrsweep.search.sync_halving import EvalReport, Rungs, SyncHalving
 
 TRIALS = 12
 WITHIN, OFTEN = 1.0, 0.95
@@ -138,7 +139,7 @@ def our_pruned(sweep: Sweep, trials: int) -> float:
     study = optuna.create_study()
     search = SearchConfig(method="tpe", n_trials=trials, seed=sweep.seed)
     study.enqueue_trial({"lr": rule_of_thumb(sweep)})
-    lockstep = Lockstep(Rungs())
+    lockstep = SyncHalving(Rungs())
     warmup = base(sweep.truth.mode).scheduler.warmup(STEPS)
     numbers = iter(range(trials))
     while pack := [number for number, _ in zip(numbers, range(4), strict=False)]:
@@ -153,7 +154,7 @@ def our_pruned(sweep: Sweep, trials: int) -> float:
             if step == 0:
                 continue
             sweep.steps += (step - sweep.truth.steps[i - 1]) * len(running)
-            heard = [Heard(n, step, STEPS, warmup, float(curves[n][i])) for n in running]
+            heard = [EvalReport(n, step, STEPS, warmup, float(curves[n][i])) for n in running]
             for n in lockstep.hear(heard) if step < STEPS else ():
                 running.remove(n)
                 sweep.results.append(result(sweep.truth, n, lrs[n], curves[n][: i + 1], "pruned"))

@@ -48,19 +48,19 @@ import torch.nn.functional as F
 from common import RESULTS, about, save, table
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-import lrsweep.engines.shared
-import lrsweep.packing.functions
-import lrsweep.sweep
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig
-from lrsweep.config import replace as with_keys
-from lrsweep.engines import Measurement, Outcome, Stop, Trial
-from lrsweep.engines.packed import PackedEngine
-from lrsweep.finetune.data import collate
-from lrsweep.finetune.inputs import inputs
-from lrsweep.finetune.model import load_model, make_trainable
+import lrsweep.orchestration.controller
+import lrsweep.training.engines.pack_loader
+import lrsweep.training.packing.functions
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig
+from lrsweep.config.schema import replace as with_keys
 from lrsweep.report.screen import Screen
 from lrsweep.tracking import default_uri
+from lrsweep.training.data.loading import collate
+from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
+from lrsweep.training.engines.packed import PackedEngine
+from lrsweep.training.inputs import inputs
+from lrsweep.training.model import load_model, make_trainable
 
 LR, DECAY, BETAS = "optimizer.lr", "optimizer.weight_decay", "optimizer.betas"
 AXES: dict[str, list[Any]] = {
@@ -117,14 +117,14 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
     config = trial_config(seed, smoke, shuffled_axes(seed, smoke), *OVERRIDES[name])
     notes = Notes()
     # What lrsweep imports when it comes to it.
-    for module in ("lrsweep.engines.choice", "matplotlib.pyplot", "mlflow"):
+    for module in ("lrsweep.training.engines.factory", "matplotlib.pyplot", "mlflow"):
         importlib.import_module(module)
     start = time.perf_counter()
     if name == MLFLOW:
         importlib.import_module("mlflow").MlflowClient(default_uri(Path.cwd())).search_experiments()
     database = time.perf_counter() - start
     start = time.perf_counter()
-    lrsweep.sweep.run(config, notes)
+    lrsweep.orchestration.controller.run(config, notes)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "database_seconds": database, "trials": notes.ended(start)}
 
@@ -132,9 +132,9 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
 def run_engine(name: str, seed: int, smoke: bool) -> Result:
     """The packed engine alone, with the trials handed to it."""
     if name in (PADDED, NEITHER):
-        lrsweep.engines.shared.lay_end_to_end = lambda *_: 0
+        lrsweep.training.engines.pack_loader.lay_end_to_end = lambda *_: 0
     if name in (MATMUL, NEITHER):
-        lrsweep.packing.functions._ONEDNN = False
+        lrsweep.training.packing.functions._ONEDNN = False
     axes = SMOKE_AXES if smoke else AXES
     config = trial_config(seed, smoke, axes, "engine=packed", "tracking=none")
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

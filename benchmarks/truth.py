@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from common import RESULTS, about, save
 
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig, replace
-from lrsweep.engines import Measurement, Outcome, Stop, Trial
-from lrsweep.engines.packed import PackedEngine
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
+from lrsweep.training.engines.packed import PackedEngine
 
 LRS = {"lora": np.logspace(-5, -1, 25), "full": np.logspace(-6, -2, 25)}
 SEEDS = 3

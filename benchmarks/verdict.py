@@ -15,8 +15,8 @@ import numpy as np
 from common import RESULTS, about, save, table
 from replay import Truth, load, result
 
-from lrsweep.noise import estimate
-from lrsweep.verdict import Result, Verdict, judge, ranked
+from lrsweep.analysis.noise import estimate
+from lrsweep.analysis.ranking import Result, Verdict, judge, ranked
 
 TRIALS, REPLICATES, FEW, GAIN = 6, 3, 3, 5.0
 OFTEN = 0.95

@@ -13,10 +13,10 @@ from pathlib import Path
 from torch import distributed
 from transformers import HfArgumentParser, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from lrsweep.compose import sweep_config
-from lrsweep.finetune.data import collate
-from lrsweep.finetune.inputs import inputs
-from lrsweep.finetune.model import load_model, make_trainable
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.training.data.loading import collate
+from lrsweep.training.inputs import inputs
+from lrsweep.training.model import load_model, make_trainable
 from tests.recorder import TINY
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lrsweep.compose import sweep_config
-from lrsweep.config import SweepConfig
-from lrsweep.engines import Engine, Measurement, Outcome, Stop, Trial
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig
+from lrsweep.training.engines import Engine, Measurement, Outcome, Stop, Trial
 
 TINY = (
     "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lrsweep.curves import Curve, Diagnosis
+from lrsweep.analysis.diagnosis import Curve, Diagnosis
 
 
-def picture(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
+def plot_curve(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
     """Writes the losses over the steps as PNG, with the label and its reason above them."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     plot = figure.add_subplot()

@@ -10,12 +10,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lrsweep.outputs import SweepFolder, read_metrics
+from lrsweep.analysis.ranking import Candidate, Result
+from lrsweep.config.search_space import LR
+from lrsweep.files.metrics_log import read_metrics
+from lrsweep.files.paths import SweepFolder
+from lrsweep.formatting import format_value
 from lrsweep.report.summary import Summary
 from lrsweep.report.text import chosen_values
-from lrsweep.report.words import shown
-from lrsweep.space import LR
-from lrsweep.verdict import Candidate, Result
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
@@ -59,7 +60,7 @@ def loss_over_axis(summary: Summary) -> Figure:
 
 
 def _draw_basin(plot: Axes, summary: Summary) -> None:
-    basin, safe = summary.verdict.basin, summary.verdict.safe_range
+    basin, safe = summary.verdict.lr_curve, summary.verdict.safe_range
     if basin is None:
         return
     low, high = basin.mean - 2 * basin.deviation, basin.mean + 2 * basin.deviation
@@ -79,7 +80,7 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
             [places(tie.result) for tie in ties], [tie.mean for tie in ties], marker="o", markersize=12, fillstyle="none",
             color="#059669", linestyle="none", label="tied with the best",
         )  # fmt: skip
-    note = f"best: {axis.rsplit('.', 1)[-1]} {shown(best.result.trained[axis])}, {best.mean:.3f}"
+    note = f"best: {axis.rsplit('.', 1)[-1]} {format_value(best.result.trained[axis])}, {best.mean:.3f}"
     plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
 
 
@@ -140,7 +141,7 @@ def parallel(summary: Summary) -> Figure | None:
     for result, height in reversed(list(zip(ranking, heights, strict=True))):
         is_best = result is summary.verdict.best
         plot.plot(
-            range(len(columns) + 1), [*(column[shown(result.trained[key])] for key, column in columns), height],
+            range(len(columns) + 1), [*(column[format_value(result.trained[key])] for key, column in columns), height],
             color=INK if is_best else colours(1 - 0.9 * height), linewidth=3 if is_best else 1.2, alpha=1 if is_best else 0.8,
         )  # fmt: skip
     for i, (_, column) in enumerate(columns):
@@ -176,7 +177,7 @@ def importance(summary: Summary) -> Figure | None:
 
 def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
     """The heights of an axis's values, by their text: numbers in proportion (of their logarithms over wide ranges)."""
-    values = list({shown(result.trained[key]): result.trained[key] for result in results}.items())
+    values = list({format_value(result.trained[key]): result.trained[key] for result in results}.items())
     if _numeric(key, results):
         numbers = {text: float(value) for text, value in values}
         if min(numbers.values()) > 0 and max(numbers.values()) / min(numbers.values()) > 20:
@@ -214,7 +215,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _legend(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rsplit('.', 1)[-1]} {shown(value)}" for key, value in values.items())
+    return ", ".join(f"{key.rsplit('.', 1)[-1]} {format_value(value)}" for key, value in values.items())
 
 
 def _numeric(axis: str, results: Sequence[Result]) -> bool:
@@ -225,13 +226,13 @@ def _places(axis: str, results: Sequence[Result]) -> Any:
     """Where a result stands on the x axis: its number, or its place among the choices."""
     if _numeric(axis, results):
         return lambda result: result.trained[axis]
-    choices = list(dict.fromkeys(shown(result.trained[axis]) for result in results))
-    return lambda result: choices.index(shown(result.trained[axis]))
+    choices = list(dict.fromkeys(format_value(result.trained[axis]) for result in results))
+    return lambda result: choices.index(format_value(result.trained[axis]))
 
 
 def _scale(plot: Axes, axis: str, results: Sequence[Result], places: Any) -> None:
     if not _numeric(axis, results):
-        names = dict.fromkeys(shown(result.trained[axis]) for result in results)
+        names = dict.fromkeys(format_value(result.trained[axis]) for result in results)
         plot.set_xticks(range(len(names)), list(names))
         return
     tried = [places(result) for result in results]

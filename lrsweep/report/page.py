@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from lrsweep import outputs
-from lrsweep.outputs import SweepFolder
+from lrsweep.files.atomic import disk_faults, write_text
+from lrsweep.files.paths import SweepFolder
+from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.formatting import format_loss, format_value
 from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
 from lrsweep.report.text import chosen_values, label, ordered, recommendation, sentences, state
-from lrsweep.report.words import loss, shown
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #111827; --paper: #ffffff; --faint: #6b7280; --grid: #e5e7eb; --box: #f3f4f6;
@@ -45,10 +46,10 @@ def write_page(summary: Summary, folder: SweepFolder) -> None:
         "importance": importance(summary),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    with outputs.disk_faults(folder.report):
+    with disk_faults(folder.report):
         for name, figure in drawn.items():
             png(figure, folder.path / f"{name}.png")
-    outputs.write(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}))
+    write_text(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}))
 
 
 def page(summary: Summary, figures: Mapping[str, str]) -> str:
@@ -80,7 +81,7 @@ def page(summary: Summary, figures: Mapping[str, str]) -> str:
 {_mlflow(summary)}
 <h2>The config</h2>
 <details><summary>What was swept over, in full</summary>
-<pre>{html.escape(outputs.to_yaml(outputs.masked(summary.config)))}</pre></details>
+<pre>{html.escape(to_yaml(summary.config.masked()))}</pre></details>
 </body></html>
 """
 
@@ -104,7 +105,7 @@ def _table(summary: Summary) -> str:
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
         cells = [
-            str(result.number), *map(shown, result.trained.values()), loss(result.eval_loss), str(result.step),
+            str(result.number), *map(format_value, result.trained.values()), format_loss(result.eval_loss), str(result.step),
             state(summary, result),
         ]  # fmt: skip
         rows.append(f'<tr class="{"best" if is_best else result.status}">{_cells("td", cells)}</tr>')
@@ -115,7 +116,9 @@ def _diagnoses(summary: Summary) -> str:
     rows = []
     for result in ordered(summary):
         found = summary.diagnoses[result.number]
-        values = ", ".join(f"{key.rsplit('.', 1)[-1]} {shown(value)}" for key, value in chosen_values(result).items())
+        values = ", ".join(
+            f"{key.rsplit('.', 1)[-1]} {format_value(value)}" for key, value in chosen_values(result).items()
+        )
         remedies = "; ".join(_advice(advice.text, advice.overrides) for advice in found.advice)
         words = _cells("td", [str(result.number), values, label(summary, result), str(found.evidence["reason"])])
         rows.append(f"<tr>{words}<td>{remedies}</td></tr>")
@@ -137,7 +140,7 @@ def _prior(summary: Summary) -> str:
     )
     head = _cells("th", ["factor", "value", "source"])
     return (
-        f"<h2>The rule of thumb: {shown(prior.lr)}</h2>\n"
+        f"<h2>The rule of thumb: {format_value(prior.lr)}</h2>\n"
         f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n'
     )
 

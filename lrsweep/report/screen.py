@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from lrsweep.config import SweepConfig
-from lrsweep.engines import Measurement
-from lrsweep.report.words import duration, loss, shown
+from lrsweep.config.schema import SweepConfig
+from lrsweep.formatting import format_duration, format_loss, format_value
+from lrsweep.training.engines import Measurement
 
 _ROWS = 16
 _STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim", "interrupted": "yellow"}
@@ -74,7 +74,7 @@ class Clock:
         """Like `2:05`, or `?` before the first step."""
         done = self._ended + sum(self._running.values())
         elapsed = time.monotonic() - self._start
-        return duration(elapsed / done * (self._total - done)) if done else "?"
+        return format_duration(elapsed / done * (self._total - done)) if done else "?"
 
 
 class LiveScreen:
@@ -128,8 +128,8 @@ class LiveScreen:
         table.add_column("state")
         for number, row in rows:
             table.add_row(
-                str(number), *(shown(value) for value in row.values.values()), f"{row.step}/{row.max_steps}",
-                loss(row.loss), loss(row.eval_loss), row.state, style=_STYLES.get(row.state),
+                str(number), *(format_value(value) for value in row.values.values()), f"{row.step}/{row.max_steps}",
+                format_loss(row.loss), format_loss(row.eval_loss), row.state, style=_STYLES.get(row.state),
             )  # fmt: skip
         return Group(table, self._progress)
 
@@ -163,8 +163,8 @@ class PlainScreen:
         if "eval_loss" in measurement.metrics and measurement.step > row.step:
             row.step = measurement.step
             self.note(
-                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, loss {loss(row.loss)}, "
-                f"eval loss {loss(measurement.metrics['eval_loss'])}"
+                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, loss {format_loss(row.loss)}, "
+                f"eval loss {format_loss(measurement.metrics['eval_loss'])}"
             )
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
@@ -180,7 +180,7 @@ class PlainScreen:
 
     def _name(self, number: int) -> str:
         values = " ".join(
-            f"{key.rsplit('.', 1)[-1]}={shown(value)}" for key, value in self._rows[number].values.items()
+            f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in self._rows[number].values.items()
         )
         return f"trial {number} {values}"
 

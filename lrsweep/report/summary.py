@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lrsweep import __version__, outputs
-from lrsweep.config import SweepConfig, flatten, replace, validate
-from lrsweep.curves import Advice, Diagnosis, curve, diagnose
+from lrsweep import __version__
+from lrsweep.analysis.diagnosis import Advice, Diagnosis, curve, diagnose
+from lrsweep.analysis.diagnosis.trial_remedies import fitted
+from lrsweep.analysis.priors import Factor, Prior
+from lrsweep.analysis.ranking import Result, Verdict, judge
+from lrsweep.config.schema import SweepConfig, flatten, replace, validate
+from lrsweep.config.search_space import Axis, trial_config, values
 from lrsweep.errors import InputError, StorageError
-from lrsweep.outputs import SweepFolder
-from lrsweep.priors import Factor, Prior
-from lrsweep.report.remedies import fitted
-from lrsweep.space import Axis, trial_config, values
+from lrsweep.files.atomic import write_text
+from lrsweep.files.metrics_log import read_metrics
+from lrsweep.files.paths import SweepFolder
+from lrsweep.search.records import Record
 from lrsweep.tracking import DatasetInfo
-from lrsweep.trials import Record
-from lrsweep.verdict import Result, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -76,24 +78,24 @@ def summarise(
     config: SweepConfig, axes: Sequence[Axis], records: Sequence[Record], folder: SweepFolder, about: About
 ) -> Summary:
     """Gathers the finished trials, judges and diagnoses them, and writes summary.json."""
-    rows = {record.number: outputs.read_metrics(folder.trial(record.number)) for record in records}
+    rows = {record.number: read_metrics(folder.trial(record.number)) for record in records}
     results = tuple(_result(config, axes, record, rows[record.number]) for record in records)
     firsts = (rows[result.number][:1] for result in results)
     base_loss = next((first[0].get("eval_loss") for first in firsts if first and first[0]["step"] == 0), None)
     summary = Summary(config, results, judge(results, base_loss), base_loss, _diagnoses(results, rows), about)
-    outputs.write(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
+    write_text(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
     return summary
 
 
 def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Sequence[Mapping[str, float]]) -> Result:
-    point = record.point
+    spec = record.spec
     try:
-        own = trial_config(config, axes, point.params, point.overrides)
+        own = trial_config(config, axes, spec.params, spec.overrides)
     except InputError:
         own = config  # values that do not go together: it failed, and its reason says so
     return Result(
-        record.number, values(axes, point.params), own,
-        record.status, record.step, record.eval_loss, record.reason, point.role, point.overrides, point.of,
+        record.number, values(axes, spec.params), own,
+        record.status, record.step, record.eval_loss, record.reason, spec.role, spec.overrides, spec.of,
         tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[-_LAST_EVALS:],
     )  # fmt: skip
 
@@ -156,7 +158,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "lowest": verdict.ranking[0].number if verdict.ranking else None,
         "ties": [candidate.result.number for candidate in verdict.ties],
         "noise": verdict.noise and asdict(verdict.noise),
-        "basin_centre": verdict.basin and verdict.basin.centre,
+        "basin_centre": verdict.lr_curve and verdict.lr_curve.centre,
         "inconclusive": verdict.inconclusive,
         "edges": [asdict(edge) for edge in verdict.edges],
         "base_loss": summary.base_loss,
@@ -174,7 +176,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
             }
             for result in summary.results
         ],
-        "config": outputs.masked(summary.config),
+        "config": summary.config.masked(),
     }  # fmt: skip
 
 

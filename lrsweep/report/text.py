@@ -3,14 +3,15 @@
 from rich.console import Console
 from rich.table import Table
 
-from lrsweep import priors
-from lrsweep.config import DataConfig
-from lrsweep.outputs import SweepFolder
+from lrsweep.analysis import priors
+from lrsweep.analysis.ranking import Candidate, Result, by_budget
+from lrsweep.config.schema import key_facts
+from lrsweep.config.search_space import LR, reach
+from lrsweep.config.trial_schema import DataConfig
+from lrsweep.files.paths import SweepFolder
+from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.report.summary import Summary
-from lrsweep.report.words import duration, loss, shown
-from lrsweep.space import LR, reach
 from lrsweep.tracking import DatasetInfo
-from lrsweep.verdict import Candidate, Result, by_budget
 
 
 def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> None:
@@ -26,7 +27,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     best = summary.verdict.best
     for result in ordered(summary):
         table.add_row(
-            str(result.number), *(shown(value) for value in result.trained.values()), loss(result.eval_loss),
+            str(result.number), *(format_value(value) for value in result.trained.values()), format_loss(result.eval_loss),
             _against(result, best), label(summary, result), state(summary, result), style=_style(result, best),
         )  # fmt: skip
     console.print()
@@ -73,10 +74,10 @@ def recommendation(summary: Summary) -> str:
     """The answer in one sentence."""
     best = summary.verdict.recommended
     assert best is not None
-    chosen = ", ".join(f"{key}={shown(value)}" for key, value in chosen_values(best.result).items())
+    chosen = ", ".join(f"{key}={format_value(value)}" for key, value in chosen_values(best.result).items())
     seeds = f" (mean of {len(best.losses)} seeds)" if len(best.losses) > 1 else ""
-    line = f"Best: {chosen}, eval loss {loss(best.mean)}{seeds}, for batches of {_batch(summary)} rows"
-    return line + ("." if summary.base_loss is None else f"; before training it was {loss(summary.base_loss)}.")
+    line = f"Best: {chosen}, eval loss {format_loss(best.mean)}{seeds}, for batches of {_batch(summary)} rows"
+    return line + ("." if summary.base_loss is None else f"; before training it was {format_loss(summary.base_loss)}.")
 
 
 def chosen_values(result: Result) -> dict[str, object]:
@@ -100,7 +101,7 @@ def _certainty(summary: Summary) -> list[str]:
         if others and verdict.safe_range and LR in summary.axes and verdict.safe_range[0] < verdict.safe_range[1]:
             low, high = verdict.safe_range
             lines.append(
-                f"Not to be told from it {known}: {_counted(others)}, learning rates {shown(low)} to {shown(high)}"
+                f"Not to be told from it {known}: {_counted(others)}, learning rates {format_value(low)} to {format_value(high)}"
                 f"{_why_this(summary)}."
             )
         elif others:
@@ -109,7 +110,7 @@ def _certainty(summary: Summary) -> list[str]:
             lines.append(f"Next: {_difference(verdict.candidates[1], best)}, which is more than chance {known}.")
     for candidate in verdict.candidates:
         if candidate.diverged:
-            rate = f" (learning rate {shown(candidate.result.lr)})" if LR in summary.axes else ""
+            rate = f" (learning rate {format_value(candidate.result.lr)})" if LR in summary.axes else ""
             lines.append(
                 f"Mind: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its "
                 f"{len(candidate.losses) + candidate.diverged} seeds, and so comes after all that did not."
@@ -124,7 +125,7 @@ def _why_this(summary: Summary) -> str:
     assert best is not None
     if best is lowest:
         return ""
-    return f"; trial {lowest.result.number} has the lowest loss, {loss(lowest.mean)}, but lies nearer to a slope"
+    return f"; trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}, but lies nearer to a slope"
 
 
 def _counted(others: list[Candidate]) -> str:
@@ -135,7 +136,7 @@ def _counted(others: list[Candidate]) -> str:
 def _difference(other: Candidate, best: Candidate) -> str:
     mine = chosen_values(best.result)
     values = {key: value for key, value in chosen_values(other.result).items() if value != mine.get(key)}
-    named = ", ".join(f"{key}={shown(value)}" for key, value in values.items()) or "the same values"
+    named = ", ".join(f"{key}={format_value(value)}" for key, value in values.items()) or "the same values"
     return f"{named}, {other.mean - best.mean:.4f} worse"
 
 
@@ -143,20 +144,20 @@ def _edges(summary: Summary) -> list[str]:
     lines = []
     added = [result.values[LR] for result in summary.results if result.role == "extension"]
     if added:
-        rates = ", ".join(map(shown, sorted(set(added))))
+        rates = ", ".join(map(format_value, sorted(set(added))))
         lines.append(f"Added beyond the learning rates given, as the best was their last: {rates}.")
     for edge in summary.verdict.edges:
         ends = reach(summary.config, edge.key)
         end = ends and (ends[0] if edge.side == "lowest" else ends[1])
         if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
             lines.append(
-                f"Mind: {edge.key}={shown(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
-                f"The space goes on to {shown(end)}: raise search.n_trials."
+                f"Mind: {edge.key}={format_value(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
+                f"The space goes on to {format_value(end)}: raise search.n_trials."
             )
             continue
         grow = " or set search.extend=true" if edge.key == LR and summary.config.search.method == "grid" else ""
         lines.append(
-            f"Mind: {edge.key}={shown(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
+            f"Mind: {edge.key}={format_value(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
             f"Widen space.{edge.key}{grow}."
         )
     return lines
@@ -174,19 +175,15 @@ def _lengths(summary: Summary) -> list[str]:
     rates = list(budgets.values())
     moves = "falls" if rates[-1] < rates[0] else "rises" if rates[-1] > rates[0] else "stays"
     told = ", ".join(
-        f"{shown(lr)} for {steps} steps" + (f" of {schedule}" if schedule != steps else "")
+        f"{format_value(lr)} for {steps} steps" + (f" of {schedule}" if schedule != steps else "")
         for (steps, schedule), lr in budgets.items()
     )
     return [f"The best learning rate {moves} as runs get longer: {told}."]
 
 
-# Of the keys of data and model, those that leave the eval rows and their tokens as they are.
-_SAME_ROWS = ("data.max_train_rows", "data.packing", "model.dtype", "model.quantization", "model.attn_implementation")
-
-
 def _unlike(summary: Summary) -> list[str]:
     """Axes along which losses do not quite compare."""
-    rows = [key for key in summary.axes if key.startswith(("data.", "model.")) and key not in _SAME_ROWS]
+    rows = [key for key in summary.axes if not key_facts(key).comparable]
     lines = [
         f"Mind: {key} changes what the eval loss is measured on; losses compare within one value of it only."
         for key in rows
@@ -210,7 +207,7 @@ def _rules(summary: Summary) -> list[str]:
     if LR in summary.axes and not batches and best.config.optimizer.name != "sgd":
         rows = 4 * _batch(summary)
         lines.append(
-            f"With another batch the rate goes with its square root: for {rows} rows, start at {shown(2 * best.lr)}."
+            f"With another batch the rate goes with its square root: for {rows} rows, start at {format_value(2 * best.lr)}."
         )
     return lines
 
@@ -232,9 +229,7 @@ def cost(summary: Summary) -> str:
     steps = sum(result.step for result in summary.results)
     full = sum(result.config.training.max_steps for result in summary.results)
     saved = f", {1 - steps / full:.0%} fewer than without stopping early" if steps < full else ""
-    return (
-        f"It took {len(summary.results)} trials, {steps} steps{saved}, {duration(summary.about.seconds)} of training."
-    )
+    return f"It took {len(summary.results)} trials, {steps} steps{saved}, {format_duration(summary.about.seconds)} of training."
 
 
 def ordered(summary: Summary) -> list[Result]:
@@ -272,7 +267,7 @@ def state(summary: Summary, result: Result) -> str:
         what = {"replicate": f"seed {result.config.training.seed} of", "rescue": "rescue of"}[result.role]
         role = f"{what} trial {result.of}"
         if result.role == "rescue":
-            role += " with " + ", ".join(f"{k.rsplit('.', 1)[-1]} {shown(v)}" for k, v in _own(result).items())
+            role += " with " + ", ".join(f"{k.rsplit('.', 1)[-1]} {format_value(v)}" for k, v in _own(result).items())
     ended = result.status if not result.reason else f"{result.status}: {result.reason}"
     if best is not None and result.number == best.number:
         ended = "best"

@@ -5,7 +5,7 @@ Training never waits for MLflow: what is logged waits in memory until a thread o
 
 from pathlib import Path
 
-from lrsweep.config import TrackingConfig
+from lrsweep.config.schema import TrackingConfig
 from lrsweep.tracking.experiment import check_experiment
 from lrsweep.tracking.history import run_history
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
@@ -37,6 +37,6 @@ def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None)
     artifacts = None if store.is_server else folder.resolve() / "mlruns"
     client, experiment = store.connect(), config.experiment or sweep
     if experiment is not None:
-        with store.faults():
+        with store.session(), store.faults():
             check_experiment(client, experiment)
     return MlflowTracker(store, client, config, artifacts)

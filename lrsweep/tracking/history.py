@@ -19,13 +19,14 @@ def run_history(run_id: str, uri: str | None = None) -> list[Mapping[str, Any]]:
     if store.file is not None and not store.file.is_file():
         raise InputError(f"{run_id}: no such file, and no MLflow store {store.file} to look for a run in")
     client = store.connect()
-    from mlflow.exceptions import MlflowException
+    with store.session():
+        from mlflow.exceptions import MlflowException
 
-    try:
-        return [
-            {"step": point.step, name: point.value}
-            for name in _NAMES
-            for point in client.get_metric_history(run_id, name)
-        ]
-    except MlflowException:
-        raise InputError(f"{run_id}: no such run in {store.shown}") from None
+        try:
+            return [
+                {"step": point.step, name: point.value}
+                for name in _NAMES
+                for point in client.get_metric_history(run_id, name)
+            ]
+        except MlflowException:
+            raise InputError(f"{run_id}: no such run in {store.shown}") from None

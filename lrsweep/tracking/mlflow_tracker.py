@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsweep.config import TrackingConfig
-from lrsweep.engines import Measurement
+from lrsweep.config.schema import TrackingConfig
 from lrsweep.tracking.experiment import Experiment
 from lrsweep.tracking.pending import PendingRun, now, texts
 from lrsweep.tracking.store import Store, one_line
 from lrsweep.tracking.system_metrics import SystemMetrics
 from lrsweep.tracking.tracker import DatasetInfo
 from lrsweep.tracking.ui import compare_url, ui_command
+from lrsweep.training.engines import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class MlflowTracker:
         self._failures = 0
         self._not_before = 0.0
         self._labels: Mapping[int, str] = {}
+        self._session = contextlib.ExitStack()
 
     @property
     def uri(self) -> str:
@@ -67,7 +68,18 @@ class MlflowTracker:
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
     ) -> None:
         self._dataset = dataset
-        with self._store.faults(), self._store.alone():
+        self._session.enter_context(self._store.session())
+        try:
+            self._start(sweep, sweep_id, params, tags, dataset)
+        except BaseException:
+            self._session.close()
+            raise
+        self._thread.start()
+
+    def _start(
+        self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
+    ) -> None:
+        with self._store.faults(), self._store.exclusive():
             self._experiment = Experiment(self._client, self._config.experiment or sweep, self._artifacts, sweep_id)
             found = self._experiment.parent(sweep)
             there = found.data.params
@@ -80,7 +92,6 @@ class MlflowTracker:
             self._parent_metrics = dict(found.data.metrics)
             self._experiment.send(self._parent)
             self._machine = SystemMetrics(self._store.uri, found.info.run_id) if self._config.system_metrics else None
-        self._thread.start()
 
     def missing(self, ended: Sequence[int]) -> list[int]:
         with self._store.faults():
@@ -112,7 +123,10 @@ class MlflowTracker:
         self._parent.artifacts = list(artifacts)
         self._parent.finish(status, {})
         self._not_before = 0.0
-        self._attempt(last=True)
+        # The last call may come after an earlier one has closed the session.
+        with self._store.session():
+            self._attempt(last=True)
+        self._session.close()
 
     def _runs(self) -> list[PendingRun]:
         with self._lock:

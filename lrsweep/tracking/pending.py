@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrsweep.engines import Measurement
-from lrsweep.outputs import mask_url
+from lrsweep.files.redaction import mask
 from lrsweep.tracking.tracker import DatasetInfo
+from lrsweep.training.engines import Measurement
 
 # MLflow's limits for one log_batch (metrics, params and tags count together), and for the length of a value.
 _MAX_BATCH = 1000
@@ -134,7 +134,7 @@ def texts(values: Mapping[str, object]) -> dict[str, str]:
     """Names and values as MLflow takes them; values as a Hydra override writes them (null, true, [0.9, 0.999])."""
 
     def text(value: object) -> str:
-        return mask_url(value if isinstance(value, str) else json.dumps(value, default=str))[:_MAX_VALUE]
+        return mask(value if isinstance(value, str) else json.dumps(value, default=str))[:_MAX_VALUE]
 
     return {re.sub(r"[^\w\-. :/]", "_", key): text(value) for key, value in values.items()}
 

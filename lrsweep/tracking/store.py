@@ -1,7 +1,6 @@
-"""Where runs are kept: what a tracking uri means, whether a server answers, how processes share a SQLite file."""
+"""Where runs are kept: what a tracking URI means, whether a server answers, how processes share a SQLite file."""
 
 import contextlib
-import fcntl
 import http.client
 import os
 import ssl
@@ -15,12 +14,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import sqlalchemy
 
-from lrsweep import masking
 from lrsweep.errors import InputError, LrsweepError, StorageError
-from lrsweep.outputs import mask_url
+from lrsweep.files.locks import exclusive
+from lrsweep.files.redaction import Redactor, mask
 
-# Set before mlflow is first imported. No retries inside MLflow: there they block for minutes, and they would repeat a
-# create whose answer was lost; the tracker repeats what failed itself.
+# What MLflow reads from the environment, while a `session` is open. No retries inside MLflow: there they block for
+# minutes, and they would repeat a create whose answer was lost; the tracker itself repeats what failed.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -37,19 +36,29 @@ _PROBE_TIMEOUT = 1.5
 
 
 def default_uri(folder: Path | None = None) -> str:
-    """The store of a working folder (None: the current one): its mlflow.db, which a bare `mlflow ui` finds there."""
+    """The store of a working folder (None: the current one): its mlflow.db, which a bare `mlflow ui` finds."""
     return f"sqlite:///{(folder or Path()).resolve() / 'mlflow.db'}"
 
 
 class Store:
-    """A database or an MLflow server. `uri` carries no password of a server's, `shown` none at all.
+    """A database or an MLflow server.
 
-    `file` is the database of a SQLite store, None for all others.
+    Args:
+        uri: MLflow's tracking URI.
+        folder: What a relative SQLite path is relative to.
+
+    Attributes:
+        uri: The URI for MLflow; a server's has no password in it.
+        shown: The URI for people and logs, without any password.
+        file: The database of a SQLite store; None for all others.
+
+    Raises:
+        InputError: The URI is not a store's.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
-        """Resolves a relative SQLite path against `folder`. Raises InputError for what is no store."""
-        masking.learn(uri)
+        redactor = Redactor.of_urls(uri)
+        self._redactor = redactor
         scheme = uri.split(":", 1)[0].split("+", 1)[0]
         self.is_server = scheme in _SERVERS
         self.file: Path | None = None
@@ -60,31 +69,31 @@ class Store:
             or (scheme == "sqlite" and path in (uri, "", ":memory:"))
         ):
             raise InputError(
-                f"tracking.uri={mask_url(uri)}: "
+                f"tracking.uri={redactor.mask(uri)}: "
                 "a store is sqlite:///FILE, postgresql://..., mysql://..., mssql://... or http(s)://HOST:PORT"
             )
         if scheme == "sqlite":
             self.file = folder.resolve() / path
             uri = f"sqlite:///{self.file}"
-        self.shown = mask_url(uri)
-        self.uri = _without_password(uri) if self.is_server else uri
+        self.shown = redactor.mask(uri)
+        self.uri, self._login = _apart_from_login(uri) if self.is_server else (uri, {})
 
     def connect(self) -> Any:
         """MLflow's client for the store, which is reached and, if new, created. Raises StorageError if it does not answer."""
-        with self.faults():
+        with self.session(), self.faults():
             if not self.answers():
                 raise StorageError(
                     f"tracking.uri={self.shown}: no MLflow server answers there; start it or set tracking=none"
                 )
-            self._probe()
-            with self.alone():
+            self._ask_database()
+            with self.exclusive():
                 client = self._client()
                 # MLflow reaches the store, and migrates an empty database, at the first question.
                 client.search_experiments(max_results=1)
             return client
 
-    def _probe(self) -> None:
-        """One question to a database that is there: MLflow repeats it for two minutes, and locks a file before it."""
+    def _ask_database(self) -> None:
+        """One query to a database that exists: MLflow would repeat it for two minutes, and lock a file before that."""
         if self.is_server or (self.file is not None and not self.file.exists()):
             return
         engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.pool.NullPool)
@@ -94,8 +103,6 @@ class Store:
             engine.dispose()
 
     def _client(self) -> Any:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         with warnings.catch_warnings():
             # MLflow's models use what SQLAlchemy has deprecated; that is between those two.
             warnings.simplefilter("ignore")
@@ -104,7 +111,7 @@ class Store:
             return MlflowClient(tracking_uri=self.uri)
 
     def answers(self) -> bool:
-        """Whether the server is there and in order; one that wants a login or a certificate is. No database is asked."""
+        """Whether the server is up; one that asks for a login or a certificate is. True for a database, unasked."""
         if not self.is_server:
             return True
         try:
@@ -119,41 +126,57 @@ class Store:
             return False
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Waits until no other process creates something in a SQLite store; a server keeps its clients apart itself.
+    def session(self) -> Iterator[None]:
+        """Sets the environment that MLflow reads: its options and the server's login. On leaving, all is as before.
 
-        The kernel lets go of the lock however the process ends.
+        Everything that MLflow does for this store has to happen inside.
         """
+        wanted = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | self._login
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Waits until no other process creates something in a SQLite store; a server keeps its clients apart itself."""
         if self.file is None:
             yield
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.file.with_name(f".{self.file.name}.lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive(self.file.with_name(f".{self.file.name}.lock")):
             yield
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
-        """Makes one line of whatever a store, its driver or the way to it raises."""
+        """Turns whatever a store, its driver or the network raises into one line."""
         try:
             yield
         except LrsweepError:
             raise
         except Exception as fault:
-            raise StorageError(f"tracking.uri={self.shown}: {one_line(fault)}") from fault
+            raise StorageError(f"tracking.uri={self.shown}: {self._redactor.mask(one_line(fault))}") from fault
 
 
 def one_line(fault: Exception) -> str:
-    """What a fault says, without passwords and at a bearable length."""
-    text = mask_url(" ".join(str(fault).split())) or type(fault).__name__
+    """A fault's message on one line of at most 300 characters, without passwords."""
+    text = mask(" ".join(str(fault).split())) or type(fault).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _without_password(uri: str) -> str:
-    """A server's uri with its user and password moved to where MLflow looks for them: it prints the uri in its errors."""
+def _apart_from_login(uri: str) -> tuple[str, dict[str, str]]:
+    """A server's URI without its user and password, and those as MLflow reads them: it prints the URI in its errors."""
     parts = urlsplit(uri)
     if parts.password is None:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return uri, {}
+    login = {
+        "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
+        "MLFLOW_TRACKING_PASSWORD": unquote(parts.password),
+    }
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), login

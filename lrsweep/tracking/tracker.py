@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lrsweep.engines import Measurement
+from lrsweep.training.engines import Measurement
 
 
 @dataclass(frozen=True)

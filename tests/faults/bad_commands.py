@@ -82,27 +82,30 @@ def exported(said: str, *arguments: str, files: dict[str, Content] | None = None
 
 def a_finished_sweep(folder: Path) -> None:
     """config.yaml and summary.json of a sweep with two trials."""
-    from lrsweep import outputs, space
-    from lrsweep.compose import sweep_config
+    from lrsweep.config import search_space
+    from lrsweep.config.hydra_compose import sweep_config
+    from lrsweep.files.atomic import write_text
+    from lrsweep.files.paths import SweepFolder
+    from lrsweep.files.yaml_writer import to_yaml
     from lrsweep.report.summary import About, Links, summarise
+    from lrsweep.search.records import Point, Record
     from lrsweep.tracking import DatasetInfo
-    from lrsweep.trials import Point, Record
 
     folder.mkdir(parents=True)
     before = Path.cwd()
     os.chdir(folder.parent.parent)
     try:
-        config, _ = space.settle(sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]"]))
-        axes = space.axes(config)
+        config, _ = search_space.settle(sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]"]))
+        axes = search_space.axes(config)
         records = [
             Record(n, Point({"optimizer.lr": lr}), "complete", 60, 4.0 - n, "") for n, lr in enumerate((1e-4, 1e-3))
         ]
-        outputs.write(folder / "config.yaml", outputs.to_yaml(outputs.masked(config)))
+        write_text(folder / "config.yaml", to_yaml(config.masked()))
         summarise(
             config,
             axes,
             records,
-            outputs.SweepFolder("lora_lr"),
+            SweepFolder("lora_lr"),
             About(DatasetInfo("d", "d", "0", 9, 1), Links("", "")),
         )
     finally:

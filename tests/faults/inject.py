@@ -9,7 +9,7 @@ import importlib.abc, importlib.util, os, signal, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "lrsweep.engines.packed":
+        if name != "lrsweep.training.engines.packed":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -32,9 +32,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     ConfigStore.instance().repo.pop("sweep", None)
-    if "lrsweep.finetune.inputs" in sys.modules:
+    if "lrsweep.training.inputs" in sys.modules:
         # Another case's ./model is another model.
-        sys.modules["lrsweep.finetune.inputs"]._inputs.cache_clear()
+        sys.modules["lrsweep.training.inputs"]._inputs.cache_clear()
     _talk_to(sys.stderr)
     yield tmp_path
     _talk_to(sys.__stderr__)

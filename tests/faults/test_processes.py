@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lrsweep.outputs import read_metrics
+from lrsweep.files.metrics_log import read_metrics
 from tests.conftest import SMALL, lrsweep
 from tests.faults import inject
 from tests.test_sweep import mlflow_statuses, trials_of
@@ -24,7 +24,11 @@ def states(folder: Path) -> list[str]:
 
 
 def workers_of(keeper: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(keeper).children() if "lrsweep.executors.child" in " ".join(p.cmdline())]
+    return [
+        p
+        for p in psutil.Process(keeper).children()
+        if "lrsweep.orchestration.executors.worker_main" in " ".join(p.cmdline())
+    ]
 
 
 def wait_for_steps(folder: Path, steps: int) -> None:

@@ -8,11 +8,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from lrsweep import masking, outputs
-from lrsweep.compose import sweep_config
-from lrsweep.config import replace
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import replace
 from lrsweep.errors import InputError
-from lrsweep.storage import Storage
+from lrsweep.files import redaction
+from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.search.storage import Storage
 from tests.conftest import SMALL, lrsweep
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: 
     assert leaks == []
     assert [secret for secret in secrets if secret in run.stdout + run.stderr] == []
     summary = json.loads((tmp_path / "work" / "outputs" / "lora_lr" / "summary.json").read_text())
-    assert f"--token={masking.HIDDEN}" in summary["config"]["engine"]["command"]
+    assert f"--token={redaction.HIDDEN}" in summary["config"]["engine"]["command"]
     if code == 0:
         again = lrsweep(
             *SMALL, "space.optimizer.lr=[1e-3,3e-3]", "engine=external", "engine.dialect=transformers", tracking,
@@ -166,23 +167,23 @@ PLAIN = [
 
 @pytest.mark.parametrize("text", HIDING)
 def test_secrets_are_masked(text: str) -> None:
-    hidden = masking.mask(text)
+    hidden = redaction.mask(text)
     assert SECRET not in hidden
-    assert masking.HIDDEN in hidden
-    assert masking.mask(hidden) == hidden
+    assert redaction.HIDDEN in hidden
+    assert redaction.mask(hidden) == hidden
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert masking.mask(text) == text
+    assert redaction.mask(text) == text
 
 
 @pytest.mark.parametrize("password", ["pa'ssword", "12/abcdefgh", "p%40ss%2Fword", "postgres"])
 def test_a_databases_password_is_masked_whatever_it_is_made_of(password: str, tmp_path: Path) -> None:
     url = f"postgresql://me:{password}@host/db"
     Storage(replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url}), tmp_path)
-    assert masking.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
-    assert masking.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
+    assert redaction.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
+    assert redaction.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
 
 
 def test_what_the_environment_keeps_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_what_the_environment_keeps_is_masked_wherever_it_stands(monkeypatch: py
     monkeypatch.setenv("OTHER_TOKEN", "short")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     tree = {"a": [f"x {SECRET} y", {"b": (SECRET, 1, None)}], "password": "p", "short": "false"}
-    assert masking.masked(tree) == {
+    assert redaction.masked(tree) == {
         "a": ["x *** y", {"b": ("***", 1, None)}],
         "password": "***",
         "short": "false",
@@ -199,7 +200,7 @@ def test_what_the_environment_keeps_is_masked_wherever_it_stands(monkeypatch: py
 
 def test_a_config_is_masked_in_its_lists_too() -> None:
     config = sweep_config(["+sweep=lora_lr", f"search.storage='postgresql://me:{SECRET}@db/x'"])
-    assert SECRET not in outputs.to_yaml(outputs.masked(config))
+    assert SECRET not in to_yaml(config.masked())
     assert config.search.storage is not None
     assert SECRET in config.search.storage, "what works with it needs it"
 
@@ -208,7 +209,7 @@ def test_a_log_is_masked(tmp_path: Path) -> None:
     import logging
 
     handler = logging.FileHandler(tmp_path / "log")
-    handler.setFormatter(masking.MaskingFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(redaction.MaskingFormatter("%(levelname)s %(message)s"))
     logger = logging.Logger("mine")
     logger.addHandler(handler)
     try:

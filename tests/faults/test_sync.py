@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lrsweep.config import TrackingConfig
-from lrsweep.outputs import read_metrics
+from lrsweep.config.schema import TrackingConfig
+from lrsweep.files.metrics_log import read_metrics
 from lrsweep.tracking import open_tracker
 from tests.browser import served
 from tests.conftest import lrsweep

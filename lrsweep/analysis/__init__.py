@@ -1,0 +1,1 @@
+"""What the numbers say: ranking, noise, loss over learning rate, priors, diagnosis."""

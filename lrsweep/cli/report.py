@@ -1,0 +1,27 @@
+"""`lrsweep report NAME`: a sweep's result, and its report.html written again."""
+
+from collections.abc import Sequence
+
+from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.errors import InputError
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the table and writes the report. Raises LrsweepError."""
+    parser = ArgumentParser("report", "show a sweep's result and write its report.html again")
+    parser.add_sweep_name()
+    arguments = parser.parse_args(argv)
+    from rich.console import Console
+
+    from lrsweep.files.paths import existing_sweep
+    from lrsweep.orchestration.conclusion import conclude
+    from lrsweep.report.summary import read_summary
+    from lrsweep.report.text import print_summary
+
+    folder = existing_sweep(arguments.name)
+    summary = read_summary(folder)
+    if not summary.results:
+        raise InputError(f"{arguments.name}: no trial has ended yet; resume the sweep")
+    conclude(summary, folder)
+    print_summary(Console(), summary, folder)
+    return 0

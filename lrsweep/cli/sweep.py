@@ -1,0 +1,32 @@
+"""`lrsweep +sweep=NAME [key=value ...]`: runs a sweep, or resumes it."""
+
+import shlex
+from collections.abc import Sequence
+
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.libraries import quiet
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the sweep that the overrides in `argv` compose to. Raises LrsweepError."""
+    config = sweep_config(argv)
+    quiet()
+    from rich.console import Console
+
+    from lrsweep.files.paths import SweepFolder
+    from lrsweep.files.symlinks import refuse_symlinks
+    from lrsweep.orchestration import controller
+    from lrsweep.report.screen import open_screen
+    from lrsweep.report.text import print_summary
+
+    refuse_symlinks(SweepFolder(config.name).path)
+    console = Console()
+    try:
+        summary = controller.run(config, open_screen(console))
+    except controller.InterruptedSweepError as interrupted:
+        # resume=fresh would start over once more.
+        command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
+        interrupted.args = (f"interrupted; resume with: {command}",)
+        raise
+    print_summary(console, summary, SweepFolder(config.name))
+    return 0

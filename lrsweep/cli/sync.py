@@ -1,0 +1,88 @@
+"""`lrsweep sync NAME`: sends MLflow what a sweep's files have and it lacks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.config import search_space
+from lrsweep.config.schema import flatten, replace, validate
+from lrsweep.errors import InputError, StorageError
+from lrsweep.files.logs import logging_to
+from lrsweep.files.paths import existing_sweep
+from lrsweep.libraries import quiet
+from lrsweep.report.screen import Screen
+
+
+def run(argv: Sequence[str]) -> int:
+    """Syncs, and prints what came of it. Raises LrsweepError."""
+    parser = ArgumentParser("sync", "send MLflow what an outage or a kill kept from it")
+    parser.add_sweep_name()
+    parser.add_argument("--uri", help="the tracking store (default: the sweep's own)")
+    parser.add_argument("--storage", metavar="URL", help="the study's database, where its URL has a password")
+    arguments = parser.parse_args(argv)
+    from rich.console import Console
+
+    from lrsweep.report.screen import open_screen
+
+    quiet()
+    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console())))
+    return 0
+
+
+def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str:
+    """Sends MLflow what the sweep's files have and it lacks.
+
+    Args:
+        name: The sweep.
+        uri: The tracking store; None is the sweep's own.
+        storage: The study's database; None is the sweep's own.
+        screen: Where progress is shown.
+
+    Returns:
+        One line about the result.
+
+    Raises:
+        InputError: There is no such sweep, or it is not tracked.
+        StorageError: The sweep is running, its files are damaged, or the store does not answer.
+    """
+    from lrsweep.orchestration.controller import finish_tracking
+    from lrsweep.orchestration.monitor import Monitor
+    from lrsweep.report.summary import read_summary
+    from lrsweep.search.study_lifecycle import find_study
+    from lrsweep.tracking import DatasetInfo, open_tracker
+    from lrsweep.tracking.tags import tags
+
+    folder = existing_sweep(name)
+    config = validate(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    if uri is not None:
+        config = replace(config, {"tracking.uri": uri, "tracking.name": "mlflow"})
+    if storage is not None:
+        config = replace(config, {"search.storage": storage})
+    if config.tracking.name == "none":
+        raise InputError(f"{name}: the sweep has tracking=none; name a store with --uri")
+    axes = search_space.axes(config)
+    study = find_study(config, axes, folder.path)
+    if study is None:
+        raise StorageError(f"{folder.study}: does not exist, and only it says how the trials ended")
+    tracker = open_tracker(config.tracking, Path.cwd(), config.name)
+    with folder.locked(), logging_to(folder, config.redactor):
+        dataset = DatasetInfo(**study.dataset)
+        tracker.start(config.name, study.sweep_id, flatten(config.masked()), tags(), dataset)
+        try:
+            sent = Monitor(config, folder, study, tracker, screen).catch_up()
+            ended = study.finished() and folder.summary.exists()
+            if ended:
+                finish_tracking(tracker, read_summary(folder), folder)
+            else:
+                tracker.finish("interrupted", {}, [])
+        except BaseException:
+            tracker.finish("interrupted", {}, [])
+            raise
+        if tracker.unsent:
+            raise StorageError(
+                f"tracking.uri={tracker.uri}: {tracker.unsent} points are still unsent; see {folder.log}"
+            )
+    rest = "" if ended else "; the sweep is not complete: the same lrsweep +sweep command resumes it"
+    return f"{name}: sent {sent} trials, {tracker.uri} has all that has ended{rest}"

@@ -1,0 +1,1 @@
+"""The config of a sweep: its schema, how Hydra composes it, and what is searched."""

@@ -1,0 +1,302 @@
+"""The schema of a sweep: frozen, typed, validated once. Nobody past this point sees a DictConfig.
+
+The sections that decide what a trial trains are in `trial_schema.py`. The text under a key says what it means.
+"""
+
+import difflib
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
+from lrsweep.config.trial_schema import (
+    Count,
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    Section,
+    Seed,
+    TrainingConfig,
+)
+from lrsweep.errors import InputError
+from lrsweep.files.paths import NAME
+from lrsweep.files.redaction import Redactor
+
+# The sections that decide what a trial trains.
+TRIAL_SECTIONS = ("model", "data", "finetune", "optimizer", "scheduler", "training")
+
+
+class SearchConfig(Section):
+    """How trials are chosen."""
+
+    method: Annotated[str, sweep_key()]
+    """`grid`, one of Optuna's samplers (tpe, random, qmc, gp, cmaes), or `auto`: what fits the axes and the budget."""
+    n_trials: Annotated[Count | None, run_key()] = None
+    """Trials in total, over all runs of the sweep. Null is the whole grid."""
+    seed: Annotated[Seed, sweep_key()] = 0
+    """The sampler's seed."""
+    lr_scaling: Annotated[Literal["none", "sqrt", "linear"], sweep_key()] = "none"
+    """Scales a trial's learning rate by its batch over the base config's batch (`linear`) or its square root (`sqrt`)."""
+    storage: Annotated[str | None, run_key()] = None
+    """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
+    extend: Annotated[bool, run_key()] = False
+    """Adds learning rates to a grid while the best one is the lowest or the highest."""
+    replicates: Annotated[int, Field(ge=1, le=20), run_key()] = 1
+    """Trains the best few trials with so many seeds each, to measure the noise."""
+    rescue: Annotated[bool, run_key()] = False
+    """Where trials diverge, tries the lowest such rate with beta1 = 0.8 and with a longer warm-up."""
+    prior: Annotated[bool, run_key()] = True
+    """Starts a search at the learning rate that rules of thumb give."""
+    preflight: Annotated[bool, run_key()] = True
+    """Checks the gradients on a few rows before trial 0."""
+    max_failures: Annotated[Count | None, run_key()] = None
+    """Ends the sweep after so many failed trials. Null: it goes on with the others."""
+
+    @model_validator(mode="after")
+    def _samplers_need_a_total(self) -> Self:
+        if self.method not in ("auto", "grid") and self.n_trials is None:
+            raise ValueError(
+                f"method {self.method} never ends by itself: set search.n_trials, the total number of trials"
+            )
+        if self.extend and self.method not in ("auto", "grid"):
+            raise ValueError(f"extend=true grows grids; method {self.method} keeps to its range: widen space instead")
+        return self
+
+
+def current_value(key: str, value: Any) -> Any:
+    """The value as this version writes it; 0.1.0 called the pruner for packs `lockstep`."""
+    return "sync_halving" if (key, value) == ("pruner.name", "lockstep") else value
+
+
+class PrunerConfig(Section):
+    """Stops trials early, by eval_loss at every evaluation."""
+
+    name: Annotated[
+        Literal["auto", "none", "sync_halving", "median", "successive_halving", "hyperband"],
+        BeforeValidator(lambda value: current_value("pruner.name", value)),
+        sweep_key(),
+    ]
+    """`sync_halving` compares all trials of a pack at once; median, successive_halving and hyperband are Optuna's.
+    `auto` is sync_halving for searches that may be packed, none for grids and for the trainer engine."""
+    kwargs: Annotated[dict[str, Any], sweep_key()] = Field(default_factory=dict)
+    """The pruner's arguments."""
+
+
+class EngineConfig(Section):
+    """What trains the trials."""
+
+    name: Annotated[str, run_key()]
+    """`trainer`: stock transformers Trainer and PEFT, one trial at a time. `packed`: many trials at once over one base.
+    `auto`: packed where possible. `external`: the user's own command."""
+    slots: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=256)], run_key()] = "auto"
+    """Trials in a pack, or commands at once; `auto` is what memory allows."""
+    compile: Annotated[bool, run_key()] = False
+    """torch.compile: minutes at first, then faster steps on a GPU."""
+    command: Annotated[str | None, sweep_key()] = None
+    """For `external`: the trainer's command, with {config} where its config file goes."""
+    dialect: Annotated[str | None, sweep_key()] = None
+    """For `external`: the trainer whose config file it is."""
+
+    @model_validator(mode="after")
+    def _command_is_words(self) -> Self:
+        try:
+            shlex.split(self.command or "")
+        except ValueError as fault:
+            raise ValueError(f"command: {str(fault).lower()}; close every quote in it") from None
+        return self
+
+
+class ExecutorConfig(Section):
+    """Where workers run, and how many."""
+
+    name: Annotated[str, run_key()]
+    """`local`: processes on this machine. `inline`: a thread of this process. `ray`: actors. `slurm`: an array job."""
+    workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], run_key()] = "auto"
+    """Workers; `auto` is one for each GPU, or one."""
+    gpus_per_worker: Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=64)], run_key()] = "auto"
+    """GPUs of a worker on Ray or SLURM."""
+    cpus_per_worker: Annotated[int, Field(ge=1, le=1024), run_key()] = 1
+    """CPUs of a worker on Ray or SLURM."""
+    address: Annotated[str | None, run_key()] = None
+    """The Ray cluster. Null starts a Ray on this machine."""
+    cluster: Annotated[Literal["auto", "slurm", "local", "debug"], run_key()] = "auto"
+    """submitit's cluster; `auto` is slurm where there is one, else local."""
+    options: Annotated[dict[str, Any], run_key()] = Field(default_factory=dict)
+    """submitit's parameters, such as {partition: gpu}."""
+
+
+class TrackingConfig(Section):
+    """Where loss curves go."""
+
+    name: Annotated[Literal["mlflow", "none"], run_key()]
+    """`mlflow`, or `none`."""
+    uri: Annotated[str | None, run_key()] = None
+    """MLflow's tracking URI. Null is sqlite:///mlflow.db in the working folder."""
+    experiment: Annotated[str | None, run_key()] = None
+    """MLflow's experiment. Null is the sweep's name."""
+    system_metrics: Annotated[bool, run_key()] = True
+    """Logs the machine's load with the sweep's run."""
+
+
+class OriginConfig(Section):
+    """The config of another trainer that the sweep was imported from."""
+
+    dialect: Annotated[str, sweep_key()]
+    """The trainer."""
+    file: Annotated[str, sweep_key()]
+    """The imported file."""
+    rest: Annotated[str, sweep_key()] = ""
+    """What lrsweep has no keys for, as YAML: an export gives it back."""
+
+
+class SweepConfig(Section):
+    """A whole sweep."""
+
+    name: Annotated[str, Field(pattern=NAME), sweep_key()]
+    """The sweep's name; its files are in outputs/NAME."""
+    model: ModelConfig
+    data: DataConfig
+    finetune: FinetuneConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    training: TrainingConfig
+    search: SearchConfig
+    space: Annotated[dict[str, Any], sweep_key()]
+    """The axes: mirrors this tree, with lists of choices or ranges as leaves."""
+    pruner: PrunerConfig
+    engine: EngineConfig
+    executor: ExecutorConfig
+    tracking: TrackingConfig
+    origin: OriginConfig | None = None
+    resume: Annotated[Literal["auto", "fresh"], run_key()] = "auto"
+    """What happens to an earlier sweep of this name: `auto` resumes it, `fresh` renames it and starts over."""
+
+    @model_validator(mode="after")
+    def _a_trial_comes_past_its_warmup(self) -> Self:
+        training = self.training
+        warmup = self.scheduler.warmup(training.schedule_steps)
+        # A trial that is the whole run may warm up as long as the run does.
+        if training.max_steps < min(2 * warmup, training.schedule_steps):
+            raise ValueError(
+                f"training: max_steps ({training.max_steps}) is too few for horizon ({training.horizon}): the warm-up alone "
+                f"takes {warmup} steps, and no trial would train at its rate; set training.max_steps to {2 * warmup} or "
+                "more, or a shorter warm-up (scheduler.warmup_ratio)"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _origin_only_where_there_is_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = handler(self)
+        if tree.get("origin") is None:
+            tree.pop("origin", None)
+        return tree
+
+    @property
+    def redactor(self) -> Redactor:
+        """Masks secrets, the passwords in this config's URLs among them."""
+        return Redactor.of_urls(self.search.storage, self.tracking.uri)
+
+    def masked(self) -> dict[str, Any]:
+        """The config as a plain tree, passwords and tokens masked."""
+        tree: dict[str, Any] = self.redactor.masked(self.model_dump())
+        return tree
+
+
+def validate(tree: Mapping[str, Any]) -> SweepConfig:
+    """The tree as a SweepConfig.
+
+    Raises:
+        InputError: Something is wrong with it: the first bad key, its value, the rule and the nearest name.
+    """
+    try:
+        return SweepConfig.model_validate(dict(tree))
+    except ValidationError as fault:
+        raise InputError(_one_line(fault)) from None
+
+
+def replace(config: SweepConfig, changes: Mapping[str, Any]) -> SweepConfig:
+    """The config with dotted keys set (`{"optimizer.lr": 1e-4}`), validated again."""
+    tree = config.model_dump()
+    for key, value in changes.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    return validate(tree)
+
+
+def keys() -> list[str]:
+    """Every dotted key of the schema that holds a value (`optimizer.lr`), in order."""
+    return [key for key, _ in leaves(SweepConfig)]
+
+
+def key_facts(key: str) -> KeyFacts:
+    """What a dotted key of the config affects."""
+    return facts_of(SweepConfig, key)
+
+
+def trial_part(config: SweepConfig, *, same_in_pack: bool = False) -> dict[str, dict[str, Any]]:
+    """The keys that change what a trial measures, by section; `same_in_pack`: only those that a pack's trials share.
+
+    Sections without such a key are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for section in TRIAL_SECTIONS:
+        for name, value in getattr(config, section).model_dump(mode="json").items():
+            facts = key_facts(f"{section}.{name}")
+            if facts.scope == "trial" and (facts.in_pack == "same" or not same_in_pack):
+                found.setdefault(section, {})[name] = value
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys; lists stay whole, and so does an empty mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def did_you_mean(key: str) -> str:
+    """A hint with the schema's nearest key, or nothing."""
+    known = keys()
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        near = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _one_line(fault: ValidationError) -> str:
+    error = fault.errors()[0]
+    # Union branches and validators add parts to the location that are no config keys.
+    key = ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))
+    if error["type"] == "extra_forbidden":
+        key = ".".join(str(part) for part in error["loc"])
+        return f"{key}: no such key{did_you_mean(key)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; set {key}=..."
+    if error["type"] == "string_pattern_mismatch":
+        return f"{key}={error['input']!r}: letters, digits, '.', '_' and '-' only, starting with a letter or digit"
+    rule = error["msg"].removeprefix("Value error, ")
+    rule = rule[:1].lower() + rule[1:]
+    if not key:
+        return rule
+    if isinstance(error["input"], Mapping):
+        return f"{key}: {rule}"
+    return f"{key}={error['input']!r}: {rule}"

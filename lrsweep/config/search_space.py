@@ -1,0 +1,277 @@
+"""Axes: what a sweep searches. `space` in the config mirrors the config's tree; its leaves become axes.
+
+A value has two forms: what the config takes (0.1, [0.9, 0.999]), and what Optuna stores, where a list is its JSON text.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig, did_you_mean, key_facts, keys, replace
+from lrsweep.errors import InputError
+
+_RANGE_KEYS = {"low", "high", "log", "num", "step"}
+# Each point of a grid is looked at before the first trial.
+_MOST_POINTS = 10_000
+# A grid of this key may grow.
+LR = "optimizer.lr"
+# Up to so many trials, over so many ranges, a Gaussian process is worth its time.
+_GP_TRIALS, _GP_AXES = 24, 2
+
+
+@dataclass(frozen=True)
+class Choices:
+    """An axis with listed values, in the order given; numbers in a grid may `grow` by more."""
+
+    key: str
+    values: tuple[Any, ...]
+    grows: bool = False
+
+    def points(self) -> tuple[Any, ...]:
+        """The values of a grid."""
+        return self.values
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values among which the lowest and the highest are."""
+        return self.values
+
+    def value(self, stored: Any) -> Any:
+        """The config's value for what Optuna stored."""
+        return next(value for value in self.values if to_stored(value) == stored)
+
+
+@dataclass(frozen=True)
+class Range:
+    """An axis from `low` to `high`, both included; `num` is the number of grid points along it."""
+
+    key: str
+    low: float
+    high: float
+    log: bool
+    integer: bool
+    num: int | None
+    step: float | None
+
+    def points(self) -> tuple[Any, ...]:
+        """`num` values, evenly spaced (in the logarithm if `log`), rounded to 6 digits."""
+        if self.num is None:
+            raise InputError(f"space.{self.key}: a grid over a range needs its number of points: add num: 5")
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        places = [low + (high - low) * i / max(self.num - 1, 1) for i in range(self.num)]
+        values = [float(f"{math.exp(place) if self.log else place:.6g}") for place in places]
+        return tuple(dict.fromkeys(round(value) for value in values)) if self.integer else tuple(values)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The lowest and the highest value."""
+        return self.low, self.high
+
+    def value(self, stored: Any) -> Any:
+        """The config's value for what Optuna stored: the same number."""
+        return stored
+
+
+Axis = Choices | Range
+
+
+def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig, str]:
+    """The config with `search.method: auto` replaced by what fits axes and budget, and why; any other stays as it is.
+
+    `before` is what it was for the trials that there are: a search goes on as it began.
+
+    Raises InputError for axes that are wrong, and for ranges without a total.
+    """
+    search = config.search
+    if search.method != "auto":
+        return config, ""
+    found = tuple(_axes(config, config.space, ""))
+    ranges = [axis for axis in found if isinstance(axis, Range)]
+    points = None if any(axis.num is None for axis in ranges) else math.prod(len(axis.points()) for axis in found)
+    method: str
+    if before is not None and (before != "grid" or points is not None):
+        method, why = before, "as it began"
+    elif points is not None and (search.n_trials is None or points <= search.n_trials):
+        method, why = "grid", f"all {points} points fit"
+    elif search.n_trials is None:
+        raise InputError("search.n_trials: missing; a range is searched for as many trials as that says")
+    elif len(ranges) == len(found) <= _GP_AXES and search.n_trials <= _GP_TRIALS:
+        method, why = "gp", f"{search.n_trials} trials over {len(found)} range{'s' * (len(found) > 1)}"
+    else:
+        method, why = "tpe", f"{search.n_trials} trials over {len(found)} axes"
+    changes: dict[str, Any] = {"search.method": method}
+    if method != "grid" and search.extend:
+        changes["search.extend"] = False  # it grows a grid, if there is one
+    return replace(config, changes), f"search.method=auto: {method} ({why})"
+
+
+def axes(config: SweepConfig) -> tuple[Axis, ...]:
+    """The config's axes, each value of each checked against the schema. Raises InputError."""
+    found = tuple(_axes(config, config.space, ""))
+    if not found:
+        raise InputError(
+            "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
+        )
+    if config.search.method == "grid":
+        points = math.prod(len(axis.points()) for axis in found)
+        if points > _MOST_POINTS:
+            raise InputError(
+                f"space: {points} points, and a grid has at most {_MOST_POINTS}; take fewer values, or search=tpe with "
+                "search.n_trials=..."
+            )
+        found = tuple(_growing(axis) if axis.key == LR else axis for axis in found)
+        for point in grid(found):
+            trial_config(config, found, point)
+    if config.search.method == "cmaes" and any(isinstance(axis, Choices) for axis in found):
+        raise InputError("search.method='cmaes': takes ranges only; write each axis as {low: ..., high: ...}")
+    return found
+
+
+def reach(config: SweepConfig, key: str) -> tuple[float, float] | None:
+    """The lowest and the highest number that the space has for a key; None for no axis of numbers."""
+    found = [axis for axis in _axes(config, config.space, "") if axis.key == key]
+    numbers = [end for axis in found for end in axis.ends() if isinstance(end, int | float)]
+    return (min(numbers), max(numbers)) if numbers else None
+
+
+def with_more_lrs(axes: Sequence[Axis], lrs: Sequence[float]) -> tuple[Axis, ...]:
+    """The axes with more learning rates, which are a list that may grow."""
+    return tuple(
+        Choices(axis.key, axis.values + tuple(lrs), grows=True)
+        if isinstance(axis, Choices) and axis.key == LR and axis.grows
+        else axis
+        for axis in axes
+    )
+
+
+def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Every combination of the axes' points, as Optuna stores them; the last axis changes fastest."""
+    # Axes that a pack's trials must agree in change slowest, so that trials that can share a pack follow each other.
+    ordered = sorted(axes, key=lambda axis: key_facts(axis.key).in_pack != "same")
+    columns = [[to_stored(value) for value in axis.points()] for axis in ordered]
+    points = (dict(zip([axis.key for axis in ordered], row, strict=True)) for row in itertools.product(*columns))
+    return [{axis.key: point[axis.key] for axis in axes} for point in points]
+
+
+def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's values for one trial's stored parameters."""
+    return {axis.key: axis.value(stored[axis.key]) for axis in axes}
+
+
+def trained(values: Mapping[str, Any], trial: SweepConfig) -> dict[str, Any]:
+    """A trial's axis values as it is trained with them: `search.lr_scaling` fits an axis's learning rate to the batch."""
+    scaled = trial.search.lr_scaling != "none"
+    return {key: trial.optimizer.lr if key == LR and scaled else value for key, value in values.items()}
+
+
+def trial_config(
+    config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> SweepConfig:
+    """The sweep's config with one trial's axis values in place, and lr scaled to the batch if `search.lr_scaling` says so.
+
+    `overrides` are what sets the trial apart beside its axes: a replicate's seed, say.
+    """
+    trial = replace(config, {**values(axes, stored), **(overrides or {})})
+    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
+    factor = (_batch(trial) / _batch(config)) ** power
+    return replace(trial, {LR: trial.optimizer.lr * factor}) if factor != 1.0 else trial
+
+
+def _growing(axis: Axis) -> Axis:
+    """The points of a learning-rate axis as a list that may grow."""
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in axis.points()):
+        return axis
+    return Choices(axis.key, axis.points(), grows=True)
+
+
+def _batch(config: SweepConfig) -> int:
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def _axes(config: SweepConfig, tree: Mapping[str, Any], prefix: str) -> list[Axis]:
+    found: list[Axis] = []
+    for name, leaf in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(leaf, Mapping) and not ({"low", "high"} & leaf.keys()):
+            found += _axes(config, leaf, f"{key}.")
+        else:
+            _check_key(key)
+            found.append(_range(config, key, leaf) if isinstance(leaf, Mapping) else _choices(config, key, leaf))
+    return found
+
+
+def _check_key(key: str) -> None:
+    parents = {key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)}
+    if key not in keys() and not any(parent in keys() and parent.endswith(".kwargs") for parent in parents):
+        raise InputError(f"space.{key}: the config has no such key{did_you_mean(key)}")
+    if key_facts(key).scope != "trial":
+        raise InputError(f"space.{key}: changes nothing that a trial measures, so it cannot be searched")
+
+
+def _choices(config: SweepConfig, key: str, leaf: Any) -> Choices:
+    if not isinstance(leaf, list):
+        raise InputError(f"space.{key}={leaf!r}: an axis is a list of choices, or a range {{low: ..., high: ...}}")
+    if not leaf:
+        raise InputError(f"space.{key}=[]: an axis needs at least one value")
+    kept = [to_stored(value) for value in leaf]
+    for i, value in enumerate(kept):
+        if value in kept[:i]:
+            raise InputError(f"space.{key}: {leaf[i]!r} is listed twice")
+    for value in leaf:
+        _check_value(config, key, value)
+    return Choices(key, tuple(leaf))
+
+
+def _range(config: SweepConfig, key: str, leaf: Mapping[str, Any]) -> Range:
+    for name in leaf:
+        if name not in _RANGE_KEYS:
+            raise InputError(f"space.{key}.{name}: a range has the keys {', '.join(sorted(_RANGE_KEYS))}")
+    low, high = leaf.get("low"), leaf.get("high")
+    log, num, step = leaf.get("log", False), leaf.get("num"), leaf.get("step")
+    for name, number in (("low", low), ("high", high)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(f"space.{key}.{name}={number!r}: must be a finite number")
+        _check_value(config, key, number)
+    assert low is not None
+    assert high is not None
+    if not isinstance(log, bool):
+        raise InputError(f"space.{key}.log={log!r}: must be true or false")
+    if low >= high:
+        raise InputError(f"space.{key}: low ({low}) must be below high ({high})")
+    if log and low <= 0:
+        raise InputError(f"space.{key}.low={low}: a log range starts above 0")
+    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or not 2 <= num <= _MOST_POINTS):
+        raise InputError(f"space.{key}.num={num!r}: must be a whole number from 2 to {_MOST_POINTS}")
+    if step is not None and (log or isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
+        raise InputError(f"space.{key}.step={step!r}: must be a number above 0, and does not go with log")
+    integer = _takes_whole_numbers(config, key, low)
+    if integer and step is not None and step != round(step):
+        raise InputError(f"space.{key}.step={step!r}: {key} takes whole numbers, and so does its step")
+    return Range(key, low, high, log, integer, num, step)
+
+
+def _takes_whole_numbers(config: SweepConfig, key: str, low: float) -> bool:
+    if not isinstance(low, int):
+        return False
+    try:
+        replace(config, {key: low + 0.5})
+    except InputError:
+        return True
+    return False
+
+
+def _check_value(config: SweepConfig, key: str, value: Any) -> None:
+    try:
+        replace(config, {key: value})
+    except InputError as fault:
+        if "." not in str(fault).partition(": ")[0]:
+            return  # a rule about several keys: it is for the combinations to break
+        raise InputError(
+            f"space.{fault}" if str(fault).startswith(key) else f"space.{key}={value!r}: {fault}"
+        ) from None
+
+
+def to_stored(value: Any) -> Any:
+    """A config value as Optuna stores it."""
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)

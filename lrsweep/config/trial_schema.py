@@ -1,0 +1,220 @@
+"""The sections of the config that decide what a trial trains: model, data, finetune, optimizer, scheduler, training.
+
+Names are the field's: torch's for optimizers, transformers' for schedules and metrics, PEFT's for LoRA. The text under a
+key says what it means; `trial_key` and `run_key` say what it affects (`key_facts.py`).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from lrsweep.config.key_facts import run_key, trial_key
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adafactor", "rmsprop", "sgd"]
+SchedulerName = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "reduce_lr_on_plateau",
+]
+DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory"]
+
+# What the keys below affect, in the combinations that occur.
+_BASE = trial_key(in_pack="same", comparable=False)
+_NUMERICS = trial_key(in_pack="same")
+_ROWS = trial_key(in_pack="same", comparable=False)
+_BATCHES = trial_key(in_pack="same")
+_SHAPE = trial_key(in_pack="same", tuned=True)
+_TUNED = trial_key(in_pack="own", tuned=True)
+_OWN = trial_key(in_pack="own")
+
+
+class Section(BaseModel):
+    """A group of config keys: frozen, strictly typed, and without keys that it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """The model to fine-tune."""
+
+    path: Annotated[str, _BASE]
+    """A local folder, a hub id, or `embedded` for the small model that ships with lrsweep."""
+    revision: Annotated[str | None, _BASE] = None
+    """The branch, tag or commit of a hub model."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float64"], _NUMERICS] = "auto"
+    """What the model computes in. `auto` is bfloat16 on a GPU that has it, else float32."""
+    attn_implementation: Annotated[str | None, _NUMERICS] = None
+    """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
+    quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
+    """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
+    trust_remote_code: Annotated[bool, _BASE] = False
+    """Runs the model repository's own code. Needs `revision` pinned to a commit."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError("trust_remote_code runs the repository's code: pin model.revision to a 40-digit commit")
+        return self
+
+
+class DataConfig(Section):
+    """The rows to train and evaluate on."""
+
+    path: Annotated[str, _ROWS]
+    """A file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`. For `llamafactory`, the folder of a
+    dataset_info.json."""
+    format: Annotated[DataFormat, _ROWS]
+    """How a row looks."""
+    name: Annotated[str | None, _ROWS] = None
+    """The hub data set's config. For `llamafactory`, names in dataset_info.json, joined by commas."""
+    eval_name: Annotated[str | None, _ROWS] = None
+    """For `llamafactory`: the data sets to evaluate on, as in `name`."""
+    template: Annotated[str | None, _ROWS] = None
+    """For `llamafactory`: its template, which the tokenizer's chat template has to agree with."""
+    max_rows_per_set: Annotated[Count | None, _ROWS] = None
+    """For `llamafactory`: only the first so many rows of each data set count."""
+    split: Annotated[str, _ROWS] = "train"
+    """The hub data set's split to train on."""
+    eval_path: Annotated[str | None, _ROWS] = None
+    """The rows to evaluate on. Null: the share `eval_fraction` of `path`."""
+    eval_split: Annotated[str | None, _ROWS] = None
+    """The hub data set's split to evaluate on."""
+    eval_fraction: Annotated[Fraction, _ROWS] = 0.1
+    """The share of the rows that is held out to evaluate on, the same rows for every trial."""
+    max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
+    """Rows are truncated to this many tokens."""
+    max_train_rows: Annotated[Count | None, _BATCHES] = None
+    """Trains on so many rows at most."""
+    max_eval_rows: Annotated[Count | None, _ROWS] = None
+    """Evaluates on so many rows at most."""
+    packing: Annotated[bool, _BATCHES] = False
+    """Joins short rows into blocks of up to `max_length` tokens; rows in a block do not see each other."""
+    columns: Annotated[Mapping[str, str], Strict(False), _ROWS] = Field(default_factory=dict)
+    """Other column names, as {instruction: question}."""
+
+
+class FinetuneConfig(Section):
+    """What is trained."""
+
+    mode: Annotated[Literal["lora", "full", "freeze"], _SHAPE]
+    """`lora`: adapters. `full`: all weights. `freeze`: the last layers."""
+    r: Annotated[Count, _TUNED] = 8
+    """LoRA's rank."""
+    alpha: Annotated[Positive, _TUNED] = 16.0
+    """LoRA's alpha: the adapter's output is scaled by alpha / r."""
+    dropout: Annotated[Fraction, _TUNED] = 0.0
+    """Dropout on LoRA's input."""
+    target_modules: Annotated[
+        Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)], _SHAPE
+    ] = "all-linear"
+    """The modules that get an adapter, by name."""
+    dora: Annotated[bool, _SHAPE] = False
+    """DoRA: learns magnitude and direction apart."""
+    rslora: Annotated[bool, _TUNED] = False
+    """rsLoRA: scales by alpha / sqrt(r)."""
+    trainable_layers: Annotated[Count, _SHAPE] = 2
+    """How many of the last layers mode `freeze` trains."""
+
+
+class OptimizerConfig(Section):
+    """A torch.optim optimizer."""
+
+    name: Annotated[OptimizerName, _TUNED]
+    """torch's name, in lower case."""
+    lr: Annotated[Positive, _TUNED]
+    """The peak learning rate."""
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False), _TUNED] = (0.9, 0.999)
+    """Adam's betas, for optimizers that have them."""
+    eps: Annotated[Positive, _TUNED] = 1e-8
+    """Adam's epsilon, for optimizers that have it."""
+    weight_decay: Annotated[NonNegative, _TUNED] = 0.0
+    """Weight decay. Norms and biases have none, as in transformers' Trainer."""
+    kwargs: Annotated[dict[str, Any], _TUNED] = Field(default_factory=dict)
+    """More arguments of the optimizer, such as {momentum: 0.9}."""
+
+
+class SchedulerConfig(Section):
+    """A transformers learning-rate schedule."""
+
+    name: Annotated[SchedulerName, _TUNED]
+    """transformers' name."""
+    warmup_steps: Annotated[int | None, Field(ge=0), _TUNED] = None
+    """Warm-up in optimizer steps."""
+    warmup_ratio: Annotated[Fraction | None, _TUNED] = None
+    """Warm-up as a share of the schedule. Give this or `warmup_steps`, not both."""
+    kwargs: Annotated[dict[str, Any], _TUNED] = Field(default_factory=dict)
+    """More arguments of the schedule, such as {min_lr_rate: 0.1}."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("give warmup_steps or warmup_ratio, not both (set the other to null)")
+        return self
+
+    def warmup(self, schedule_steps: int) -> int:
+        """Warm-up steps of a schedule of `schedule_steps` optimizer steps; a ratio is rounded up, as in transformers."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil((self.warmup_ratio or 0.0) * schedule_steps)
+
+
+class TrainingConfig(Section):
+    """One trial: `max_steps` optimizer steps of `batch_size` x `gradient_accumulation_steps` rows."""
+
+    max_steps: Annotated[Count, _OWN]
+    """Optimizer steps of a trial."""
+    batch_size: Annotated[Count, _BATCHES]
+    """Rows in one forward pass."""
+    gradient_accumulation_steps: Annotated[Count, _BATCHES] = 1
+    """Forward passes in one optimizer step."""
+    max_grad_norm: Annotated[NonNegative, _OWN] = 1.0
+    """Clips the gradients' norm; 0 is off."""
+    eval_every: Annotated[Count, _OWN]
+    """Optimizer steps between two evaluations."""
+    eval_batch_size: Annotated[Count, _BATCHES] = 32
+    """Rows in one forward pass of an evaluation."""
+    seed: Annotated[Seed, _OWN] = 0
+    """The seed of the adapter's weights, the row order and dropout."""
+    gradient_checkpointing: Annotated[bool, _NUMERICS] = False
+    """Recomputes activations in the backward pass: less memory, more time."""
+    horizon: Annotated[Count | None, _OWN] = None
+    """Optimizer steps of the real run. Trials follow the real run's schedule and stop early in it."""
+    save_adapter: Annotated[bool, run_key()] = True
+    """Keeps the adapters of complete trials."""
+    checkpoint_seconds: Annotated[NonNegative | None, run_key()] = 60.0
+    """Checkpoints a trial at an evaluation if its last checkpoint is this old; null is never."""
+
+    @model_validator(mode="after")
+    def _horizon_reaches_past_the_trial(self) -> Self:
+        if self.horizon is not None and self.horizon < self.max_steps:
+            raise ValueError(f"horizon ({self.horizon}) is the real run's steps: at least max_steps ({self.max_steps})")
+        return self
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning-rate schedule, in optimizer steps."""
+        return self.horizon or self.max_steps
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step: the effective batch size."""
+        return self.batch_size * self.gradient_accumulation_steps

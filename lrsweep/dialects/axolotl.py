@@ -1,0 +1,235 @@
+"""Axolotl's config: what `axolotl train FILE` reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
+from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    Tree,
+    Version,
+    flag,
+    given,
+    key,
+    number,
+    saved_at_evaluations,
+    whole,
+    word,
+)
+from lrsweep.dialects.model_keys import model_folder
+from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
+from lrsweep.errors import InputError
+
+# Where a config says nothing of warm-up.
+_DEFAULT_WARMUP = 0.03
+
+
+def _read_model(tree: Tree) -> Tree:
+    if not tree.get("base_model"):
+        raise InputError("base_model: missing; a run needs its model")
+    revision = tree.get("revision_of_model")
+    return {
+        "model.path": word("base_model", tree["base_model"]),
+        "model.revision": None if revision is None else word("revision_of_model", revision),
+    }
+
+
+def _write_model(config: SweepConfig) -> Tree:
+    model = config.model
+    return {"base_model": model_folder(model.path)} | ({"revision_of_model": model.revision} if model.revision else {})
+
+
+def _read_precision(tree: Tree) -> Tree:
+    said = given(tree, "bf16", "auto")
+    return {"model.dtype": "auto" if said == "auto" else "bfloat16" if flag("bf16", said) else "float32"}
+
+
+def _write_precision(config: SweepConfig) -> Tree:
+    return {"bf16": {"auto": "auto", "bfloat16": True}.get(config.model.dtype, False)}
+
+
+def _read_finetune(tree: Tree) -> Tree:
+    adapter = tree.get("adapter")
+    bits = [name for name in ("4bit", "8bit") if flag(f"load_in_{name}", given(tree, f"load_in_{name}", False))]
+    if adapter is None:
+        return {"finetune.mode": "full", "model.quantization": None}
+    if adapter not in ("lora", "qlora"):
+        raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights; choose one of them")
+    targets = given(tree, "lora_target_modules", [])
+    names = [targets] if isinstance(targets, str) else list(targets)
+    if flag("lora_target_linear", given(tree, "lora_target_linear", False)) or names == ["all-linear"]:
+        names = []
+    elif not names:
+        raise InputError("lora_target_modules: missing; name the modules, or set lora_target_linear: true")
+    if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
+        raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
+    return {
+        **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use"),
+        "finetune.target_modules": names or "all-linear",
+        "model.quantization": bits[0] if bits else None,
+    }
+
+
+def _write_finetune(config: SweepConfig) -> Tree:
+    finetune, bits = config.finetune, config.model.quantization
+    if finetune.mode != "lora":
+        return {}
+    targets = finetune.target_modules
+    named: Tree = {"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}
+    return {
+        "adapter": "qlora" if bits == "4bit" else "lora",
+        **({f"load_in_{bits}": True} if bits else {}),
+        **lora_keys.write(finetune, "lora_r", "peft_use", named, "Axolotl"),
+    }
+
+
+def _read_rate(tree: Tree) -> Tree:
+    if tree.get("learning_rate") is None:
+        raise InputError("learning_rate: missing; Axolotl has no default for it")
+    return {"optimizer.lr": number("learning_rate", tree["learning_rate"])}
+
+
+def _read_optimizer(tree: Tree) -> Tree:
+    name = word("optimizer", given(tree, "optimizer", "adamw_torch_fused"))
+    if name not in ADAMW:
+        raise InputError(f"optimizer={name}: trials train with {ADAMW[0]} or its other makes; choose one of them")
+    return {"optimizer.name": "adamw", **read_adam(tree), "optimizer.kwargs": {}}
+
+
+def _write_optimizer(config: SweepConfig) -> Tree:
+    optimizer = config.optimizer
+    if optimizer.name != "adamw" or optimizer.kwargs:
+        raise InputError(
+            f"optimizer.name={optimizer.name}: the export to axolotl knows AdamW only; sweep with optimizer=adamw"
+        )
+    return {"optimizer": "adamw_torch", **write_adam(optimizer)}
+
+
+def _read_warmup(tree: Tree) -> Tree:
+    if tree.get("warmup_steps") is not None:
+        return {"scheduler.warmup_steps": whole("warmup_steps", tree["warmup_steps"]), "scheduler.warmup_ratio": None}
+    return {
+        "scheduler.warmup_steps": None,
+        "scheduler.warmup_ratio": number("warmup_ratio", given(tree, "warmup_ratio", _DEFAULT_WARMUP)),
+    }
+
+
+def _read_evaluation(tree: Tree) -> Tree:
+    found: dict[str, Any] = {
+        "training.eval_batch_size": whole(
+            "eval_batch_size", given(tree, "eval_batch_size", given(tree, "micro_batch_size", 1))
+        )
+    }
+    every = number("eval_steps", given(tree, "eval_steps", 0))
+    return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
+
+
+_FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
+_ROWS = (
+    Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
+    Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
+    Row(
+        ("adapter", "load_in_4bit", "load_in_8bit", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+         "lora_target_linear", "peft_use_dora", "peft_use_rslora"),
+        (*(f"finetune.{name}" for name in _FINETUNE), "model.quantization"), _read_finetune, _write_finetune,
+    ),
+    Row(
+        ("datasets", "chat_template"), ("data.path", "data.name", "data.split", "data.format", "data.columns"),
+        read_data, write_data,
+    ),
+    Row(
+        ("test_datasets", "val_set_size"), ("data.eval_path", "data.eval_split", "data.eval_fraction"),
+        read_evaluation_set, lambda config: {"val_set_size": config.data.eval_fraction}, own=True,
+    ),
+    key("sequence_len", "data.max_length", 512, whole),
+    key("sample_packing", "data.packing", False, flag),
+    Row(
+        ("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}
+    ),
+    Row(
+        ("optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"), _read_optimizer, _write_optimizer,
+    ),
+    key("weight_decay", "optimizer.weight_decay", 0.0, number),
+    key("max_grad_norm", "training.max_grad_norm", 1.0, number),
+    training_arguments.scheduler("lr_scheduler", "cosine"),
+    Row(("warmup_steps", "warmup_ratio"), training_arguments.WARMUP_OURS, _read_warmup, training_arguments.write_warmup, exclusive=True),
+    key("micro_batch_size", "training.batch_size", 1, whole),
+    key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
+    training_arguments.length("num_epochs"),
+    Row(
+        ("eval_steps", "evals_per_epoch", "eval_strategy", "eval_batch_size"),
+        ("training.eval_every", "training.eval_batch_size"), _read_evaluation,
+        lambda config: {"eval_steps": config.training.eval_every, "eval_batch_size": config.training.eval_batch_size}, own=True,
+    ),
+    key("gradient_checkpointing", "training.gradient_checkpointing", False,
+        lambda name, value: True if value in ("offload", "offload_disk") else flag(name, value)),
+    key("seed", "training.seed", 42, whole),
+)  # fmt: skip
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return _ROWS
+
+
+def _check(config: SweepConfig, version: Version | None) -> None:
+    if config.finetune.mode == "freeze":
+        raise InputError("finetune.mode=freeze: Axolotl freezes by parameter names; sweep with finetune=lora or full")
+
+
+def _notes(tree: Tree) -> list[str]:
+    found = training_arguments.notes(tree, "optimizer")
+    if given(tree, "excess_length_strategy", "drop") == "drop":
+        found.append(
+            "rows beyond sequence_len are dropped there, and cut off in trials; excess_length_strategy: truncate cuts too"
+        )
+    if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
+        found.append("no warm-up is given: a 0.03 share of the run, as Axolotl takes it (there, at most 100 steps)")
+    if not tree.get("val_set_size") and not tree.get("test_datasets"):
+        found.append(NO_EVALUATION)
+    return found
+
+
+_METHOD = "trials train plain LoRA or all weights"
+_RATES = "several learning rates"
+DIALECT = Dialect(
+    "axolotl",
+    _rows,
+    (
+        Refusal("rl reward_model process_reward_model trainer_cls", "trials do supervised fine-tuning only", "take it out"),
+        Refusal("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "take it out"),
+        Refusal("relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
+                "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft "
+                "lora_fan_in_fan_out", _METHOD, "take it out", ([],)),
+        Refusal("peft_init_lora_weights", _METHOD, "take it out", (True,)),
+        Refusal("cosine_min_lr_ratio", "trials have transformers' schedules",
+                "write lr_scheduler: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: ...}"),
+        Refusal("cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor jagged_restart_steps",
+                "trials have transformers' schedules", "take it out"),
+        Refusal("train_on_inputs", "trials learn the answers only", "set it to false"),
+        Refusal("pretraining_dataset streaming curriculum_sampling sample_packing_sequentially use_pose",
+                "trials draw whole rows at random", "take it out"),
+        Refusal("batch_size", "it counts all devices", "write gradient_accumulation_steps instead"),
+        Refusal("optim_args", "trials have AdamW's betas and eps only", "take it out"),
+        Refusal("float16 bfloat16", "trials hold what they train in float32", "set bf16: true instead"),
+        Refusal("tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
+                "it changes the tokenizer or its template", "put it into the model's folder"),
+        Refusal("use_eaft", "it is another loss", "take it out"),
+        *training_arguments.REFUSALS,
+    ),
+    (*training_arguments.SECTIONS, "special_tokens", "max_memory", "bnb_config_kwargs", "trl", "vllm", "selective_checkpointing",
+     "flex_attn_compile_kwargs", "torch_compile_options", "device_map", "cut_cross_entropy", "fp8_config", "processor_kwargs",
+     "overrides_of_model_config", "overrides_of_model_kwargs", "dynamic_checkpoint"),
+    lambda config: {"output_dir": f"{config.name}-run"},
+    _check,
+    _notes,
+    rows_are_ours,
+    epochs=("num_epochs", 1.0),
+    trial_keys=lambda tree, config: {
+        **share_held_out(tree, config, "test_datasets", "val_set_size"), **saved_at_evaluations(tree, config)},
+)  # fmt: skip

@@ -1,0 +1,112 @@
+"""Axolotl's data sets: which of them hold rows as trials read them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects.data_keys import held_out
+from lrsweep.dialects.mapping import Tree, brief, given, word
+from lrsweep.errors import InputError
+
+_ENTRY = ("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "message_property_mappings",
+          "chat_template", "roles_to_train", "train_on_eos", "roles")  # fmt: skip
+_SHAREGPT = {"role": "from", "content": "value"}
+_MESSAGES = {"role": "role", "content": "content"}
+
+
+def read_data(tree: Tree) -> Tree:
+    """The one data set that trials read."""
+    return _one_set(tree, "datasets")
+
+
+def _one_set(tree: Tree, name: str) -> Tree:
+    sets = tree.get(name)
+    if not isinstance(sets, list) or len(sets) != 1 or not isinstance(sets[0], Mapping):
+        raise InputError(f"{name}={brief(sets)}: trials read one data set; put the rows into one file or folder")
+    entry: Mapping[str, Any] = sets[0]
+    for field, value in entry.items():
+        if field not in _ENTRY:
+            raise InputError(f"{name}: {field}={brief(value)}: trials read rows as they are; take it out")
+    template = given(entry, "chat_template", given(tree, "chat_template", "tokenizer_default"))
+    kind = entry.get("type")
+    if kind == "chat_template" and template != "tokenizer_default":
+        raise InputError(
+            f"chat_template={brief(template)}: trials use the tokenizer's own template; set it to tokenizer_default, and put "
+            "yours into the model's folder as chat_template.jinja"
+        )
+    roles = given(entry, "roles_to_train", ["assistant"])
+    if kind == "chat_template" and (
+        list(roles) not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
+    ):
+        raise InputError(
+            f"roles_to_train={brief(roles)}: trials learn the assistant's turns with their ends; take it out"
+        )
+    files = entry.get("data_files")
+    if isinstance(files, list) and len(files) == 1:
+        files = files[0]
+    if files is not None and not isinstance(files, str):
+        raise InputError(f"{name}: data_files={brief(files)}: trials read one file or folder; give one")
+    return {
+        "data.path": files or word(f"{name}.path", entry.get("path", "")),
+        "data.name": entry.get("name"),
+        "data.split": entry.get("split") or "train",
+        **_form(entry, kind),
+    }
+
+
+def _form(entry: Tree, kind: Any) -> Tree:
+    if kind == "completion":
+        field = entry.get("field") or "text"
+        return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
+    if kind != "chat_template":
+        reason = (
+            "it writes prompts of its own (### Instruction:)"
+            if "alpaca" in str(kind)
+            else "trials do not know that form"
+        )
+        raise InputError(f"type={brief(kind)}: {reason}; use chat_template with the tokenizer's own, or completion")
+    properties = dict(given(entry, "message_property_mappings", _MESSAGES))
+    if properties == _SHAREGPT:
+        form, ours, usual = "sharegpt", "conversations", "messages"
+    elif properties == _MESSAGES:
+        form, ours, usual = "messages", "messages", "messages"
+    else:
+        raise InputError(
+            f"message_property_mappings={brief(properties)}: trials know {_MESSAGES} and {_SHAREGPT}; use one of them"
+        )
+    field = entry.get("field_messages") or usual
+    return {"data.format": form, "data.columns": {} if field == ours else {ours: field}}
+
+
+def write_data(config: SweepConfig) -> Tree:
+    """The data set as an entry of `datasets`."""
+    data = config.data
+    entry: dict[str, Any] = {"path": data.path}
+    if data.format in ("messages", "sharegpt"):
+        column = "messages" if data.format == "messages" else "conversations"
+        entry |= {"type": "chat_template", "field_messages": data.columns.get(column, column)}
+        entry |= {"message_property_mappings": _MESSAGES if data.format == "messages" else _SHAREGPT}
+    elif data.format == "text":
+        entry |= {"type": "completion"} | ({"field": data.columns["text"]} if data.columns else {})
+    elif data.path == "embedded":
+        entry |= {"type": "completion"}
+    else:
+        raise InputError(
+            f"data.format={data.format}: Axolotl would write prompts of its own around such rows; convert them to messages"
+        )
+    suffix = data.path.rsplit(".", 1)[-1].lower()
+    if suffix in ("json", "jsonl", "csv", "parquet"):
+        entry["ds_type"] = "json" if suffix == "jsonl" else suffix
+    if data.name:
+        entry["name"] = data.name
+    if suffix not in ("json", "jsonl", "csv", "parquet") or data.split != "train":
+        entry["split"] = data.split
+    return {"datasets": [entry]}
+
+
+def read_evaluation_set(tree: Tree) -> Tree:
+    """Held-out rows: a data set of their own, or a share."""
+    if tree.get("test_datasets"):
+        found = _one_set(tree, "test_datasets")
+        return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}
+    return held_out(tree, "val_set_size")

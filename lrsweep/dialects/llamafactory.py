@@ -1,0 +1,204 @@
+"""LLaMA-Factory's default engine: what `llamafactory-cli train FILE` reads. It caps transformers, so it has warmup_ratio."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
+from lrsweep.dialects.llamafactory_data import (
+    not_here,
+    read_data,
+    read_evaluation_set,
+    read_packing,
+    read_template,
+    write_data,
+    write_evaluation_set,
+)
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, given, key, number, whole, word
+from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.errors import InputError
+
+_ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+_V1 = "model peft_config micro_batch_size global_batch_size optim_config lr_scheduler_config train_dataset dist_config"
+
+
+def _read_model(tree: Tree) -> Tree:
+    attention = word("flash_attn", tree.get("flash_attn") or "auto")
+    if attention not in _ATTENTION:
+        raise InputError(f"flash_attn={attention}: no such attention; choose of {', '.join(_ATTENTION)}")
+    return {**read_model(tree), "model.attn_implementation": _ATTENTION[attention]}
+
+
+def _write_model(config: SweepConfig) -> Tree:
+    model = config.model
+    names = {ours: theirs for theirs, ours in _ATTENTION.items()}
+    if model.attn_implementation not in names:
+        raise InputError(
+            f"model.attn_implementation={model.attn_implementation}: LLaMA-Factory has no name for it; choose of "
+            f"{', '.join(name for name in names if name)}"
+        )
+    return {
+        **write_model(config),
+        **({"flash_attn": names[model.attn_implementation]} if model.attn_implementation else {}),
+    }
+
+
+def _read_precision(tree: Tree) -> Tree:
+    return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "auto"}
+
+
+def _read_quantization(tree: Tree) -> Tree:
+    bits = tree.get("quantization_bit")
+    if bits is None:
+        return {"model.quantization": None}
+    if whole("quantization_bit", bits) not in (4, 8):
+        raise InputError(f"quantization_bit={bits}: trials quantize to 4 or 8 bits; choose one of them")
+    return {"model.quantization": f"{int(bits)}bit"}
+
+
+def _read_finetune(tree: Tree) -> Tree:
+    mode = word("finetuning_type", tree.get("finetuning_type") or "lora")
+    if mode not in ("lora", "full", "freeze"):
+        raise InputError(f"finetuning_type={mode}: trials do lora, full and freeze; choose one of them")
+    if mode == "full":
+        return {"finetune.mode": mode}
+    if mode == "freeze":
+        layers = whole("freeze_trainable_layers", given(tree, "freeze_trainable_layers", 2))
+        if layers < 1:
+            raise InputError(f"freeze_trainable_layers={layers}: trials train the last layers; give a number above 0")
+        return {"finetune.mode": mode, "finetune.trainable_layers": layers}
+    rank = whole("lora_rank", given(tree, "lora_rank", 8))
+    targets = [name.strip() for name in word("lora_target", given(tree, "lora_target", "all")).split(",")]
+    return {
+        **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use"),
+        "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
+        "finetune.target_modules": "all-linear" if targets == ["all"] else targets,
+    }
+
+
+def _write_finetune(config: SweepConfig) -> Tree:
+    finetune = config.finetune
+    if finetune.mode == "full":
+        return {"finetuning_type": "full"}
+    if finetune.mode == "freeze":
+        return {"finetuning_type": "freeze", "freeze_trainable_layers": finetune.trainable_layers}
+    targets = finetune.target_modules
+    named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
+    return {"finetuning_type": "lora", **lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory")}
+
+
+_ROWS = (
+    Row(
+        ("model_name_or_path", "model_revision", "flash_attn"),
+        ("model.path", "model.revision", "model.attn_implementation"), _read_model, _write_model,
+    ),
+    Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(
+        ("quantization_bit",), ("model.quantization",), _read_quantization,
+        lambda config: {"quantization_bit": int(config.model.quantization[0])} if config.model.quantization else {},
+    ),
+    Row(
+        ("finetuning_type", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora",
+         "freeze_trainable_layers"),
+        tuple(f"finetune.{name}" for name in (
+            "mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "trainable_layers")),
+        _read_finetune, _write_finetune,
+    ),
+    Row(
+        ("dataset", "dataset_dir", "max_samples"), ("data.path", "data.format", "data.name", "data.max_rows_per_set"),
+        read_data, write_data,
+    ),
+    Row(
+        ("template",), ("data.template",), read_template,
+        lambda config: {"template": config.data.template} if config.data.template else {},
+    ),
+    key("cutoff_len", "data.max_length", 2048, whole),
+    Row(
+        ("packing", "neat_packing"), ("data.packing",), read_packing,
+        lambda config: {"neat_packing": True} if config.data.packing else {},
+    ),
+    Row(
+        ("eval_dataset", "val_size"), ("data.eval_name", "data.eval_fraction"), read_evaluation_set,
+        write_evaluation_set, own=True,
+    ),
+)  # fmt: skip
+_CHECKPOINTING = Row(
+    ("disable_gradient_checkpointing",), ("training.gradient_checkpointing",),
+    lambda tree: {"training.gradient_checkpointing": not flag(
+        "disable_gradient_checkpointing", tree.get("disable_gradient_checkpointing") or False)},
+    lambda config: {"disable_gradient_checkpointing": not config.training.gradient_checkpointing},
+)  # fmt: skip
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return (*_ROWS, *training_arguments.rows(5e-5, training_arguments.WARMUP_RATIO, _CHECKPOINTING))
+
+
+def _check(config: SweepConfig, version: Version | None) -> None:
+    if version is not None and version >= (1, 0):
+        raise InputError(
+            "--target-version v1: LLaMA-Factory's v1 engine has no keys for betas, weight decay, schedule and warm-up; train "
+            "with its default engine (without USE_V1), and export without --target-version"
+        )
+
+
+def _complete(config: SweepConfig) -> Tree:
+    found: dict[str, Any] = {
+        "stage": "sft",
+        "do_train": True,
+        "output_dir": f"{config.name}-run",
+        "logging_nan_inf_filter": False,
+    }
+    if config.data.format == "prompt_completion":
+        found["template"] = "empty"
+    return found
+
+
+def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
+    # It logs as it goes, and needs no checkpoint for that.
+    keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
+    return {**share_held_out(tree, config, "eval_dataset", "val_size"), **keys}
+
+
+def _notes(tree: Tree) -> list[str]:
+    found = training_arguments.notes(tree)
+    if tree.get("trust_remote_code"):
+        found.append("trust_remote_code stays; trials load the model with transformers' own code")
+    if not tree.get("val_size") and not tree.get("eval_dataset"):
+        found.append(NO_EVALUATION)
+    return found
+
+
+_METHOD = "trials train plain LoRA, all weights or the last layers"
+_DATA = "trials learn the answers in the rows as they are"
+DIALECT = Dialect(
+    "llamafactory",
+    _rows,
+    (
+        Refusal(_V1, "a key of the v1 engine (USE_V1=1), which has no betas and no schedules", "give the default engine's"),
+        Refusal("stage", "trials do supervised fine-tuning only", "set stage: sft", ("sft",)),
+        Refusal("use_galore use_apollo use_badam use_adam_mini use_muon", "it is another optimizer, with another learning rate",
+                "set it to false"),
+        Refusal("loraplus_lr_ratio", "LoRA+ has two learning rates", "take it out"),
+        Refusal("pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
+                "use_mca use_kt train_from_scratch", _METHOD, "take it out"),
+        Refusal("freeze_trainable_modules", _METHOD, "take it out", ("all",)),
+        Refusal("train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system", _DATA,
+                "take it out"),
+        Refusal("mix_strategy", "trials join data sets end to end", "set it to concat", ("concat",)),
+        Refusal("pure_bf16", "trials hold what they train in float32", "set bf16: true instead"),
+        Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
+        Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
+        Refusal("rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
+                "moe_aux_loss_coef", "it changes the model", "take it out"),
+        *training_arguments.REFUSALS,
+    ),
+    (*training_arguments.SECTIONS, "ray_init_kwargs"),
+    _complete,
+    _check,
+    _notes,
+    not_here=not_here,
+    versioned=True,
+    trial_keys=_trial_keys,
+)  # fmt: skip

@@ -1,0 +1,102 @@
+"""LLaMA-Factory's data: data sets, template and packing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects.data_keys import held_out, rows_are_ours
+from lrsweep.dialects.mapping import Tree, flag, whole, word
+from lrsweep.errors import InputError
+from lrsweep.training.data.chat_templates import check_name
+
+
+def read_data(tree: Tree) -> Tree:
+    """Data sets named in a dataset_info.json."""
+    if not tree.get("dataset"):
+        raise InputError("dataset: missing; a run needs its data")
+    place = tree.get("dataset_dir") or "data"
+    if not isinstance(place, str) or place == "ONLINE" or place.startswith("REMOTE:"):
+        raise InputError(f"dataset_dir={place}: trials read a dataset_info.json that lies here; give its folder")
+    rows = tree.get("max_samples")
+    return {
+        "data.path": place,
+        "data.format": "llamafactory",
+        "data.name": ",".join(name.strip() for name in word("dataset", tree["dataset"]).split(",")),
+        "data.max_rows_per_set": None if rows is None else whole("max_samples", rows),
+    }
+
+
+def write_data(config: SweepConfig) -> Tree:
+    """The data set; what dataset_info.json has to say of it, `not_here` tells."""
+    data = config.data
+    if data.format == "llamafactory":
+        rows = {} if data.max_rows_per_set is None else {"max_samples": data.max_rows_per_set}
+        return {"dataset": data.name, "dataset_dir": data.path, **rows}
+    if data.format == "text":
+        raise InputError(
+            "data.format=text: LLaMA-Factory's sft stage learns answers to prompts; export to transformers or trl"
+        )
+    if data.path == "embedded":
+        return {"dataset": "embedded"}
+    return {"dataset": Path(data.path).stem, "dataset_dir": str(Path(data.path).parent)}
+
+
+def read_template(tree: Tree) -> Tree:
+    """A template that the tokenizer's own has to agree with, once it is there."""
+    name = tree.get("template")
+    if name is not None:
+        check_name(word("template", name))
+    return {"data.template": name}
+
+
+def read_packing(tree: Tree) -> Tree:
+    """Packed rows that do not see one another."""
+    apart = flag("neat_packing", tree.get("neat_packing") or False)
+    if flag("packing", tree.get("packing") or False) and not apart:
+        raise InputError(
+            "packing=True: packed rows see one another there, and trials keep them apart; set neat_packing: true"
+        )
+    return {"data.packing": apart}
+
+
+def read_evaluation_set(tree: Tree) -> Tree:
+    """Held-out rows: data sets of their own, or a share."""
+    if tree.get("eval_dataset"):
+        return {"data.eval_name": word("eval_dataset", tree["eval_dataset"]).replace(" ", "")}
+    return held_out(tree, "val_size")
+
+
+def write_evaluation_set(config: SweepConfig) -> Tree:
+    """The same, back."""
+    data = config.data
+    return {"eval_dataset": data.eval_name} if data.eval_name else {"val_size": data.eval_fraction}
+
+
+def not_here(config: SweepConfig) -> str:
+    """What dataset_info.json has to hold for the file to run."""
+    data = config.data
+    if data.format == "llamafactory":
+        return ""
+    if data.path == "embedded":
+        return rows_are_ours(config)
+    columns = {
+        "alpaca": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
+            ("prompt", "instruction"), ("query", "input"), ("response", "output"))},
+        "sharegpt": {"messages": data.columns.get("conversations", "conversations")},
+        "messages": {"messages": data.columns.get("messages", "messages")},
+        "prompt_completion": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
+            ("prompt", "prompt"), ("response", "completion"))},
+    }[data.format]  # fmt: skip
+    entry: dict[str, Any] = {"file_name": Path(data.path).name, "columns": columns}
+    if data.format in ("sharegpt", "messages"):
+        entry["formatting"] = "sharegpt"
+    if data.format == "messages":
+        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        entry["tags"] = tags | {"system_tag": "system"}
+    said = f'# dataset_info.json beside the data has to say: "{Path(data.path).stem}": {json.dumps(entry)}\n'
+    if data.format == "prompt_completion":
+        said += (
+            "# Trials had prompt and completion as they are, and an end-of-text token after them; `empty` adds none.\n"
+        )
+    return said

@@ -1,0 +1,93 @@
+"""TrainingArguments' optimizer: its name there, and what else it is given."""
+
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.config.trial_schema import OptimizerConfig
+from lrsweep.dialects.mapping import Row, Tree, brief, given, number, word
+from lrsweep.errors import InputError
+
+# One update rule, in several makes; the 8-bit ones hold its state in fewer bits.
+ADAMW = (
+    "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla", "adamw_torch_npu_fused",
+    "paged_adamw", "paged_adamw_32bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_4bit",
+    "adamw_torch_8bit",
+)  # fmt: skip
+# torch's name (and TrainingArguments', but for AdamW) -> what `optim_args` passes on; the rest is dropped there in silence.
+_OPTIM_ARGS = {
+    "sgd": {"momentum", "dampening", "nesterov"},
+    "adagrad": {"lr_decay", "eps"},
+    "rmsprop": {"momentum", "alpha", "eps", "centered"},
+}
+
+
+def _read_optimizer(tree: Tree) -> Tree:
+    name, said = word("optim", tree.get("optim") or "adamw_torch"), tree.get("optim_args")
+    if name not in ADAMW and name not in _OPTIM_ARGS:
+        raise InputError(
+            f"optim={name}: trials train with {ADAMW[0]} (or its other makes) or {', '.join(_OPTIM_ARGS)}; choose one of them"
+        )
+    passed = _passed(said)
+    for argument in passed:
+        if argument not in _OPTIM_ARGS.get(name, ()):
+            raise InputError(f"optim_args={brief(said)}: {name} is not given {argument} there; take it out")
+    adam = dict(read_adam(tree))
+    if "eps" in passed:
+        adam["optimizer.eps"] = passed.pop("eps")
+    return {"optimizer.name": "adamw" if name in ADAMW else name, **adam, "optimizer.kwargs": passed}
+
+
+def read_adam(tree: Tree) -> Tree:
+    """Betas and eps."""
+    usual = (("adam_beta1", 0.9), ("adam_beta2", 0.999))
+    return {
+        "optimizer.betas": [number(name, given(tree, name, value)) for name, value in usual],
+        "optimizer.eps": number("adam_epsilon", given(tree, "adam_epsilon", 1e-8)),
+    }
+
+
+def write_adam(optimizer: OptimizerConfig) -> Tree:
+    """The same, back."""
+    return {"adam_beta1": optimizer.betas[0], "adam_beta2": optimizer.betas[1], "adam_epsilon": optimizer.eps}
+
+
+def _passed(said: Any) -> dict[str, Any]:
+    """`momentum=0.9,nesterov=True` as a mapping."""
+    found: dict[str, Any] = {}
+    for part in str(said).replace(" ", "").split(",") if said else ():
+        name, _, value = part.partition("=")
+        found[name] = value == "True" if value in ("True", "False") else number(f"optim_args.{name}", value)
+    return found
+
+
+def _write_optimizer(config: SweepConfig) -> Tree:
+    optimizer = config.optimizer
+    if optimizer.name == "adamw":
+        _refuse_beyond(optimizer, set())
+        return {"optim": "adamw_torch", **write_adam(optimizer)}
+    if optimizer.name not in _OPTIM_ARGS:
+        raise InputError(
+            f"optimizer.name={optimizer.name!r}: TrainingArguments has no name for torch's (it has adamw, "
+            f"{', '.join(_OPTIM_ARGS)}); pass the optimizer to Trainer in code"
+        )
+    accepted = _OPTIM_ARGS[optimizer.name]
+    _refuse_beyond(optimizer, accepted)
+    passed = ({"eps": optimizer.eps} if "eps" in accepted else {}) | optimizer.kwargs
+    return {"optim": optimizer.name} | (
+        {"optim_args": ",".join(f"{k}={v}" for k, v in passed.items())} if passed else {}
+    )
+
+
+def _refuse_beyond(optimizer: OptimizerConfig, accepted: set[str]) -> None:
+    for name in optimizer.kwargs:
+        if name not in accepted:
+            raise InputError(
+                f"optimizer.kwargs.{name}: TrainingArguments cannot pass it to {optimizer.name}; take it out of the sweep"
+            )
+
+
+ROW = Row(
+    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"),
+    _read_optimizer, _write_optimizer,
+)  # fmt: skip

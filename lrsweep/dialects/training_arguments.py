@@ -1,0 +1,191 @@
+"""TrainingArguments' rows, which the dialects of transformers, TRL and LLaMA-Factory share; each has its own defaults."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.config.trial_schema import SchedulerName
+from lrsweep.dialects import optimizer_keys
+from lrsweep.dialects.mapping import Refusal, Row, Tree, brief, flag, key, number, whole, word
+from lrsweep.dialects.optimizer_keys import ADAMW
+from lrsweep.errors import InputError
+
+# What changes the training, and is on only where it is set.
+REFUSALS = (
+    Refusal("label_smoothing_factor", "trials learn the labels as they are", "set it to 0", (0, 0.0)),
+    Refusal("neftune_noise_alpha", "trials add no noise to embeddings", "take it out"),
+    Refusal("optim_target_modules", "trials have no optimizer that works on some modules", "take it out"),
+    Refusal(
+        "auto_find_batch_size", "a learning rate belongs to one batch size", "set it to false and choose the batch"
+    ),
+    Refusal("group_by_length", "trials draw rows at random", "set it to false"),
+    Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
+    Refusal("fp16", "trials train in bf16 or float32", "set bf16: true instead, or fp16: false"),
+    Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
+    Refusal("use_dft_loss", "it is another loss", "set it to false"),
+)
+SECTIONS = (
+    "lr_scheduler_kwargs", "optim_args", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "fsdp_config",
+    "deepspeed", "accelerator_config", "liger_kernel_config", "parallelism_config",
+)  # fmt: skip
+
+
+def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
+    """The table, for a tool whose default learning rate is `lr`."""
+    return (
+        key("learning_rate", "optimizer.lr", lr, number),
+        optimizer_keys.ROW,
+        key("weight_decay", "optimizer.weight_decay", 0.0, number),
+        key("max_grad_norm", "training.max_grad_norm", 1.0, number),
+        scheduler("lr_scheduler_type", "linear"),
+        warmup,
+        key("per_device_train_batch_size", "training.batch_size", 8, whole),
+        key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
+        length("num_train_epochs"),
+        _EVALUATION,
+        checkpointing,
+        key("seed", "training.seed", 42, whole),
+    )
+
+
+def ratio(tree: Tree) -> Tree:
+    """Warm-up as all versions mean it: steps beat the ratio, and steps below 1 are one."""
+    steps = number("warmup_steps", tree.get("warmup_steps") or 0)
+    share = number("warmup_ratio", tree.get("warmup_ratio") or 0)
+    if steps >= 1:
+        return {"scheduler.warmup_steps": whole("warmup_steps", steps), "scheduler.warmup_ratio": None}
+    share = steps or share
+    return {"scheduler.warmup_steps": None, "scheduler.warmup_ratio": share or None}
+
+
+def write_warmup(config: SweepConfig) -> Tree:
+    """Warm-up in two keys, of which one is used."""
+    scheduler = config.scheduler
+    if scheduler.warmup_steps is not None:
+        return {"warmup_steps": scheduler.warmup_steps}
+    return {"warmup_ratio": scheduler.warmup_ratio or 0.0}
+
+
+def _one_key(config: SweepConfig) -> Tree:
+    scheduler = config.scheduler
+    return {
+        "warmup_steps": scheduler.warmup_steps if scheduler.warmup_steps is not None else scheduler.warmup_ratio or 0
+    }
+
+
+WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
+# transformers up to 5.14 has both keys; from 5.15 on, warmup_steps alone, a share where it is below 1.
+WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, write_warmup, exclusive=True)
+WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, _one_key, exclusive=True)
+
+
+def checkpointing(default: bool) -> Row:
+    """Activation checkpointing, under its old or its new name."""
+    names = ("gradient_checkpointing", "activation_checkpointing")
+
+    def read(tree: Tree) -> Tree:
+        said = [flag(name, tree[name]) for name in names if tree.get(name) is not None]
+        return {"training.gradient_checkpointing": any(said) if said else default}
+
+    def write(config: SweepConfig) -> Tree:
+        # The old name, which transformers 4 and 5 both take; only where it has to be said.
+        wanted = config.training.gradient_checkpointing
+        return {} if wanted == default else {"gradient_checkpointing": wanted}
+
+    return Row(names, ("training.gradient_checkpointing",), read, write)
+
+
+def mapping_of(name: str, value: Any) -> dict[str, Any]:
+    """A mapping, also as the JSON text that the tools take for one."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name}={brief(value)}: not a mapping; write {name}: {{name: value}}")
+    return dict(value)
+
+
+def scheduler(theirs: str, usual: str) -> Row:
+    """The schedule, whose key is `theirs`."""
+
+    def read(tree: Tree) -> Tree:
+        name = word(theirs, tree.get(theirs) or usual)
+        if name not in get_args(SchedulerName):
+            raise InputError(
+                f"{theirs}={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
+            )
+        kwargs = tree.get("lr_scheduler_kwargs")
+        said = mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {}
+        return {"scheduler.name": name, "scheduler.kwargs": said}
+
+    def write(config: SweepConfig) -> Tree:
+        kwargs = dict(config.scheduler.kwargs)
+        return {theirs: config.scheduler.name} | ({"lr_scheduler_kwargs": kwargs} if kwargs else {})
+
+    return Row((theirs, "lr_scheduler_kwargs"), ("scheduler.name", "scheduler.kwargs"), read, write)
+
+
+def length(in_epochs: str) -> Row:
+    """The run's length: the file's own, in steps or in epochs."""
+
+    def read(tree: Tree) -> Tree:
+        steps = whole("max_steps", tree.get("max_steps") or -1)
+        return {"training.horizon": steps} if steps > 0 else {}
+
+    def write(config: SweepConfig) -> Tree:
+        return {"max_steps": config.training.schedule_steps}
+
+    return Row(("max_steps", in_epochs), ("training.horizon", "training.max_steps"), read, write, own=True)
+
+
+def _read_evaluation(tree: Tree) -> Tree:
+    found: dict[str, Any] = {
+        "training.eval_batch_size": whole("per_device_eval_batch_size", tree.get("per_device_eval_batch_size") or 8)
+    }
+    every = number("eval_steps", tree.get("eval_steps") or 0)
+    return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
+
+
+def _write_evaluation(config: SweepConfig) -> Tree:
+    training = config.training
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": training.eval_every,
+        "per_device_eval_batch_size": training.eval_batch_size,
+    }
+
+
+_EVALUATION = Row(
+    ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "per_device_eval_batch_size"),
+    ("training.eval_every", "training.eval_batch_size"), _read_evaluation, _write_evaluation, own=True,
+)  # fmt: skip
+
+
+def epochs(tree: Tree, name: str, default: float) -> float:
+    """How often the run goes over its rows, where its steps are not given."""
+    found = number(name, tree.get(name) if tree.get(name) is not None else default)
+    if not found > 0 or math.isinf(found):
+        raise InputError(f"{name}={found:g}: no run; give a number above 0")
+    return found
+
+
+def write_precision(config: SweepConfig) -> Tree:
+    """bf16 or not; where that is the machine's affair, nothing."""
+    return {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"}
+
+
+def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
+    """What stays with the trainer and is not quite so in trials."""
+    found = []
+    if (name := tree.get(key_of_optimizer)) in ADAMW[6:]:
+        found.append(
+            f"{key_of_optimizer}: {name} stays; trials train with AdamW in 32 bits, with the same hyperparameters"
+        )
+    if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
+        found.append(
+            "deepspeed and fsdp stay; on N devices, set training.gradient_accumulation_steps to N times its value"
+        )
+    return found

@@ -1,0 +1,73 @@
+"""transformers' TrainingArguments as YAML, which HfArgumentParser reads. Model and data are in the user's own script."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects import training_arguments
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, word
+
+# From here on, transformers has no warmup_ratio.
+ONE_WARMUP_KEY: Version = (5, 15)
+
+
+def _read_precision(tree: Tree) -> Tree:
+    return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "float32"}
+
+
+def _names_model(tree: Tree) -> bool:
+    return bool(tree.get("model_name_or_path"))
+
+
+PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
+# Not TrainingArguments', but a script's own dataclass often has it.
+_MODEL = Row(
+    ("model_name_or_path",), ("model.path",),
+    lambda tree: {"model.path": word("model_name_or_path", tree["model_name_or_path"])} if _names_model(tree) else {},
+    lambda config: {},
+)  # fmt: skip
+
+
+def warmup(version: Version | None) -> Row:
+    """Warm-up as that version of transformers has it."""
+    return (
+        training_arguments.WARMUP_STEPS
+        if version is None or version >= ONE_WARMUP_KEY
+        else training_arguments.WARMUP_RATIO
+    )
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return (_MODEL, PRECISION, *training_arguments.rows(5e-5, warmup(version), training_arguments.checkpointing(False)))
+
+
+def _complete(config: SweepConfig) -> dict[str, Any]:
+    # A NaN is logged as a NaN, not as the running average.
+    return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
+
+
+def not_here(config: SweepConfig) -> str:
+    """TrainingArguments knows no model, data or LoRA: they are told in comments."""
+    said = f"# Not part of TrainingArguments: model {config.model.path}, data {config.data.path}"
+    if config.finetune.mode == "lora":
+        said += f", LoRA r={config.finetune.r} alpha={config.finetune.alpha:g} dropout={config.finetune.dropout:g}"
+    else:
+        said += f", {config.finetune.mode} fine-tuning"
+    if config.model.dtype == "auto":
+        said += ".\n# Trials ran in bf16 if their GPU has it: add `bf16: true` on such a machine"
+    return said + ".\n"
+
+
+DIALECT = Dialect(
+    "transformers",
+    _rows,
+    (
+        *training_arguments.REFUSALS,
+        Refusal("bf16_full_eval", "trials are evaluated as they are trained", "set it to false"),
+    ),
+    training_arguments.SECTIONS,
+    _complete,
+    notes=training_arguments.notes,
+    not_here=not_here,
+    versioned=True,
+)

@@ -1,0 +1,258 @@
+"""TRL's supervised fine-tuning: what `trl sft --config FILE` reads (ScriptArguments, SFTConfig, ModelConfig)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects.data_keys import rows_are_ours
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    Tree,
+    Version,
+    brief,
+    flag,
+    given,
+    key,
+    number,
+    saved_at_evaluations,
+    whole,
+    word,
+)
+from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.dialects.transformers import warmup
+from lrsweep.errors import InputError
+
+_FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
+# The share of the rows to evaluate on where the sweep had another file for it.
+_HELD_OUT = 0.1
+_FORMATS = ("messages", "prompt_completion", "text")
+
+
+def _read_precision(tree: Tree) -> Tree:
+    bf16 = tree.get("bf16")
+    return {"model.dtype": "bfloat16" if bf16 is None or flag("bf16", bf16) else "float32"}
+
+
+def _read_quantization(tree: Tree) -> Tree:
+    if flag("load_in_4bit", tree.get("load_in_4bit") or False):
+        if tree.get("bnb_4bit_quant_type", "nf4") != "nf4":
+            raise InputError(f"bnb_4bit_quant_type={tree['bnb_4bit_quant_type']}: trials quantize to nf4; set it so")
+        return {"model.quantization": "4bit"}
+    return {"model.quantization": "8bit" if flag("load_in_8bit", tree.get("load_in_8bit") or False) else None}
+
+
+def _write_quantization(config: SweepConfig) -> Tree:
+    if config.model.quantization == "4bit":
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    return {"load_in_8bit": True} if config.model.quantization == "8bit" else {}
+
+
+def _read_lora(tree: Tree) -> Tree:
+    if not flag("use_peft", given(tree, "use_peft", False)):
+        return {"finetune.mode": "full"}
+    targets = tree.get("lora_target_modules")
+    if targets is None:
+        raise InputError(
+            "lora_target_modules: missing, and then PEFT chooses by the model's type; write all-linear, or the modules' names"
+        )
+    names = [targets] if isinstance(targets, str) else list(targets)
+    return {
+        **lora_keys.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
+        "finetune.target_modules": "all-linear" if names == ["all-linear"] else names,
+    }
+
+
+def _write_lora(config: SweepConfig) -> Tree:
+    finetune = config.finetune
+    if finetune.mode == "full":
+        return {"use_peft": False}
+    targets = finetune.target_modules
+    named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
+    return {"use_peft": True, **lora_keys.write(finetune, "lora_r", "use", named, "TRL")}
+
+
+def _read_data(tree: Tree) -> Tree:
+    found: dict[str, Any] = {"data.path": "???", "data.name": None, "data.split": "train"}
+    if mixture := tree.get("datasets"):
+        if not isinstance(mixture, list) or len(mixture) != 1 or not isinstance(mixture[0], Mapping):
+            raise InputError(
+                f"datasets={brief(mixture)}: trials read one data set; put the rows into one file or folder"
+            )
+        found |= _one_set(mixture[0])
+    elif tree.get("dataset_name"):
+        found["data.path"] = word("dataset_name", tree["dataset_name"])
+        found["data.name"] = tree.get("dataset_config")
+        found["data.split"] = tree.get("dataset_train_split") or "train"
+    field = tree.get("dataset_text_field") or "text"
+    return found | {"data.columns": {} if field == "text" else {"text": field}, **_format(tree, field)}
+
+
+def _read_evaluation_set(tree: Tree) -> Tree:
+    if tree.get("test_split_size") is not None:
+        return {"data.eval_fraction": number("test_split_size", tree["test_split_size"])}
+    evaluated = (tree.get("eval_strategy") or "no") != "no"
+    return (
+        {"data.eval_split": tree.get("dataset_test_split") or "test"} if evaluated and tree.get("dataset_name") else {}
+    )
+
+
+def _one_set(entry: Tree) -> Tree:
+    for name in entry:
+        if name not in ("path", "name", "split", "data_files"):
+            raise InputError(f"datasets: {name}={brief(entry[name])}: trials read a data set whole; take it out")
+    files = entry.get("data_files")
+    if files is not None and not isinstance(files, str):
+        raise InputError(f"datasets: data_files={brief(files)}: trials read one file or folder; give one")
+    return {
+        "data.path": files or word("datasets.path", entry.get("path", "")),
+        "data.name": entry.get("name"),
+        "data.split": entry.get("split") or "train",
+    }
+
+
+def _format(tree: Tree, field: str) -> Tree:
+    """The rows' form, where the file says it: TRL itself looks at the columns."""
+    if flag("assistant_only_loss", tree.get("assistant_only_loss") or False):
+        return {"data.format": "messages"}
+    if tree.get("completion_only_loss") is not None and flag("completion_only_loss", tree["completion_only_loss"]):
+        return {"data.format": "prompt_completion"}
+    return {"data.format": "text"} if field != "text" else {}
+
+
+def _write_evaluation_set(config: SweepConfig) -> Tree:
+    data = config.data
+    if _is_mixture(config):
+        # `trl sft` evaluates on a split that is there only if this makes it; another file it cannot take.
+        return {"test_split_size": data.eval_fraction or _HELD_OUT}
+    return {"dataset_test_split": data.eval_split}
+
+
+def _is_mixture(config: SweepConfig) -> bool:
+    """Whether TRL gets the rows under `datasets`: a file, and whatever has no split of its own to evaluate on."""
+    return _suffix(config.data.path) in _FILE_TYPES or config.data.eval_split is None
+
+
+def _suffix(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower()
+
+
+def _write_data(config: SweepConfig) -> Tree:
+    data = config.data
+    if data.format not in _FORMATS:
+        raise InputError(
+            f"data.format={data.format}: TRL reads rows of {', '.join(_FORMATS)}; convert the file, or export to llamafactory"
+        )
+    where: dict[str, Any]
+    if _is_mixture(config):
+        suffix = _suffix(data.path)
+        entry = {"path": _FILE_TYPES[suffix], "data_files": data.path} if suffix in _FILE_TYPES else {"path": data.path}
+        entry |= ({"name": data.name} if data.name else {}) | ({"split": data.split} if data.split != "train" else {})
+        where = {"datasets": [entry]}
+    else:
+        where = {"dataset_name": data.path} | ({"dataset_config": data.name} if data.name else {})
+        where |= {"dataset_train_split": data.split} if data.split != "train" else {}
+    columns = dict(data.columns)
+    if data.format == "text":
+        return where | ({"dataset_text_field": columns["text"]} if columns else {})
+    if columns:
+        raise InputError(
+            f"data.columns={columns}: TRL takes the names {', '.join(columns)} only; rename them in the file"
+        )
+    return where | ({"assistant_only_loss": True} if data.format == "messages" else {"completion_only_loss": True})
+
+
+_ROWS = (
+    Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model,
+        write_model),
+    key("attn_implementation", "model.attn_implementation", None, word),
+    Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"), ("model.quantization",),
+        _read_quantization, _write_quantization,
+    ),
+    Row(
+        ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"),
+        tuple(f"finetune.{name}" for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")),
+        _read_lora, _write_lora,
+    ),
+    Row(
+        ("datasets", "dataset_name", "dataset_config", "dataset_train_split", "dataset_text_field", "assistant_only_loss",
+         "completion_only_loss"),
+        ("data.path", "data.name", "data.split", "data.columns", "data.format"), _read_data, _write_data,
+    ),
+    Row(
+        ("dataset_test_split", "test_split_size"), ("data.eval_split", "data.eval_fraction"), _read_evaluation_set,
+        _write_evaluation_set, own=True,
+    ),
+    key("max_length", "data.max_length", 1024, whole),
+    key("packing", "data.packing", False, flag),
+)  # fmt: skip
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return (*_ROWS, *training_arguments.rows(2e-5, warmup(version), training_arguments.checkpointing(True)))
+
+
+def _check(config: SweepConfig, version: Version | None) -> None:
+    if config.finetune.mode == "freeze":
+        raise InputError(
+            "finetune.mode=freeze: TRL has no such mode; sweep with finetune=lora or full, or export to llamafactory"
+        )
+
+
+def _complete(config: SweepConfig) -> Tree:
+    return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
+
+
+def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
+    return {**_trial_evaluation(tree, config), **saved_at_evaluations(tree, config)}
+
+
+def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
+    """`trl sft` evaluates on a split of the hub's, or one that it splits off, which it does under `datasets` only."""
+    share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
+    if tree.get("datasets"):
+        return share
+    if config.data.eval_split:
+        return {}
+    names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
+    entry = {name: tree[key] for name, key in names.items() if tree.get(key)}
+    return {**dict.fromkeys((*names.values(), "dataset_test_split")), "datasets": [entry], **share}
+
+
+def _notes(tree: Tree) -> list[str]:
+    found = training_arguments.notes(tree)
+    if tree.get("load_in_4bit") and not tree.get("use_bnb_nested_quant"):
+        found.append("use_bnb_nested_quant stays off; trials quantize the quantization constants too")
+    if tree.get("bf16") is not False and tree.get("use_peft") and tree.get("dtype", "float32") == "float32":
+        found.append("dtype: float32 stays; trials hold the frozen base in bf16")
+    return found
+
+
+DIALECT = Dialect(
+    "trl",
+    _rows,
+    (
+        *training_arguments.REFUSALS,
+        Refusal("chat_template_path", "trials use the tokenizer's own template", "put it there as chat_template.jinja"),
+        Refusal("loss_type", "trials learn by the plain log-likelihood", "take it out", ("nll", "chunked_nll")),
+        Refusal("packing_strategy", "trials keep packed rows whole and apart", "set it to bfd", ("bfd",)),
+        Refusal("truncation_mode", "trials keep the start of long rows", "set it to keep_start", ("keep_start",)),
+        Refusal("lora_modules_to_save", "trials train adapters only", "take it out", ([],)),
+        Refusal("lora_target_parameters", "trials adapt modules only", "take it out", ([],)),
+        Refusal("lora_task_type", "trials train causal models", "take it out", ("CAUSAL_LM",)),
+        Refusal("streaming dataset_streaming", "trials need all rows", "set it to false"),
+        Refusal("max_seq_length", "TRL renamed it in 0.20", "write max_length"),
+        Refusal("torch_dtype", "TRL renamed it", "write dtype"),
+    ),
+    (*training_arguments.SECTIONS, "model_init_kwargs", "dataset_kwargs", "env"),
+    _complete,
+    _check,
+    _notes,
+    not_here=rows_are_ours,
+    versioned=True,
+    trial_keys=_trial_keys,
+)

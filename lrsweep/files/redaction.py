@@ -1,0 +1,102 @@
+"""Secrets in text become *** wherever a config, a message or a log is shown or written."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+HIDDEN = "***"
+
+# Names that end like a secret's. A tokenizer's tokens (pad_token) and numbers of tokens (max_token) are none.
+_NAME = (
+    r"(?:(?!(?:pad|eos|bos|eot|unk|cls|sep|mask|start|end|special|image|per|max|min|num|n|new|total|stop|bad|forced)[_-])"
+    r"[A-Za-z0-9]+[_-])*"
+    r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key)"
+)
+_VALUE = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s'\"&,;)}\]]+)"
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), kept)
+    for pattern, kept in (
+        # user:password@ in a URL; drivers take a password with / and @ in it, and host:5000/a@b has none.
+        (r"(://[^:/@\s'\"]*):(?!\d+/)[^\s'\"]*@", rf"\1:{HIDDEN}@"),
+        (r"(://)[^:/@\s'\"]{20,}@", rf"\1{HIDDEN}@"),
+        (rf"([?&](?:key|sig|signature|auth|x-amz-[a-z-]+)=)(?!\*){_VALUE}", rf"\1{HIDDEN}"),
+        # name=value, --name value, "name": "value", a YAML line. $NAME stands for a secret and is none.
+        (rf"((?<![A-Za-z0-9_-])(?:--)?{_NAME}=)(?![$*]){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(--{_NAME}\s+)(?![-$*]){_VALUE}", rf"\1{HIDDEN}"),
+        (rf"(['\"]{_NAME}['\"]:\s*['\"])[^'\"\n]*", rf"\1{HIDDEN}"),
+        (rf"^(\s*{_NAME}:[ \t]+)(?!null\s*$|~\s*$)\S.*$", rf"\1{HIDDEN}"),
+        (r"(authorization\W+(?:(?:bearer|basic|token)\s+)?)(?!bearer|basic|token)[^\s'\"]+", rf"\1{HIDDEN}"),
+    )
+)
+# Tokens that show by their form: Hugging Face, OpenAI, GitHub, GitLab, AWS, Slack, Google, Databricks, JSON web tokens.
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}|AIza[\w-]{30,}|dapi[0-9a-f]{32}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
+)
+_KEY = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
+_VARIABLE = re.compile(
+    r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|\AMYSQL_PWD)\Z"
+)
+# Shorter values, of the environment or of a URL, would be found in words that have nothing to do with them.
+_SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class Redactor:
+    """Masks secrets in text: those that show by their form, those of the environment, and `passwords`.
+
+    Attributes:
+        passwords: Passwords known from elsewhere, such as a database's URL.
+    """
+
+    passwords: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_urls(cls, *urls: str | None) -> "Redactor":
+        """Knows the passwords in databases' URLs, whatever characters they are made of."""
+        found: set[str] = set()
+        for url in urls:
+            # As SQLAlchemy reads it: up to the first @. A server's URL may have a port and an @ further on.
+            match = re.match(r"(?!https?:)[\w+.-]+://[^:/]*:([^@]+)@", url or "")
+            if match:
+                found |= {match[1], unquote(match[1])}
+        return cls(frozenset(found))
+
+    def mask(self, text: str) -> str:
+        """The text without passwords and tokens."""
+        for password in self.passwords:
+            text = text.replace(f":{password}@", f":{HIDDEN}@")
+            if len(password) >= _SHORTEST:
+                # As a word: a password may be the beginning of its own URL.
+                text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(password)}(?![A-Za-z0-9])", HIDDEN, text)
+        for name, value in os.environ.items():
+            if len(value) >= _SHORTEST and value in text and _VARIABLE.search(name):
+                text = text.replace(value, HIDDEN)
+        for pattern, kept in _PATTERNS:
+            text = pattern.sub(kept, text)
+        return _SHAPES.sub(HIDDEN, text)
+
+    def masked(self, value: Any) -> Any:
+        """A tree of mappings and lists with every text in it masked; what has a secret's name is masked whole."""
+        if isinstance(value, Mapping):
+            return {key: HIDDEN if _is_secret(key, inner) else self.masked(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.masked(inner) for inner in value)
+        return self.mask(value) if isinstance(value, str) else value
+
+
+def mask(text: str) -> str:
+    """The text without passwords and tokens, where no passwords are known from elsewhere."""
+    return Redactor().mask(text)
+
+
+def masked(value: Any) -> Any:
+    """A tree with its secrets masked, where no passwords are known from elsewhere."""
+    return Redactor().masked(value)
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and _KEY.match(str(key)) is not None

@@ -1,0 +1,1 @@
+"""Running a sweep: the controller, its workers, and who is alive."""

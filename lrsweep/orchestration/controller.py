@@ -1,0 +1,300 @@
+"""The process that runs a sweep: it opens the study, starts an executor's workers, watches them, and concludes.
+
+It does not train, unless the executor is `inline`: whatever happens in a trial, the sweep goes on.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from lrsweep.config import search_space
+from lrsweep.config.schema import SweepConfig, flatten
+from lrsweep.config.schema import replace as with_keys
+from lrsweep.config.search_space import Axis
+from lrsweep.errors import LrsweepError, NoWinnerError
+from lrsweep.files.atomic import write_text
+from lrsweep.files.logs import logging_to
+from lrsweep.files.paths import SweepFolder
+from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.orchestration.conclusion import artifacts, conclude
+from lrsweep.orchestration.executors import Executor
+from lrsweep.orchestration.executors.factory import build_executor, check_executor
+from lrsweep.orchestration.liveness import Liveness, new_worker_name, wait_for_earlier_workers
+from lrsweep.orchestration.monitor import Monitor
+from lrsweep.orchestration.preflight import first_point, rule_of_thumb
+from lrsweep.orchestration.worker import start_beating
+from lrsweep.report.screen import Screen
+from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
+from lrsweep.report.text import missing_rows
+from lrsweep.search.controller_study import ControllerStudy
+from lrsweep.search.followups import followups
+from lrsweep.search.records import TrialSpec
+from lrsweep.search.samplers import check_method, check_search
+from lrsweep.search.study_lifecycle import find_study, method_before, open_study, put_aside
+from lrsweep.tracking import DatasetInfo, Tracker, open_tracker
+from lrsweep.tracking.tags import tags
+from lrsweep.training.engines.external import end_left_over
+from lrsweep.training.engines.factory import check_engine
+
+log = logging.getLogger(__name__)
+
+# Seconds between two looks at what the workers do, and how long workers of an earlier run may take to end.
+_LOOK_EVERY, _LINGER = 0.5, 60.0
+# The former on a database server, where many may be at work and a look costs as much as a worker's query.
+_LOOK_EVERY_ON_SERVER = 1.0
+
+
+class InterruptedSweepError(LrsweepError):
+    """A signal ended the run; the same command resumes it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("interrupted; run the same command to resume")
+        self.exit_code = 128 + signum
+
+
+class Interrupt:
+    """Remembers the first SIGINT or SIGTERM, so that workers finish their step; a second one kills them and exits at once."""
+
+    def __init__(self, kill: Callable[[], None]) -> None:
+        self._kill = kill
+        self.signum: int | None = None
+
+    def __enter__(self) -> "Interrupt":
+        self._before = {s: signal.signal(s, self._received) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            self._kill()
+            os._exit(128 + signum)
+        self.signum = signum
+
+
+@dataclass
+class Controller:
+    """A sweep while it runs."""
+
+    config: SweepConfig
+    folder: SweepFolder
+    study: ControllerStudy
+    executor: Executor
+    tracker: Tracker
+    screen: Screen
+    interrupt: Interrupt
+
+    def run(self, about: About) -> Summary:
+        """Has the search's trials trained, then what follows from their results, until nothing does.
+
+        Raises:
+            InterruptedSweepError: A signal came.
+            NoWinnerError: Too many trials failed.
+            LrsweepError: What ended a worker for good.
+        """
+        monitor = Monitor(self.config, self.folder, self.study, self.tracker, self.screen)
+        monitor.catch_up()
+        self.executor.start(self.study)
+        try:
+            while True:
+                with self.screen.running(self.study.total, len(self.study.records()), self.config.training.max_steps):
+                    self._until_finished(monitor)
+                summary = self._summary(about)
+                self._check_failures(summary)
+                specs, why = next_trials(self.config, self.study.axes, summary)
+                if not specs:
+                    self.study.close()
+                    return summary
+                self.screen.note(why)
+                self.study.add_followups(specs)
+        except BaseException:
+            self._stop_workers(monitor, about)
+            raise
+
+    def _until_finished(self, monitor: Monitor) -> None:
+        """Watches until no trial is left to run."""
+        started = time.monotonic()
+        try:
+            self._watch(monitor)
+        finally:
+            # When the storage is gone, more is lost than the time spent.
+            with contextlib.suppress(LrsweepError):
+                self.study.add_seconds(time.monotonic() - started)
+
+    def _watch(self, monitor: Monitor) -> None:
+        while True:
+            finished = self.study.finished()
+            monitor.look()
+            if self.interrupt.signum is not None:
+                raise InterruptedSweepError(self.interrupt.signum)
+            if finished or self._failures() >= (self.config.search.max_failures or self.study.total + 1):
+                return
+            for text in self.executor.replace_dead():
+                self.screen.note(text)
+            time.sleep(_LOOK_EVERY_ON_SERVER if self.study.on_server else _LOOK_EVERY)
+
+    def _failures(self) -> int:
+        return sum(record.status == "failed" for record in self.study.records())
+
+    def _check_failures(self, summary: Summary) -> None:
+        most = self.config.search.max_failures
+        if most is not None and self._failures() >= most:
+            reasons = sorted({result.reason for result in summary.results if result.status == "failed"})
+            raise NoWinnerError(
+                f"search.max_failures={most}: {self._failures()} trials failed ({'; '.join(reasons[:3])}); "
+                f"details in {self.folder.log}"
+            )
+
+    def _summary(self, about: About) -> Summary:
+        """The sweep as it stands; writes summary.json."""
+        about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
+        return summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
+
+    def _stop_workers(self, monitor: Monitor, about: About) -> None:
+        """Lets the workers checkpoint and end, and reports what they still wrote."""
+        self.executor.stop()
+        while self.executor.running():
+            time.sleep(_LOOK_EVERY)
+        # What ends the sweep may be the disk or the database itself.
+        with contextlib.suppress(LrsweepError):
+            monitor.look()
+            self._summary(about)
+        monitor.interrupted()
+
+
+def run(config: SweepConfig, screen: Screen) -> Summary:
+    """Runs the sweep to its total, or finds it complete.
+
+    Args:
+        config: The sweep's config.
+        screen: Where progress is shown.
+
+    Returns:
+        The summary, which is on disk by then.
+
+    Raises:
+        InputError: Something is wrong with config, model or data; nothing has been created.
+        NoWinnerError: No trial completed.
+        StorageError: The disk or a database failed; the same command resumes.
+        InterruptedSweepError: A signal came; the same command resumes.
+    """
+    check_method(config.search)
+    check_engine(config)
+    check_executor(config)
+    fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
+    folder = SweepFolder(config.name)
+    automatic = config.search.method == "auto" and not fresh
+    config, searched = search_space.settle(config, method_before(config, folder.path) if automatic else None)
+    axes = search_space.axes(config)
+    check_search(config)
+    existing = None if fresh else find_study(config, axes, folder.path)
+    if existing is not None and existing.finished() and folder.concluded(len(existing.records())):
+        summary = read_summary(folder)
+        if not next_trials(config, existing.axes, summary)[0]:
+            screen.note(f"{config.name} is already complete: {len(summary.results)} trials")
+            return _with_winner(summary, folder)
+    screen.note("loading model and data")
+    executor = build_executor(config)
+    try:
+        dataset = executor.prepare(existing is None)
+        tracker = open_tracker(config.tracking, Path.cwd(), config.name)
+        # Only once everything that may be wrong has been checked.
+        if fresh:
+            aside = put_aside(config, folder.path)
+            screen.note(
+                f"renamed the earlier {config.name} to {aside}" if aside else f"no earlier {config.name} to rename"
+            )
+        return _with_winner(_run(config, axes, searched, folder, executor, screen, tracker, dataset), folder)
+    finally:
+        executor.end()
+
+
+def _run(
+    config: SweepConfig,
+    axes: Sequence[Axis],
+    searched: str,
+    folder: SweepFolder,
+    executor: Executor,
+    screen: Screen,
+    tracker: Tracker,
+    dataset: DatasetInfo,
+) -> Summary:
+    prior = rule_of_thumb(config, axes)
+    folder.create()
+
+    def kill() -> None:
+        executor.kill()
+        end_left_over(folder.path)
+
+    with folder.locked(), logging_to(folder, config.redactor), Interrupt(kill) as interrupt:
+        wait_for_earlier_workers(folder.path, _LINGER)
+        study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
+        for note in (searched, *missing_rows(dataset, config.data)):
+            if note:
+                screen.note(note)
+        write_text(folder.config, to_yaml(config.masked()))
+        with _alive(folder, study, dataset):
+            tracker.start(config.name, study.sweep_id, flatten(config.masked()), tags(), dataset)
+            about = About(dataset, Links(tracker.ui_command(), tracker.compare_url()), prior, searched)
+            try:
+                summary = Controller(config, folder, study, executor, tracker, screen, interrupt).run(about)
+                conclude(summary, folder)
+            except BaseException:
+                tracker.finish("interrupted", {}, [])
+                raise
+        if not finish_tracking(tracker, summary, folder):
+            screen.note(
+                f"{tracker.unsent} points have not reached MLflow; they are in {folder.path}/trials, and lrsweep sync "
+                f"{config.name} sends them"
+            )
+    return summary
+
+
+@contextlib.contextmanager
+def _alive(folder: SweepFolder, study: ControllerStudy, dataset: DatasetInfo) -> Iterator[None]:
+    """The study is open, and its workers see that its controller is alive."""
+    liveness = Liveness(folder.path, new_worker_name())
+    try:
+        study.open(liveness.worker, asdict(dataset))
+        start_beating(study, liveness.worker)
+        yield
+    finally:
+        liveness.close()
+
+
+def next_trials(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> tuple[list[TrialSpec], str]:
+    """The trials that follow from a summary, and why; none where the sweep is at its end."""
+    labels = {number: diagnosis.label for number, diagnosis in summary.diagnoses.items()}
+    return followups(config, axes, summary.results, summary.verdict, labels)
+
+
+def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> bool:
+    """Tells the tracker how the sweep ended, and marks the sweep as done once all has been sent; returns whether it has."""
+    tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
+    best = summary.verdict.recommended
+    tracker.finish(
+        "complete" if best else "failed",
+        {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
+        artifacts(folder),
+    )
+    if tracker.unsent:
+        return False
+    folder.conclude(len(summary.results))
+    return True
+
+
+def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:
+    if summary.verdict.best is None:
+        reasons = sorted({f"{result.status}: {result.reason}" for result in summary.results})
+        raise NoWinnerError(
+            f"no trial completed, so there is no best ({'; '.join(reasons[:3])}); details in {folder.log}"
+        )
+    return summary

@@ -1,0 +1,63 @@
+"""One worker, a thread of this process: for debuggers, notebooks and tests."""
+
+import threading
+
+from lrsweep.config import search_space
+from lrsweep.config.schema import SweepConfig
+from lrsweep.errors import WorkerError
+from lrsweep.files.paths import SweepFolder
+from lrsweep.orchestration.liveness import Liveness, new_worker_name
+from lrsweep.orchestration.preflight import prepare
+from lrsweep.orchestration.worker import Worker, work
+from lrsweep.search.controller_study import ControllerStudy
+from lrsweep.search.study_lifecycle import join_study
+from lrsweep.tracking import DatasetInfo
+
+
+class InlineExecutor:
+    """The executor `inline`."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+        self._axes = search_space.axes(config)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="lrsweep-worker", daemon=True)
+        self._fault: BaseException | None = None
+
+    def prepare(self, look: bool) -> DatasetInfo:
+        self._engine, self._dataset = prepare(self._config, self._axes, look=look)
+        return self._dataset
+
+    def start(self, study: ControllerStudy) -> None:
+        self._thread.start()
+
+    def _work(self) -> None:
+        folder = SweepFolder(self._config.name)
+        try:
+            liveness = Liveness(folder.path, new_worker_name())
+            try:
+                study = join_study(self._config, self._axes, folder.path, self._dataset.fingerprint, liveness)
+                work(Worker(self._config, folder, study, self._stop), self._engine)
+            finally:
+                liveness.close()
+        except BaseException as fault:  # raised again in the controller's thread
+            self._fault = fault
+
+    def replace_dead(self) -> list[str]:
+        if not self._thread.is_alive():
+            raise self._fault or WorkerError("the worker has ended, and trials are left")
+        return []
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def kill(self) -> None:
+        self._stop.set()
+
+    def end(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()

@@ -1,0 +1,33 @@
+"""Worker processes on this machine. One that dies is replaced, and its trials resume from their checkpoints."""
+
+import os
+
+from lrsweep import hardware
+from lrsweep.config.schema import SweepConfig
+from lrsweep.orchestration.executors.worker_pool import WorkerPool
+from lrsweep.orchestration.executors.worker_process import WorkerProcess, worker_request
+from lrsweep.tracking import DatasetInfo
+
+
+class LocalExecutor(WorkerPool):
+    """The executor `local`. The first worker does the preparing: the controller never loads a model."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        devices = hardware.gpus() if config.engine.name != "external" else []
+        wanted = config.executor.workers
+        super().__init__((len(devices) or 1) if wanted == "auto" else wanted)
+        self._config = config
+        self._devices = devices if self._count > 1 else []
+
+    def prepare(self, look: bool) -> DatasetInfo:
+        first = self._spawn(0, look)
+        self._workers.append(first)
+        return first.prepared()
+
+    def _spawn(self, index: int, look: bool = False) -> WorkerProcess:
+        environment = dict(os.environ)
+        if self._devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self._devices[index % len(self._devices)]
+        elif self._count > 1 and not hardware.gpus():
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cpu_count() // self._count)))
+        return WorkerProcess(worker_request(self._config, look), environment)

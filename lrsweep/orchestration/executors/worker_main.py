@@ -1,0 +1,121 @@
+"""A worker's process: `python -m lrsweep.orchestration.executors.worker_main`.
+
+It reads JSON lines on stdin and answers them on stdout.
+
+    {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...} or {"fault": ..., "exit_code": ...}
+    {"start": true}                              work     -> nothing, or {"fault": ..., "exit_code": ...} before it ends
+
+Once stdin ends, the controller has gone: the worker checkpoints and ends, as on SIGTERM.
+"""
+
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+from lrsweep.config import search_space
+from lrsweep.config.schema import validate
+from lrsweep.errors import LrsweepError
+from lrsweep.files.logs import logging_to
+from lrsweep.files.paths import SweepFolder
+from lrsweep.libraries import quiet
+from lrsweep.orchestration.liveness import Liveness
+from lrsweep.orchestration.preflight import prepare
+from lrsweep.orchestration.worker import Worker, start_beating, work
+from lrsweep.search.study_lifecycle import join_study
+
+
+def main() -> None:
+    """Prepares, works and exits."""
+    faulthandler.enable()
+    quiet()
+    answers = _own_stdout()
+    stop = threading.Event()
+    # SLURM announces the end of a job with one of the latter two.
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, lambda *_: stop.set())
+    # Before there is a trial to checkpoint, nothing is lost by ending at once.
+    requests = _Requests(stop)
+    try:
+        _run(requests, answers, stop)
+    except LrsweepError as fault:
+        _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code})
+        _exit(fault.exit_code)
+    _exit(143 if stop.is_set() else 0)
+
+
+def _run(requests: "_Requests", answers: IO[str], stop: threading.Event) -> None:
+    request = requests.next()
+    config = validate(request["config"])
+    axes = search_space.axes(config)
+    engine, dataset = prepare(config, axes, look=request["look"])
+    _answer(answers, {"dataset": asdict(dataset)})
+    requests.next()
+    folder = SweepFolder(config.name)
+    with logging_to(folder, config.redactor):
+        liveness = Liveness(folder.path, request["worker"])
+        try:
+            study = join_study(config, axes, folder.path, dataset.fingerprint, liveness)
+            start_beating(study, liveness.worker)
+            work(Worker(config, folder, study, stop), engine)
+        finally:
+            liveness.close()
+
+
+class _Requests(threading.Thread):
+    """Reads requests; once there can be none any more, sets `stop`, or ends the process if it has not started to work."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._stop_work = stop
+        self._received: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._working = False
+        self.start()
+
+    def next(self) -> Mapping[str, Any]:
+        """Waits for the next request."""
+        request = self._received.get()
+        self._working = "start" in request
+        return request
+
+    def run(self) -> None:
+        for line in sys.stdin:
+            self._received.put(json.loads(line))
+        self._stop_work.set()
+        while not self._working:
+            if self._received.empty():
+                os._exit(143)
+            time.sleep(0.1)
+
+
+def _own_stdout() -> IO[str]:
+    """The real stdout, for answers; whatever libraries print goes to stderr from here on."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: IO[str], message: Mapping[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+
+def _exit(code: int) -> None:
+    logging.shutdown()
+    sys.stderr.flush()
+    # Threads of torch and of the database may be in whatever state.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A worker's process on this machine: given its requests over stdin, answering over stdout."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+from lrsweep import hardware
+from lrsweep.config.schema import SweepConfig
+from lrsweep.errors import WorkerError
+from lrsweep.orchestration.executors.worker_pool import WorkerResult, reported
+from lrsweep.orchestration.liveness import new_worker_name
+from lrsweep.tracking import DatasetInfo
+
+# Seconds that a worker may take to end once there is nothing left to do.
+FAREWELL = 30.0
+# Characters of its stderr that are kept.
+_TAIL = 20_000
+_MAIN = "lrsweep.orchestration.executors.worker_main"
+
+
+def worker_request(config: SweepConfig, look: bool) -> str:
+    """A worker's first request, as text that can be sent anywhere. `look` has gradients checked too."""
+    return json.dumps({"config": config.model_dump(mode="json"), "look": look})
+
+
+class WorkerProcess:
+    """`worker_main.py` as someone on the same machine sees it.
+
+    Args:
+        request: See `worker_request`.
+        environment: The process's environment.
+    """
+
+    def __init__(self, request: str, environment: Mapping[str, str]) -> None:
+        # Its name is made here: once the process is dead, there is nobody to ask.
+        self.name = new_worker_name()
+        self._oom_kills = hardware.oom_kills()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MAIN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+            start_new_session=True,
+        )
+        self._write({**json.loads(request), "worker": self.name})
+
+    def prepared(self) -> DatasetInfo:
+        """Waits until the worker has checked everything. Raises what it found, or WorkerError."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {}
+        if "dataset" in answer:
+            return DatasetInfo(**answer["dataset"])
+        self._process.wait()
+        if "fault" in answer:
+            raise reported(answer["fault"], answer["exit_code"])
+        raise WorkerError(f"the process that checks model and data died: {self._reason()}")
+
+    def start(self) -> None:
+        self._write({"start": True})
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, which is seen elsewhere
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def result(self) -> WorkerResult:
+        assert self._process.stdout is not None
+        for line in self._process.stdout.read().splitlines():
+            answer = json.loads(line)
+            if "fault" in answer:
+                return WorkerResult(answer["fault"], fault=answer["fault"], exit_code=answer["exit_code"])
+        return WorkerResult(self._reason(), self._stderr_tail(), self._killed_from_outside())
+
+    def _stderr_tail(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").strip()[-_TAIL:]
+
+    def _reason(self) -> str:
+        stderr = self._stderr_tail()
+        code = self._process.returncode
+        if code >= 0:
+            return f"it exited with {code}: {stderr.splitlines()[-1][:200] if stderr else 'no message'}"
+        name = signal.Signals(-code).name
+        return f"killed by {name}{': host memory ran out' if self._out_of_memory() else ''}"
+
+    def _killed_from_outside(self) -> bool:
+        code = self._process.returncode
+        return code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (
+            code == -signal.SIGKILL and not self._out_of_memory()
+        )
+
+    def _out_of_memory(self) -> bool:
+        return self._process.returncode == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def send(self, signum: signal.Signals) -> None:
+        if self.running():
+            self._process.send_signal(signum)
+
+    def checkpoint_and_end(self) -> None:
+        """Asks the process to checkpoint and end, and returns when it has; also from a signal handler."""
+        # Popen's own wait would wait for a lock that the interrupted code may hold.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._process.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)

@@ -1,0 +1,143 @@
+"""What a sweep checks before it creates anything: everything that its trials will need."""
+
+import hashlib
+import math
+import shlex
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lrsweep import hardware
+from lrsweep.analysis import priors
+from lrsweep.config import search_space
+from lrsweep.config.schema import SweepConfig
+from lrsweep.config.search_space import LR, Axis, Range
+from lrsweep.errors import InputError
+from lrsweep.search.samplers import GP_STARTUP
+from lrsweep.tracking import DatasetInfo
+from lrsweep.training.data.loading import check_paths
+from lrsweep.training.engines import Engine, Trial
+from lrsweep.training.engines.factory import Workload, build_engine
+from lrsweep.training.model_folder import check_path
+
+
+def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[Engine, DatasetInfo]:
+    """Checks everything that a trial will need, and builds the engine.
+
+    Args:
+        config: The sweep's config.
+        axes: Its axes.
+        look: Whether to check the gradients too; that loads the model.
+
+    Raises:
+        InputError: Something is wrong with config, model or data.
+    """
+    if config.engine.name == "external":
+        return _external(config, axes)
+    check_path(config.model)
+    check_paths(config.data)
+    # torch and transformers take seconds to import: after what can be refused without them.
+    from lrsweep.training.gradient_check import check_gradients
+    from lrsweep.training.inputs import inputs
+    from lrsweep.training.model import check_quantization, check_trainable
+    from lrsweep.training.optimizer import check_buildable
+
+    check_quantization(config.model, config.finetune)
+    for trial in _combinations(config, axes):
+        check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
+        _check_packing(trial)
+    check_trainable(config.model, config.finetune)
+    _, data = inputs(config.model, config.data)
+    dataset = DatasetInfo(
+        config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation), data.dropped, data.cut
+    )
+    ranks = [point for axis in axes if axis.key == "finetune.r" for point in axis.ends()]
+    engine = build_engine(Workload(config, max([config.finetune.r, *ranks]), _trials_of_one_worker(config, axes)))
+    if look and config.search.preflight:
+        lrs = [lr for axis in axes if axis.key == LR for lr in axis.ends()]
+        with warnings.catch_warnings():
+            # PEFT still asks transformers under an old name; no log takes warnings yet.
+            warnings.simplefilter("ignore", FutureWarning)
+            check_gradients(config, lrs or [config.optimizer.lr])
+    return engine, dataset
+
+
+def _check_packing(config: SweepConfig) -> None:
+    """In transformers, flash attention keeps packed rows apart in batches of one block only. Raises InputError."""
+    attention = config.model.attn_implementation or ""
+    if config.data.packing and "flash" in attention:
+        raise InputError(
+            f"data.packing=true: with model.attn_implementation={attention} packed rows see each other; set "
+            "model.attn_implementation=sdpa, or data.packing=false"
+        )
+
+
+def _trials_of_one_worker(config: SweepConfig, axes: Sequence[Axis]) -> int:
+    workers = config.executor.workers
+    count = (len(hardware.gpus()) or 1) if workers == "auto" else workers
+    trials = len(search_space.grid(axes)) if config.search.method == "grid" else config.search.n_trials or 1
+    share = max(1, math.ceil(trials / count))
+    # Trials that are chosen at once are chosen without knowing each other's losses.
+    return min(share, max(GP_STARTUP, trials // 4)) if config.search.method == "gp" else share
+
+
+def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
+    """A grid's trials; for another search, whose points are not known yet, the base."""
+    if config.search.method != "grid":
+        return [config]
+    return [search_space.trial_config(config, axes, point) for point in search_space.grid(axes)]
+
+
+def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
+    """The user's own command as the engine; its model and data are its own affair. Raises InputError."""
+    from lrsweep.dialects import TRAINERS, tree, tuned
+    from lrsweep.dialects.trial_file import of_trial
+    from lrsweep.files.yaml_writer import to_yaml
+    from lrsweep.training.engines.external import ExternalEngine
+
+    command, name = config.engine.command, config.engine.dialect
+    if not command:
+        raise InputError("engine.command: missing; give the trainer's command, as 'llamafactory-cli train {config}'")
+    if "{config}" not in command:
+        raise InputError(f"engine.command={command!r}: has no {{config}}, where the trial's config file goes")
+    if name not in TRAINERS:
+        raise InputError(f"engine.dialect={name!r}: no such dialect (choices: {', '.join(TRAINERS)})")
+    dialect, searched = TRAINERS[name], {axis.key for axis in axes}
+
+    def text(trial: Trial, output: Path) -> str:
+        whole = tree(dialect, trial.config, searched | set(tuned(config, trial.config)))
+        return to_yaml(of_trial(dialect, whole, trial.config, output))
+
+    # What the dialect cannot express shows now.
+    for trial in _combinations(config, axes):
+        text(Trial(0, trial, Path()), Path())
+    program = shlex.split(command)[0]
+    if shutil.which(program) is None:
+        raise InputError(f"engine.command: {program}: no such program; give its path, or install it")
+    gpus = hardware.gpus()
+    slots = config.engine.slots
+    at_once = (len(gpus) or 1) if slots == "auto" else min(slots, len(gpus)) if gpus else slots
+    path = Path(config.data.path)
+    content = path.read_bytes() if path.is_file() else config.data.path.encode()
+    dataset = DatasetInfo(config.data.path, config.data.path, hashlib.sha256(content).hexdigest(), 0, 0)
+    return ExternalEngine(command, text, at_once, gpus), dataset
+
+
+def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:
+    """The learning rate that rules of thumb give, if it is searched and they say anything about such a model."""
+    if not config.search.prior or not priors.applies(config) or all(axis.key != LR for axis in axes):
+        return None
+    known = priors.look(config.model)
+    return None if known is None else priors.prior(config, *known)
+
+
+def first_point(axes: Sequence[Axis], prior: priors.Prior | None) -> dict[str, Any] | None:
+    """The prior as a first trial: within the range, or the nearest choice."""
+    axis = next((axis for axis in axes if axis.key == LR), None)
+    if prior is None or axis is None:
+        return None
+    if isinstance(axis, Range):
+        return {LR: min(max(prior.lr, axis.low), axis.high)}
+    return {LR: min(axis.values, key=lambda lr: abs(math.log(lr / prior.lr)))}

@@ -1,0 +1,130 @@
+"""Trials that follow from results: learning rates beyond the edge, diverged trials retried, the best few repeated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lrsweep.analysis.diagnosis import rung
+from lrsweep.analysis.ranking import Candidate, Result, Verdict
+from lrsweep.config.schema import SweepConfig
+from lrsweep.config.search_space import LR, Axis, Choices, grid, to_stored
+from lrsweep.formatting import format_value
+from lrsweep.search.records import TrialSpec
+
+# New learning rates of one round and of a whole sweep, and the range that they stay in.
+_RATES_A_ROUND, _MOST_RATES = 2, 12
+_LOWEST, _HIGHEST = 1e-9, 10.0
+# The best so many get replicates.
+_FEW = 3
+_BLOWN_UP = ("too_high", "diverged")
+
+
+def followups(
+    config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict, labels: Mapping[int, str]
+) -> tuple[list[TrialSpec], str]:
+    """The trials that come next, and why; none where the sweep is at its end.
+
+    Args:
+        config: The sweep's config.
+        axes: The study's axes, extensions included.
+        results: The finished trials.
+        verdict: Their ranking.
+        labels: What each trial's curve shows, by number.
+    """
+    return (
+        _extension(config, axes, results, verdict)
+        or _rescue(config, results, verdict, labels)
+        or _replicates(config, axes, results, verdict)
+        or ([], "")
+    )
+
+
+def _extension(
+    config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict
+) -> tuple[list[TrialSpec], str] | None:
+    """A grid's next learning rates in the same ratio, on the side where the best one is the last."""
+    edge = next((edge for edge in verdict.edges if edge.key == LR), None)
+    axis = next((axis for axis in axes if axis.key == LR), None)
+    if edge is None or not config.search.extend or not isinstance(axis, Choices) or not axis.grows:
+        return None
+    added = {result.values[LR] for result in results if result.role == "extension"}
+    tried = sorted(axis.values)
+    if edge.value not in (tried[0], tried[-1]):
+        return None  # the grid itself has more rates there: search.n_trials has cut it
+    new = [lr for lr in _beyond(tried, edge.side == "highest") if _LOWEST <= lr <= _HIGHEST and lr not in tried]
+    new = new[: _MOST_RATES - len(added)]
+    if not new:
+        return None
+    others = [Choices(LR, tuple(new), grows=True) if other is axis else other for other in axes]
+    specs = [TrialSpec(params, "extension") for params in grid(others)]
+    rates = ", ".join(map(format_value, new))
+    return specs, f"the best learning rate, {format_value(edge.value)}, is the {edge.side} tried: adding {rates}"
+
+
+def _beyond(tried: Sequence[float], up: bool) -> list[float]:
+    """The rates after the last one: on the ladder 1, 3, 10 if all are on it, else in the last two's ratio."""
+    steps = range(1, _RATES_A_ROUND + 1)
+    if all(rung(rung(lr, 1), -1) == lr for lr in tried):
+        return [rung(tried[-1], step) if up else rung(tried[0], -step) for step in steps]
+    ratio = tried[-1] / tried[-2] if up else tried[0] / tried[1]
+    last = tried[-1] if up else tried[0]
+    return [float(f"{last * ratio**step:.3g}") for step in steps]
+
+
+def _rescue(
+    config: SweepConfig, results: Sequence[Result], verdict: Verdict, labels: Mapping[int, str]
+) -> tuple[list[TrialSpec], str] | None:
+    """Where trials diverge, the lowest such learning rate once more: with beta1 = 0.8, and with a longer warm-up."""
+    best = verdict.best
+    if not config.search.rescue or best is None or any(result.role == "rescue" for result in results):
+        return None
+    bad = [result for result in results if result.lr > best.lr and labels.get(result.number) in _BLOWN_UP]
+    bad = [result for result in bad if result.role != "replicate"]
+    if not bad:
+        return None
+    lowest = min(bad, key=lambda result: (result.lr, result.number))
+    optimizer, scheduler, training = lowest.config.optimizer, lowest.config.scheduler, lowest.config.training
+    ratio = scheduler.warmup(training.schedule_steps) / training.schedule_steps
+    name = "constant_with_warmup" if scheduler.name == "constant" else scheduler.name
+    remedies: list[dict[str, Any]] = [
+        {"optimizer.betas": [0.8, optimizer.betas[1]]},
+        {
+            "scheduler.name": name,
+            "scheduler.warmup_steps": None,
+            "scheduler.warmup_ratio": round(min(max(2 * ratio, 0.2), 0.5), 3),
+        },
+    ]
+    specs = [TrialSpec(_params(lowest), "rescue", {**lowest.overrides, **remedy}, lowest.number) for remedy in remedies]
+    rate = format_value(lowest.lr)
+    return specs, f"trial {lowest.number} (lr {rate}) diverged: retrying it with beta1 = 0.8, and with a longer warm-up"
+
+
+def _replicates(
+    config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict
+) -> tuple[list[TrialSpec], str] | None:
+    """The best few with more seeds, until each has `search.replicates`."""
+    if not verdict.candidates or any(axis.key == "training.seed" for axis in axes):
+        return None
+    specs = []
+    first, *others = verdict.candidates
+    # What an extension found after the best few had their seeds.
+    later = [c for c in others[_FEW - 1 :] if c.result.role == "extension" and c.mean < first.mean]
+    chosen = [first, *others[: _FEW - 1], *later]
+    for candidate in chosen:
+        result = candidate.result
+        # A replicate that failed counts as tried.
+        done = 1 + sum(other.role == "replicate" and other.of == result.number for other in results)
+        for i in range(done, config.search.replicates):
+            seed = {"training.seed": (result.config.training.seed + i) % 2**31}
+            specs.append(TrialSpec(_params(result), "replicate", {**result.overrides, **seed}, result.number))
+    if not specs:
+        return None
+    return specs, f"training {_named(chosen)} with {config.search.replicates} seeds each, to measure the noise"
+
+
+def _named(chosen: Sequence[Candidate]) -> str:
+    numbers = [str(candidate.result.number) for candidate in chosen]
+    return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) > 1 else f"trial {numbers[0]}"
+
+
+def _params(result: Result) -> dict[str, Any]:
+    return {key: to_stored(value) for key, value in result.values.items()}

@@ -1,0 +1,103 @@
+"""What a study's trials say: what each one tries, who has it, how it ended. Read from Optuna's trials."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from lrsweep.analysis.ranking import Role, Status
+from lrsweep.search.sync_halving import EvalReport
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial tries.
+
+    Attributes:
+        params: The axes' values as Optuna stores them.
+        role: Why the trial exists.
+        overrides: Config keys that set it apart besides its axes, such as a replicate's seed.
+        of: The trial that it repeats or rescues.
+    """
+
+    params: dict[str, Any]
+    role: Role = "search"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    of: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial.
+
+    Attributes:
+        number: The trial's number.
+        spec: What it tried.
+        status: How it ended.
+        step: Optimizer steps done.
+        eval_loss: Its last eval loss; None if it never had one.
+        reason: Why it ended early; empty for a complete trial.
+        engine: What trained it.
+    """
+
+    number: int
+    spec: TrialSpec
+    status: Status
+    step: int
+    eval_loss: float | None
+    reason: str
+    engine: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who has a trial.
+
+    Attributes:
+        worker: The worker's name; empty once the trial was released, to be resumed.
+        attempt: How many workers had it before.
+    """
+
+    worker: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """A trial that has started, as everyone sees it: what it tries, who has it, and its record once it has ended."""
+
+    number: int
+    spec: TrialSpec
+    claim: Claim | None
+    record: Record | None
+
+
+def eval_reports(frozen: FrozenTrial) -> Iterator[EvalReport]:
+    """A trial's evaluations, in order."""
+    max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
+    for step, value in sorted(frozen.intermediate_values.items()):
+        yield EvalReport(frozen.number, step, max_steps, warmup, value)
+
+
+def claim_of(attributes: Mapping[str, Any]) -> Claim | None:
+    """Who has the trial with these user attributes; None where nobody ever had it."""
+    claim = attributes.get("claim")
+    return None if claim is None else Claim(claim[0], claim[1])
+
+
+def deaths_of(attributes: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """For each worker that died with the trial: the step of the last evaluation before, and the reason."""
+    return [(step, reason) for step, reason in attributes.get("deaths", [])]
+
+
+def spec_of(params: Mapping[str, Any], attributes: Mapping[str, Any]) -> TrialSpec:
+    """What the trial with these parameters and user attributes tries."""
+    return TrialSpec(dict(params), **attributes.get("point", {}))
+
+
+def record_of(frozen: FrozenTrial) -> Record:
+    """How a finished trial ended."""
+    outcome = frozen.user_attrs.get("outcome", {"status": "failed", "step": 0, "reason": "ended outside lrsweep"})
+    spec = spec_of(frozen.params, frozen.user_attrs)
+    return Record(frozen.number, spec, eval_loss=frozen.user_attrs.get("eval_loss"), **outcome)

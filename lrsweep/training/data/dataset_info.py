@@ -1,0 +1,287 @@
+"""LLaMA-Factory's data sets as they are: dataset_info.json says where each lies and how its rows look.
+
+Each row becomes a `messages` row. As there, rows whose turns do not alternate are left out.
+"""
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrsweep.errors import InputError
+from lrsweep.training.data.formats import BadRowError
+from lrsweep.training.data.reading import Rows, Source
+
+FILE = "dataset_info.json"
+_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+_TAGS = {
+    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+    "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
+}  # fmt: skip
+_ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_OTHER_DATA = ("images", "videos", "audios", "kto_tag", "chosen", "rejected")
+
+
+class _BrokenRowError(Exception):
+    """A row that LLaMA-Factory leaves out."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set of dataset_info.json. `columns` and `tags` hold its own names; one that is not there has none."""
+
+    name: str
+    place: str
+    on_hub: bool
+    formatting: str
+    columns: Mapping[str, str]
+    tags: Mapping[str, str]
+    subset: str | None
+    split: str
+    folder: str | None
+    num_samples: int | None
+
+    def sources(self) -> list[Source]:
+        """Its file, the files of its folder, or its data set on the hub."""
+        if self.on_hub:
+            return [Source("dataset_info.json", self.place, self.subset, self.split, self.folder)]
+        path = Path(self.place)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [Source(f"dataset {self.name}", str(file), None, "train") for file in files]
+
+
+def entries(folder: str, names: str, key: str) -> list[Entry]:
+    """The data sets named, comma-separated. Raises InputError for one that is not there, or is not for supervised training."""
+    path = Path(folder).expanduser() / FILE
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else f"bad JSON: {fault}"
+        raise InputError(f"data.path={folder}: {path} cannot be read: {reason}; give the folder of a {FILE}") from None
+    found = []
+    for name in (part.strip() for part in names.split(",")):
+        if not isinstance(info, Mapping) or name not in info:
+            there = ", ".join(list(info)[:8]) if isinstance(info, Mapping) else "none"
+            raise InputError(f"{key}={name}: no such data set in {path} (there: {there})")
+        found.append(_entry(name, info[name], path))
+    return found
+
+
+def check(folder: str, names: str, key: str) -> None:
+    """Raises InputError for what shows without reading a row."""
+    for entry in entries(folder, names, key):
+        for source in entry.sources():
+            source.check()
+
+
+def open_sets(folder: str, names: str, key: str, first: int | None, seed: int) -> Rows:
+    """The rows of all data sets, end to end; of each, the `first` so many."""
+    parts = [_Part(entry, _opened(entry), entry.formatting == "alpaca") for entry in entries(folder, names, key)]
+    places: list[tuple[int, int]] = []
+    for number, part in enumerate(parts):
+        order = part.order(seed)
+        chosen = order if first is None else order[:first]
+        rows = [(number, index) for index in chosen if not part.broken(index)]
+        if len(rows) < len(chosen):
+            logging.getLogger(__name__).warning(
+                "dataset %s: %d row(s) left out, as LLaMA-Factory does: their turns do not alternate",
+                part.entry.name, len(chosen) - len(rows),
+            )  # fmt: skip
+        places += rows
+    if not places:
+        raise InputError(f"{key}={names}: no usable rows in it; it needs at least one")
+    return _Joined(parts, places)
+
+
+def _opened(entry: Entry) -> list[Rows]:
+    return [source.open() for source in entry.sources()]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One data set's rows, counted through its files."""
+
+    entry: Entry
+    files: list[Rows]
+    alpaca: bool
+
+    def __len__(self) -> int:
+        return sum(len(file) for file in self.files)
+
+    def order(self, seed: int) -> list[int]:
+        """All its rows; with num_samples a random so many, each once before any twice."""
+        count, wanted = len(self), self.entry.num_samples
+        order = list(range(count))
+        if wanted is None:
+            return order
+        draw = random.Random(seed)
+        draw.shuffle(order)
+        return order[:wanted] + [draw.randrange(count) for _ in range(wanted - count)]
+
+    def place(self, index: int) -> tuple[Rows, int]:
+        for file in self.files:
+            if index < len(file):
+                return file, index
+            index -= len(file)
+        raise IndexError(index)
+
+    def broken(self, index: int) -> bool:
+        try:
+            self.row(index)
+        except _BrokenRowError:
+            return True
+        except BadRowError as fault:
+            file, at = self.place(index)
+            raise InputError(f"{file.where(at)}: {fault}") from None
+        return False
+
+    def row(self, index: int) -> dict[str, Any]:
+        file, at = self.place(index)
+        row = next(iter(file.read([at])))
+        if not isinstance(row, Mapping):
+            raise BadRowError(f"a row must be an object with named fields, not {type(row).__name__}")
+        return {"messages": _alpaca(row, self.entry) if self.alpaca else _turns(row, self.entry)}
+
+
+@dataclass(frozen=True)
+class _Joined:
+    parts: list[_Part]
+    places: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def where(self, index: int) -> str:
+        part, row = self.places[index]
+        file, at = self.parts[part].place(row)
+        return file.where(at)
+
+    def read(self, indices: Sequence[int]) -> Iterator[object]:
+        for index in indices:
+            part, row = self.places[index]
+            yield self.parts[part].row(row)
+
+
+def _entry(name: str, entry: Any, path: Path) -> Entry:
+    def refuse(key: str, why: str) -> InputError:
+        return InputError(f"{path}: {name}.{key}: {why}")
+
+    if not isinstance(entry, Mapping):
+        raise refuse("", 'not a mapping; write it as {"file_name": ...}')
+    for key in _ELSEWHERE:
+        if entry.get(key) and not entry.get("hf_hub_url"):
+            raise refuse(key, "lrsweep reads files and the Hugging Face hub; give file_name or hf_hub_url")
+    if entry.get("ranking"):
+        raise refuse("ranking", "pairs to rank are no answers to learn; choose data for stage sft")
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in ("alpaca", "sharegpt", "openai"):
+        raise refuse("formatting", f"{formatting!r} is none of alpaca, sharegpt, openai; choose one of them")
+    columns, tags = entry.get("columns"), entry.get("tags")
+    for key, named in (("columns", columns), ("tags", tags)):
+        if named is not None and not _is_names(named):
+            raise refuse(key, 'not a mapping of names; write it as {"messages": "conversations"}')
+    for key in ("file_name", "hf_hub_url", "subset", "split", "folder"):
+        if not isinstance(entry.get(key), str | None):
+            raise refuse(key, f"{entry[key]!r} is no text; write one")
+    samples = entry.get("num_samples")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise refuse("num_samples", f"{samples!r} is no whole number above 0; write one")
+    for key in _OTHER_DATA:
+        if columns and columns.get(key):
+            raise refuse(f"columns.{key}", "trials learn from text alone; choose a data set without it")
+    on_hub = bool(entry.get("hf_hub_url"))
+    place = entry.get("hf_hub_url") or entry.get("file_name")
+    if not place:
+        raise refuse("file_name", "missing; say where its rows are")
+    return Entry(
+        name,
+        place if on_hub else str(path.parent / place),
+        on_hub,
+        formatting,
+        # Once some are named, those that are not do not exist.
+        {key: value for key, value in columns.items() if value} if columns is not None else _COLUMNS,
+        {key: value for key, value in tags.items() if value} if tags is not None else _TAGS,
+        entry.get("subset"),
+        entry.get("split") or "train",
+        entry.get("folder"),
+        samples,
+    )
+
+
+def _is_names(named: Any) -> bool:
+    return isinstance(named, Mapping) and all(isinstance(name, str | None) for name in named.values())
+
+
+def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
+    columns = entry.columns
+    _no_tools(row, entry)
+    messages = _system(row, entry)
+    history = _field(row, columns["history"]) if "history" in columns else None
+    for pair in history or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRowError(f"{columns['history']} must hold pairs [question, answer]")
+        messages += [_message("user", pair[0]), _message("assistant", pair[1])]
+    asked = [_field(row, columns[name]) for name in ("prompt", "query") if name in columns]
+    messages.append(_message("user", "\n".join(_message("user", part)["content"] for part in asked if part)))
+    answer = _field(row, columns["response"]) if "response" in columns else None
+    if not isinstance(answer, str):
+        raise _BrokenRowError
+    return [*messages, _message("assistant", answer)]
+
+
+def _turns(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
+    tags = entry.tags
+    _no_tools(row, entry)
+    if "messages" not in entry.columns or "role_tag" not in tags or "content_tag" not in tags:
+        raise BadRowError(f"dataset {entry.name} names no column of messages, or no role_tag and content_tag")
+    turns = _field(row, entry.columns["messages"])
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRowError(f"field '{entry.columns['messages']}' must be a list of turns")
+    roles = {tags[tag]: role for tag, role in (("user_tag", "user"), ("assistant_tag", "assistant")) if tag in tags}
+    tools = {tags[tag] for tag in ("observation_tag", "function_tag") if tag in tags}
+    messages = _system(row, entry)
+    if turns and "system_tag" in tags and turns[0].get(tags["role_tag"]) == tags["system_tag"]:
+        messages, turns = [_message("system", turns[0].get(tags["content_tag"]))], turns[1:]
+    for number, turn in enumerate(turns):
+        said = turn.get(tags["role_tag"])
+        if said in tools or turn.get("tool_calls"):
+            raise BadRowError(
+                "has tool calls, which its chat template may write otherwise than LLaMA-Factory; leave such rows out"
+            )
+        if roles.get(said) != ("user", "assistant")[number % 2]:
+            raise _BrokenRowError
+        messages.append(_message(roles[said], turn.get(tags["content_tag"])))
+    if not turns or len(turns) % 2:
+        raise _BrokenRowError
+    return messages
+
+
+def _system(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
+    said = _field(row, entry.columns["system"]) if "system" in entry.columns else None
+    return [_message("system", said)] if said else []
+
+
+def _no_tools(row: Mapping[str, Any], entry: Entry) -> None:
+    if "tools" in entry.columns and row.get(entry.columns["tools"]):
+        raise BadRowError(
+            "has tools, which its chat template may write otherwise than LLaMA-Factory; leave such rows out"
+        )
+
+
+def _field(row: Mapping[str, Any], column: str) -> Any:
+    if column not in row:
+        raise BadRowError(
+            f"field '{column}' is missing (the row has: {', '.join(list(map(str, row))[:8]) or 'no fields'})"
+        )
+    return row[column]
+
+
+def _message(role: str, content: Any) -> dict[str, str]:
+    if not isinstance(content, str):
+        raise BadRowError(
+            f"a {role} turn must be a string, not {'null' if content is None else type(content).__name__}"
+        )
+    return {"role": role, "content": content}

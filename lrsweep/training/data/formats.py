@@ -1,0 +1,236 @@
+"""The shapes of fine-tuning rows: each becomes a `Chat` (for the tokenizer's chat template) or a `Plain` text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrsweep.config.trial_schema import DataFormat
+from lrsweep.errors import InputError
+
+FIELDS: dict[DataFormat, tuple[str, ...]] = {
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "sharegpt": ("conversations", "system"),
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "llamafactory": (),  # its dataset_info.json names the columns
+}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Message = dict[str, Any]
+
+
+class BadRowError(ValueError):
+    """What is wrong with one row; whoever knows its file and line turns it into an InputError."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation. Learned are the assistant's messages, except among the first `context` ones."""
+
+    messages: tuple[Message, ...]
+    context: int
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Text as it stands. Learned is `completion`, which follows `prompt` directly."""
+
+    prompt: str
+    completion: str
+
+
+def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
+    """Raises InputError for a key of `data.columns` that is no field of the format."""
+    for name in columns:
+        if name not in FIELDS[row_format]:
+            raise InputError(
+                f"data.columns.{name}: format {row_format} has no such field; valid: {', '.join(FIELDS[row_format]) or 'none'}"
+            )
+
+
+def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool) -> Chat | Plain:
+    """The row in its common form. `columns` maps our field names to the file's.
+
+    Raises BadRowError.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRowError(f"a row must be an object with named fields, not {_kind(row)}")
+    fields = _Fields(row, columns)
+    match row_format:
+        case "alpaca":
+            return _alpaca(fields, has_template)
+        case "sharegpt":
+            return _sharegpt(fields)
+        case "messages" | "llamafactory":
+            return _chat(_messages(fields.list_of("messages"), fields.column("messages")))
+        case "prompt_completion":
+            return _prompt_completion(fields, has_template)
+        case "text":
+            return Plain("", _filled(fields.text("text"), fields.column("text")))
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A row's fields, by our names, checked as they are read."""
+
+    row: Mapping[str, Any]
+    columns: Mapping[str, str]
+
+    def column(self, name: str) -> str:
+        return self.columns.get(name, name)
+
+    def get(self, name: str) -> Any:
+        column = self.column(name)
+        if column not in self.row:
+            has = ", ".join(list(map(str, self.row))[:8]) or "no fields"
+            raise BadRowError(f"field '{column}' is missing (the row has: {has})")
+        return _not_null(self.row[column], column)
+
+    def has(self, name: str) -> bool:
+        """Whether an optional field is there; null counts as absent, as tables write it so."""
+        return self.row.get(self.column(name)) is not None
+
+    def text(self, name: str) -> str:
+        return _text(self.get(name), self.column(name))
+
+    def optional_text(self, name: str) -> str:
+        return self.text(name) if self.has(name) else ""
+
+    def list_of(self, name: str) -> list[Any]:
+        turns = _list(self.get(name), self.column(name))
+        if not turns:
+            raise BadRowError(f"field '{self.column(name)}' is an empty list")
+        return turns
+
+
+def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
+    instruction = fields.text("instruction")
+    request = "\n".join(part for part in (instruction, fields.optional_text("input")) if part)
+    if not request:
+        raise BadRowError(f"field '{fields.column('instruction')}' is empty")
+    answer = _filled(fields.text("output"), fields.column("output"))
+    system = fields.optional_text("system")
+    history = _history(fields) if fields.has("history") else []
+    if has_template:
+        opening = [{"role": "system", "content": system}] if system else []
+        turns = [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
+        return _chat([*opening, *history, *turns])
+    if history:
+        raise BadRowError(
+            f"field '{fields.column('history')}' has earlier turns and this tokenizer has no chat template to render them; "
+            "use a chat model or leave them out"
+        )
+    return Plain("".join(part + "\n" for part in (system, request) if part), answer)
+
+
+def _history(fields: _Fields) -> list[Message]:
+    column = fields.column("history")
+    messages = []
+    for number, pair in enumerate(_list(fields.get("history"), column)):
+        at = f"{column}[{number}]"
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRowError(f"{at} must be a pair [question, answer]")
+        messages.append({"role": "user", "content": _text(pair[0], f"{at}[0]")})
+        messages.append({"role": "assistant", "content": _filled(_text(pair[1], f"{at}[1]"), f"{at}[1]")})
+    return messages
+
+
+def _sharegpt(fields: _Fields) -> Chat:
+    column = fields.column("conversations")
+    messages = []
+    for number, turn in enumerate(fields.list_of("conversations")):
+        at = f"{column}[{number}]"
+        role = _role(turn, "from", at, tuple(SHAREGPT_ROLES))
+        messages.append(_message(SHAREGPT_ROLES[role], turn, "value", at))
+    system = fields.optional_text("system")
+    return _chat([{"role": "system", "content": system}, *messages] if system else messages)
+
+
+def _prompt_completion(fields: _Fields, has_template: bool) -> Chat | Plain:
+    prompt, completion = fields.get("prompt"), fields.get("completion")
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        return Plain(fields.text("prompt"), _filled(fields.text("completion"), fields.column("completion")))
+    before = _messages(fields.list_of("prompt"), fields.column("prompt"))
+    after = _messages(fields.list_of("completion"), fields.column("completion"))
+    if not has_template:
+        raise BadRowError("its prompt is a list of messages and this tokenizer has no chat template; use plain strings")
+    return _chat([*before, *after], context=len(before))
+
+
+def _chat(messages: list[Message], context: int = 0) -> Chat:
+    # An opening assistant message answers nothing: there is no prompt to learn it from.
+    first = max(context, 1)
+    if not any(message["role"] == "assistant" for message in messages[first:]):
+        raise BadRowError("no assistant turn to learn (one that follows another message)")
+    return Chat(tuple(messages), first)
+
+
+def _messages(turns: list[Any], column: str) -> list[Message]:
+    messages = []
+    for number, turn in enumerate(turns):
+        at = f"{column}[{number}]"
+        role = _role(turn, "role", at, ROLES)
+        # Templates read further keys (reasoning_content, name), so whatever else is there goes along.
+        extra = {key: value for key, value in turn.items() if key not in ("role", "content") and value is not None}
+        messages.append(_message(role, turn, "content", at) | extra)
+    return messages
+
+
+def _message(role: str, turn: Mapping[str, Any], key: str, at: str) -> Message:
+    if key not in turn:
+        raise BadRowError(f"{at} has no '{key}'")
+    content = _text(_not_null(turn[key], f"{at}.{key}"), f"{at}.{key}")
+    return {"role": role, "content": _filled(content, f"{at}.{key}") if role == "assistant" else content}
+
+
+def _role(turn: object, key: str, at: str, known: tuple[str, ...]) -> str:
+    if not isinstance(turn, Mapping):
+        raise BadRowError(f"{at} must be an object, not {_kind(turn)}")
+    if key not in turn:
+        raise BadRowError(f"{at} has no '{key}'")
+    role = turn[key]
+    if role not in known:
+        raise BadRowError(f"{at}.{key} is {role!r}, an unknown role; known: {', '.join(known)}")
+    return str(role)
+
+
+def _not_null(value: Any, name: str) -> Any:
+    if value is None:
+        raise BadRowError(f"field '{name}' is null")
+    return value
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadRowError(f"field '{name}' must be a list, not {_kind(value)}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRowError(f"field '{name}' must be a string, not {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair; tokenizers refuse it without saying where.
+        raise BadRowError(f"field '{name}' has a broken unicode escape (half a surrogate pair)") from None
+    return value
+
+
+def _filled(text: str, name: str) -> str:
+    if not text.strip():
+        raise BadRowError(f"field '{name}' is empty, so there is nothing to learn")
+    return text
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__

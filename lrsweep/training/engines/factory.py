@@ -1,0 +1,69 @@
+"""Which engine trains a sweep's trials. The engine `external` needs more than a config: see orchestration/preflight.py."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.errors import InputError
+from lrsweep.files.paths import SweepFolder
+from lrsweep.training.engines import Engine
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an engine will have to train.
+
+    Attributes:
+        config: The sweep's config.
+        highest_rank: The highest LoRA rank among the trials.
+        trials: How many of the trials are this worker's share.
+    """
+
+    config: SweepConfig
+    highest_rank: int
+    trials: int
+
+
+def _trainer(workload: Workload) -> Engine:
+    from lrsweep.training.engines.trainer import TrainerEngine
+
+    return TrainerEngine()
+
+
+def _packed(workload: Workload) -> Engine:
+    from lrsweep.training.engines.pack_loader import check_packable
+    from lrsweep.training.packing import Unpackable
+
+    try:
+        check_packable(workload.config)
+    except Unpackable as reason:
+        raise InputError(f"engine=packed: {reason}; use engine=trainer, or engine=auto to have it chosen") from None
+    return _pack(workload, None)
+
+
+def _auto(workload: Workload) -> Engine:
+    return _pack(workload, _trainer(workload))
+
+
+def _pack(workload: Workload, fallback: Engine | None) -> Engine:
+    from lrsweep.training.engines.packed import PackedEngine
+
+    config = workload.config
+    pass_sizes = SweepFolder(config.name).path / "pass_sizes.json"
+    return PackedEngine(config.engine.slots, workload.highest_rank, fallback, pass_sizes, workload.trials)
+
+
+# The engines that `engine.name` names. torch waits until one of them is built.
+ENGINES: Mapping[str, Callable[[Workload], Engine]] = {"auto": _auto, "packed": _packed, "trainer": _trainer}
+
+
+def check_engine(config: SweepConfig) -> None:
+    """Raises InputError for an engine that does not exist."""
+    name, choices = config.engine.name, [*ENGINES, "external"]
+    if name not in choices:
+        raise InputError(f"engine.name={name!r}: no such engine (choices: {', '.join(choices)})")
+
+
+def build_engine(workload: Workload) -> Engine:
+    """The engine that `engine.name` asks for. Raises InputError where it cannot train such trials."""
+    return ENGINES[workload.config.engine.name](workload)

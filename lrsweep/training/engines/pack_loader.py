@@ -1,0 +1,118 @@
+"""Loading a pack: the converted base, its slots, and the data that its trials share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lrsweep.config.schema import SweepConfig, trial_part
+from lrsweep.training.data.loading import collate
+from lrsweep.training.evaluation import eval_batches
+from lrsweep.training.inputs import inputs
+from lrsweep.training.model import enable_checkpointing, load_model, lora_config, make_trainable, resolve_dtype
+from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
+
+# A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
+_COMPILED_MULTIPLE = 64
+# Batches kept: trials of one seed ask for the same ones.
+_BATCHES_KEPT = 32
+
+
+def pack_key(config: SweepConfig) -> str:
+    """Trials with the same key can share a pack."""
+    return repr(trial_part(config, same_in_pack=True))
+
+
+@dataclass(frozen=True)
+class LoadedPack:
+    """The converted base, its slots, and the data.
+
+    Attributes:
+        key: The pack key of its trials.
+        pack: The base and its slots.
+        rows: The training set.
+        batch: The rows of these numbers as a padded batch.
+        eval_batches: The eval set in batches.
+        multiple: A pass pads its rows to a multiple of this many tokens.
+    """
+
+    key: str
+    pack: Pack
+    rows: Sequence[Any]
+    batch: Callable[[tuple[int, ...]], dict[str, Tensor]]
+    eval_batches: Sequence[dict[str, Tensor]]
+    multiple: int
+
+
+def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_most: int) -> LoadedPack:
+    """Loads the pack that a trial belongs to.
+
+    Args:
+        config: The trial's config.
+        slots: Slots of the pack; `auto` is as many as memory allows, and `at_most`.
+        rank: The highest LoRA rank that the slots have room for.
+        at_most: The limit for `auto`.
+
+    Raises:
+        Unpackable: The trial cannot be packed; the message says why.
+        InputError: Model or data cannot be loaded.
+    """
+    tokenizer, data = inputs(config.model, config.data)
+    model = load_model(config.model, config.finetune)
+    if config.finetune.dora:
+        raise Unpackable(
+            "finetune.dora=true: DoRA's norms depend on the base's weights; packed adapters are plain LoRA"
+        )
+    if config.training.gradient_checkpointing:
+        enable_checkpointing(model)
+    compute = resolve_dtype(config.model)
+    pad_token_id = tokenizer.pad_token_id
+    held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad_token_id))
+    compiled = config.engine.compile
+    unpadded = 0 if compiled else lay_end_to_end(model, held_out[-1])
+    trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
+    count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
+    if config.finetune.mode == "lora":
+        pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
+    else:
+        pack = pack_weights(trainable, count, compute=compute)
+    pack = dataclasses.replace(pack, unpadded=unpadded)
+    # Some models show only in a pass that their rows cannot be told apart.
+    eval_pass(pack, 0, 1, held_out[0])
+    if compiled:
+        # A graph for each shape: tracing the packed layers with symbolic lengths never ends.
+        pack.model.get_decoder().compile(dynamic=False)
+    rows = data.train
+
+    # The cache holds rows, not the pack: it must not keep the base in memory once the pack has ended.
+    @functools.lru_cache(maxsize=_BATCHES_KEPT)
+    def batch(numbers: tuple[int, ...]) -> dict[str, Tensor]:
+        return collate([rows[number] for number in numbers], pad_token_id)
+
+    return LoadedPack(pack_key(config), pack, rows, batch, held_out, _COMPILED_MULTIPLE if compiled else 1)
+
+
+def check_packable(config: SweepConfig) -> None:
+    """Builds a pack of one slot and drops it. Raises Unpackable with the reason, or InputError."""
+    load_pack(config, 1, config.finetune.r, 1)
+
+
+def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
+    """How many trials' weights, gradients and AdamW moments fit in half the free memory; at most 8, on a GPU 32."""
+    if config.finetune.mode == "lora":
+        linear = (module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+        # A quantized weight's shape says nothing; a Conv1D has only its shape.
+        sizes = ((m.in_features, m.out_features) if isinstance(m, nn.Linear) else m.weight.shape for m in linear)
+        trained = sum(rank * sum(size) for size in sizes)
+    else:
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    on_gpu = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    # Four numbers of four bytes a parameter; the other half is for activations.
+    return max(1, min(int(free / 2 / (16 * max(trained, 1))), 32 if on_gpu else 8))

@@ -1,0 +1,180 @@
+"""A slot of a pack and the trial in it: started, or resumed from its checkpoint, and saved."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import get_scheduler
+
+from lrsweep.files import checkpoint
+from lrsweep.files.atomic import disk_faults
+from lrsweep.files.checkpoint import Checkpoint
+from lrsweep.training.data.row_sampler import row_batches
+from lrsweep.training.engines import Trial
+from lrsweep.training.engines.checkpointing import trial_digest
+from lrsweep.training.engines.pack_loader import LoadedPack
+from lrsweep.training.model import lora_config
+from lrsweep.training.optimizer import optimizer_class
+from lrsweep.training.packing import Pack
+from lrsweep.training.packing.arena import Groups, MakeOptimizer
+from lrsweep.training.packing.pass_size import PassSizes
+
+log = logging.getLogger(__name__)
+
+NAME = "packed"
+# These look at a parameter's shape; all others work element by element.
+_SHAPED = {"adafactor"}
+
+
+@dataclass
+class Slot:
+    """A trial in its slot.
+
+    Attributes:
+        trial: The trial.
+        index: The slot's place in the pack.
+        row_batches: The row numbers of the coming steps' batches.
+        optimizer: The trial's own optimizer, over the slot's row of the arena.
+        schedule: The trial's own learning-rate schedule.
+        step: Optimizer steps done.
+        saved: The step of the last checkpoint.
+        saved_at: When that was, in monotonic seconds.
+        history: Steps not reported yet: step, loss and gradient norm (on the device), learning rate.
+    """
+
+    trial: Trial
+    index: int
+    row_batches: Iterator[list[list[int]]]
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    step: int = 0
+    saved: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+    history: list[tuple[int, Tensor, Tensor, float]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.trial.config.training.max_steps
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this step is one to evaluate at."""
+        return self.finished or self.step % self.trial.config.training.eval_every == 0
+
+
+def admit(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial) -> Slot:
+    """Puts a trial into a free slot; one with a checkpoint of this engine resumes from it."""
+    kept = checkpoint.load(trial.folder, NAME, trial_digest(trial.config))
+    slot = None if kept is None else _resumed(loaded, pass_sizes, index, trial, kept)
+    return slot or _started(loaded, index, trial)
+
+
+def _started(loaded: LoadedPack, index: int, trial: Trial) -> Slot:
+    """A trial at its first step."""
+    config, training = trial.config, trial.config.training
+    optimizer = loaded.pack.admit(
+        index,
+        loaded.pack.start(lora_config(config.finetune), training.seed),
+        _optimizer(trial),
+        max_norm=training.max_grad_norm,
+        seed=training.seed,
+        flat=config.optimizer.name not in _SHAPED,
+    )
+    return _slot(loaded, index, trial, optimizer)
+
+
+def _resumed(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial, kept: Checkpoint) -> Slot | None:
+    """A trial where its checkpoint left it; None if that is of another pack."""
+    try:
+        optimizer = loaded.pack.restore(
+            index,
+            kept.state["pack"],
+            _optimizer(trial),
+            max_norm=trial.config.training.max_grad_norm,
+            flat=trial.config.optimizer.name not in _SHAPED,
+        )
+    except (ValueError, KeyError, RuntimeError) as fault:
+        log.warning("trial %d starts again: its checkpoint does not fit (%s)", trial.number, fault)
+        loaded.pack.evict(index)
+        return None
+    slot = _slot(loaded, index, trial, optimizer)
+    slot.schedule.load_state_dict(kept.state["schedule"])
+    # Building a schedule has set the learning rates of its first step.
+    for group, rates in zip(optimizer.param_groups, kept.state["rates"], strict=True):
+        group.update(rates)
+    slot.step = slot.saved = kept.step
+    for _ in range(kept.step):
+        next(slot.row_batches)
+    # Another pass size would sum in another order: the same numbers, but not the same bits.
+    pass_sizes.take_over(loaded.key, kept.state["width"], kept.state["active"])
+    return slot
+
+
+def _optimizer(trial: Trial) -> MakeOptimizer:
+    kind, arguments = optimizer_class(trial.config.optimizer)
+
+    def make(groups: Groups) -> torch.optim.Optimizer:
+        # A group without weight decay of its own takes the optimizer's.
+        return kind(groups, **arguments, weight_decay=trial.config.optimizer.weight_decay)  # type: ignore[call-arg]
+
+    return make
+
+
+def _slot(loaded: LoadedPack, index: int, trial: Trial, optimizer: torch.optim.Optimizer) -> Slot:
+    config, training = trial.config, trial.config.training
+    schedule = get_scheduler(
+        config.scheduler.name,
+        optimizer,
+        config.scheduler.warmup(training.schedule_steps),
+        training.schedule_steps,
+        dict(config.scheduler.kwargs),
+    )
+    batches = row_batches(len(loaded.rows), training.batch_size, training.gradient_accumulation_steps, training.seed)
+    return Slot(trial, index, batches, optimizer, schedule)
+
+
+def save(slot: Slot, pack: Pack, pass_size: int, active: int) -> None:
+    """Checkpoints a trial, unless it wants no checkpoints or its last one is of this step.
+
+    Args:
+        slot: The trial's slot.
+        pack: The pack.
+        pass_size: Trials that share a pass.
+        active: Trials in the pack.
+
+    Raises:
+        StorageError: The disk is full, or refuses.
+    """
+    if slot.trial.config.training.checkpoint_seconds is None or slot.saved == slot.step:
+        return
+    groups = slot.optimizer.param_groups
+    state = {
+        "pack": pack.state(slot.index),
+        "schedule": slot.schedule.state_dict(),
+        "rates": [{key: group[key] for key in ("lr", "initial_lr") if key in group} for group in groups],
+        # The name that checkpoints of 0.1.0 have for the pass size.
+        "width": pass_size,
+        "active": active,
+    }
+    digest = trial_digest(slot.trial.config)
+    checkpoint.save(slot.trial.folder, Checkpoint(NAME, digest, slot.step, state))
+    slot.saved, slot.saved_at = slot.step, time.monotonic()
+
+
+def save_adapter(slot: Slot, pack: Pack) -> None:
+    """Writes the trial's adapter in PEFT's format. Raises StorageError."""
+    folder = slot.trial.folder / "adapter"
+    weights = {name: weight.cpu().contiguous() for name, weight in pack.weights(slot.index).items()}
+    config = lora_config(slot.trial.config.finetune)
+    config.inference_mode = True
+    config.base_model_name_or_path = pack.model.config._name_or_path
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)

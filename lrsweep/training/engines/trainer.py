@@ -1,0 +1,215 @@
+"""The reference engine: one trial at a time on stock transformers Trainer and stock PEFT."""
+
+import functools
+import gc
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lrsweep.errors import StorageError
+from lrsweep.files import checkpoint
+from lrsweep.files.atomic import disk_faults
+from lrsweep.training.data.loading import FinetuneData, collate
+from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.training.engines.checkpointing import is_due, trial_digest
+from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
+from lrsweep.training.evaluation import evaluate
+from lrsweep.training.inputs import inputs
+from lrsweep.training.model import load_model, make_trainable, resolve_dtype
+from lrsweep.training.optimizer import optimizer_class
+
+
+class TrainerEngine:
+    """Trains the host's trials one after another, each from a freshly loaded base."""
+
+    def __init__(self) -> None:
+        # A trial's loss at step 0 is the base's, whatever its hyperparameters: measured once.
+        self._base_loss: dict[tuple[str, str, int], float] = {}
+
+    def run(self, host: Host) -> None:
+        """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""
+        while trial := host.next_trial():
+            try:
+                outcome = self._train(trial, host)
+            except (StorageError, torch.AcceleratorError):
+                raise  # no trial's fault, and resumable; a device does nothing more for this process after such an error
+            except Exception as fault:
+                outcome = failed(trial, fault)
+            host.finish(outcome)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train(self, trial: Trial, host: Host) -> Outcome:
+        config = trial.config
+        tokenizer, data = inputs(config.model, config.data)
+        model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
+        reporter = _Reporter(trial, host)
+        kept = checkpoint.load(trial.folder, ENGINE, trial_digest(config))
+        trainer = _Trainer(
+            trial=trial,
+            schedule_steps=config.training.schedule_steps,
+            data=data,
+            model=model,
+            args=training_arguments(trial),
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=[reporter],
+            compute_loss_func=_float64_loss if resolve_dtype(config.model) == torch.float64 else None,
+            optimizer_cls_and_kwargs=optimizer_class(config.optimizer),
+        )
+        base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
+        if kept is None:
+            if base not in self._base_loss:
+                self._base_loss[base] = trainer.evaluate()["eval_loss"]
+            reporter.measured(0, {"eval_loss": self._base_loss[base]})
+        if reporter.ended is None:
+            trainer.train_from(kept)
+        outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")
+        if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
+            with disk_faults(trial.folder):
+                trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
+        return outcome
+
+
+def training_arguments(trial: Trial) -> TrainingArguments:
+    """The trial as stock TrainingArguments. Logging is every step, and a NaN is logged as what it is."""
+    config, training = trial.config, trial.config.training
+    compute = resolve_dtype(config.model)
+    arguments = TrainingArguments(
+        output_dir=str(trial.folder),
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        per_device_eval_batch_size=training.eval_batch_size,
+        learning_rate=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type=config.scheduler.name,
+        lr_scheduler_kwargs=config.scheduler.kwargs,
+        warmup_steps=config.scheduler.warmup(training.schedule_steps),
+        seed=training.seed,
+        bf16=compute == torch.bfloat16,
+        **_checkpointing(training.gradient_checkpointing),
+        eval_strategy="steps",
+        eval_steps=training.eval_every,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        torch_compile=config.engine.compile,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    # Several visible GPUs would make Trainer split each batch over them, and so change the batch size.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """Stock's loss, but for its cast to float32, which would leave a float64 run with float32's gradients."""
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    mean: torch.Tensor = loss / num_items_in_batch
+    return mean
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Activation checkpointing, under the name that the installed transformers has for it."""
+    if not wanted:
+        return {}
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class _Trainer(ResumableTrainer):
+    """Stock, but for two things: the schedule may be longer than the run, and the eval loss weighs every token the same."""
+
+    def __init__(self, *, schedule_steps: int, data: FinetuneData, **stock: Any) -> None:
+        super().__init__(**stock)
+        self.remove_callback(PrinterCallback)  # the screen is the host's
+        self._schedule_steps = schedule_steps
+        self._data = data
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        return super().create_scheduler(self._schedule_steps, optimizer)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        with self.compute_loss_context_manager():
+            loss = evaluate(
+                self.model, self._data.evaluation, self.args.eval_batch_size, self.processing_class.pad_token_id
+            )
+        metrics = {"eval_loss": loss}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Reporter(TrainerCallback):
+    """Passes every measurement to the host; ends the run when the host says so or when a number is not finite."""
+
+    def __init__(self, trial: Trial, host: Host) -> None:
+        self._trial = trial
+        self._host = host
+        self._saved_at = time.monotonic()
+        self._paused = False
+        self.ended: Outcome | None = None
+
+    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        number = self._trial.number
+        measurement = Measurement(number, step, metrics)
+        stop = self._host.report([measurement])
+        if self.ended is not None:
+            return
+        if measurement.not_finite:
+            self.ended = Outcome(number, step, "diverged", f"{measurement.not_finite} at step {step}", "trainer")
+        elif number in stop and step < self._trial.config.training.max_steps:
+            self.ended = Outcome(number, step, "stopped", engine="trainer")
+            self._paused = stop[number] == "paused"
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        # The last step is evaluated whether or not eval_every divides it.
+        control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
+        return control
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> TrainerControl:
+        if "loss" in logs:
+            names = ("loss", "grad_norm", "learning_rate")
+            self.measured(state.global_step, {name: float(logs[name]) for name in names if name in logs})
+            self._end(control)
+        return control
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._saved_at = time.monotonic()
+        return control
+
+    def _end(self, control: TrainerControl) -> None:
+        """Stops the run once it is over; one that is only paused is taken up again."""
+        training = self._trial.config.training
+        control.should_training_stop = control.should_training_stop or self.ended is not None
+        control.should_save = control.should_save or (self._paused and training.checkpoint_seconds is not None)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> TrainerControl:
+        if state.global_step > 0:
+            self.measured(state.global_step, metrics)
+            due = self.ended is None and state.global_step < state.max_steps
+            control.should_save = due and is_due(self._trial.config.training, self._saved_at)
+            self._end(control)
+        return control

@@ -1,0 +1,99 @@
+"""A few steps on a few rows before the first trial: mistakes that would have every trial learn nothing show here."""
+
+import gc
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.errors import InputError
+from lrsweep.training.data.collate import IGNORED, Example
+from lrsweep.training.data.row_sampler import row_batches
+from lrsweep.training.plain_loop import PlainLoop, check_loss, in_memory
+
+_ROWS = 4
+# LoRA's A moves in the second step only: its gradient is zero while B is.
+_STEPS = 3
+# float32 has seven digits: a smaller change of the loss is none.
+_RELATIVE = 1e-7
+
+
+def check_gradients(config: SweepConfig, lrs: Sequence[float]) -> None:
+    """Raises InputError if trials could not learn, naming the key to change.
+
+    Looked at: something is trained, a label counts, loss and gradients are finite and not zero, and the highest of `lrs`
+    changes the loss. That it may blow up is no mistake: a sweep is there to find that. Loads the model once, trains on at
+    most 4 rows, and frees its memory.
+    """
+    try:
+        with in_memory(config, min(_ROWS, config.training.batch_size)):
+            _look(config, max(lrs))
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _look(config: SweepConfig, lr: float) -> None:
+    loop = PlainLoop(config)
+    loop.model.eval()  # dropout would change the loss by itself
+    training = config.training
+    # Of the rows that trials begin with, the first.
+    first = next(row_batches(len(loop.rows), training.batch_size, training.gradient_accumulation_steps, training.seed))
+    batch = first[0][:_ROWS]
+    check_rows([loop.rows[row] for row in batch], loop.model, config)
+    before = loop.gradients([batch])
+    check_loss(before, config)
+    _check_usable(loop.weights, config)
+    after = before
+    for _ in range(_STEPS):
+        loop.step(lr)
+        after = loop.gradients([batch])
+        if not math.isfinite(after):
+            return
+    if abs(after - before) <= _RELATIVE * abs(before):
+        raise InputError(
+            f"optimizer.lr={lr:g}: {_STEPS} steps at the highest rate leave the loss of a batch at {before:.7g}; raise it"
+            + (f", or training.max_grad_norm={training.max_grad_norm:g}" if training.max_grad_norm > 0 else "")
+        )
+
+
+def check_rows(examples: Sequence[Example], model: nn.Module, config: SweepConfig) -> None:
+    """Some label of the rows counts, and the model has an embedding for every token. Raises InputError."""
+    if all(label == IGNORED for example in examples for label in example.labels[1:]):
+        raise InputError(
+            f"data.path={config.data.path}: no label counts in the first {len(examples)} rows, so nothing can be learned; "
+            f"check data.format={config.data.format} and data.columns, or raise data.max_length={config.data.max_length}"
+        )
+    known = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)  # type: ignore[operator]
+    highest = max(max(example.input_ids) for example in examples)
+    if highest >= known:
+        raise InputError(
+            f"model.path={config.model.path!r}: its tokenizer gives token {highest} and the model has embeddings for "
+            f"{known} only; use the tokenizer that the model was trained with"
+        )
+
+
+def _check_usable(weights: Sequence[nn.Parameter], config: SweepConfig) -> None:
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    if not finite:
+        raise InputError(
+            f"model.dtype={config.model.dtype}: the loss is finite, its gradients are not; use model.dtype=float32, or "
+            "another model.attn_implementation (eager, sdpa)"
+        )
+    if any(bool(gradient.any()) for gradient in gradients):
+        return
+    if config.finetune.mode == "lora":
+        key, fix = (
+            f"finetune.target_modules={config.finetune.target_modules!r}",
+            "name modules that the loss depends on",
+        )
+    else:
+        key, fix = f"finetune.mode={config.finetune.mode}", "use finetune=lora or finetune=full"
+    raise InputError(
+        f"{key}: every gradient is zero, so no learning rate changes anything; {fix}, or check the weights of "
+        f"model.path={config.model.path!r}"
+    )

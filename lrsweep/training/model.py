@@ -1,0 +1,200 @@
+"""Model, tokenizer and what is trained of it: stock transformers, stock PEFT, safetensors only."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
+from lrsweep.embedded import BASE
+from lrsweep.errors import InputError
+
+# Trials load the base often; a bar each time would tear the screen.
+disable_progress_bar()
+
+
+def device() -> torch.device:
+    """Where trials train: the first CUDA GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(model: ModelConfig) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if model.dtype != "auto":
+        dtype = getattr(torch, model.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; without a pad token it pads with EOS (padding is masked out of attention and loss)."""
+    tokenizer = _loaded(AutoTokenizer, model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
+    """The base model on its device, nothing trainable decided yet.
+
+    Parameters that will be trained are float32 (float64 if the config says so), as bf16 loses small updates; a LoRA base
+    keeps the compute dtype. Raises InputError naming `model.path` where there is no such model.
+    """
+    check_quantization(model, finetune)
+    compute = resolve_dtype(model)
+    stored = compute if finetune.mode == "lora" or compute == torch.float64 else torch.float32
+    options: dict[str, Any] = {"dtype": stored, "use_safetensors": True}
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    if model.quantization:
+        options |= {"quantization_config": _quantization(model.quantization, compute), "device_map": {"": 0}}
+    with _no_report():
+        loaded, info = _loaded(AutoModelForCausalLM, model, output_loading_info=True, **options)
+    lacking = sorted(info["missing_keys"])
+    if lacking and not model.quantization:
+        raise InputError(
+            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would begin at random; "
+            "download it again, or give a causal language model"
+        )
+    loaded.config.use_cache = False
+    return loaded if model.quantization else loaded.to(device())
+
+
+def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) -> Any:
+    """Chooses what is trained; for LoRA wraps the model with freshly seeded adapters.
+
+    Raises InputError naming `finetune.target_modules` or `finetune.trainable_layers` where the model has no such parts.
+    """
+    if finetune.mode == "full":
+        return model
+    if finetune.mode == "freeze":
+        layers = decoder_layers(model)
+        if finetune.trainable_layers > len(layers):
+            raise InputError(
+                f"finetune.trainable_layers={finetune.trainable_layers}: the model has {len(layers)} layers; take fewer, or "
+                "finetune=full"
+            )
+        model.requires_grad_(False)
+        layers[-finetune.trainable_layers :].requires_grad_(True)
+        return model
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    set_seed(seed)
+    try:
+        return get_peft_model(model, lora_config(finetune))
+    except ValueError as fault:
+        raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
+
+
+def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
+    """Looks for what is to be trained in the model's skeleton, without its weights. Raises InputError as make_trainable."""
+    config = _loaded(AutoConfig, model)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
+        try:
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code, **options)
+        except Exception as fault:
+            raise _unloadable(model, fault) from None
+        make_trainable(skeleton, finetune, 0)
+
+
+def lora_config(finetune: FinetuneConfig) -> LoraConfig:
+    """The config's LoRA options as PEFT's."""
+    targets = finetune.target_modules if isinstance(finetune.target_modules, str) else list(finetune.target_modules)
+    return LoraConfig(
+        r=finetune.r,
+        # PEFT takes a float; its type says int.
+        lora_alpha=finetune.alpha,
+        lora_dropout=finetune.dropout,
+        target_modules=targets,
+        use_dora=finetune.dora,
+        use_rslora=finetune.rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Has the model recompute its activations in the backward pass, under the name that the installed transformers has."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # It is off in eval mode, in which models are loaded.
+    model.train()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The model's stack of layers: its longest ModuleList."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len)
+
+
+def check_quantization(model: ModelConfig, finetune: FinetuneConfig) -> None:
+    """A quantized base needs CUDA, bitsandbytes and LoRA. Raises InputError naming what is missing."""
+    if model.quantization is None:
+        return
+    key = f"model.quantization={model.quantization!r}"
+    if finetune.mode != "lora":
+        raise InputError(f"{key}: quantized weights cannot be trained; use finetune=lora or quantization=null")
+    if not torch.cuda.is_available():
+        raise InputError(f"{key}: needs a CUDA GPU, and this machine has none; set model.quantization=null")
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{key}: needs bitsandbytes; pip install 'lrsweep[bnb]'")
+
+
+def _quantization(bits: str, compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+
+
+@contextlib.contextmanager
+def _no_report() -> Iterator[None]:
+    """Keeps transformers' table of what was not loaded from the terminal: what matters of it is refused in one line."""
+    library = logging.getLogger("transformers")
+    before = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
+
+
+def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
+    path = str(BASE) if model.path == "embedded" else str(Path(model.path).expanduser())
+    try:
+        return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # What a folder holds is anybody's, and the libraries that read it raise whatever they like.
+    except Exception as fault:
+        raise _unloadable(model, fault) from None
+
+
+def _unloadable(model: ModelConfig, fault: Exception) -> InputError:
+    reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+    attention = model.attn_implementation
+    if attention and (attention in str(fault) or "attn" in str(fault)):
+        return InputError(f"model.attn_implementation={attention!r}: {reason}")
+    return InputError(f"model.path={model.path!r}: cannot be loaded: {reason}")

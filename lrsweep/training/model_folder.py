@@ -1,0 +1,85 @@
+"""A quick look at a model's folder, before any library is imported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lrsweep.config.trial_schema import ModelConfig
+from lrsweep.errors import InputError
+
+# safetensors' own limit for the header, in bytes.
+_LONGEST_HEADER = 100_000_000
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+
+
+def check_path(model: ModelConfig) -> None:
+    """A local `model.path` must be a folder with a model in safetensors; a hub id passes. Raises InputError."""
+    path = Path(model.path).expanduser()
+    if not path.exists():
+        if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
+            raise InputError(f"model.path={model.path!r}: no such folder")
+        return
+    if (path / "adapter_config.json").exists():
+        raise InputError(
+            f"model.path={model.path!r}: an adapter, and a sweep starts from a whole model; merge it into its base, or give "
+            "the base"
+        )
+    if not (path / "config.json").is_file():
+        raise InputError(f"model.path={model.path!r}: not a model folder: it has no config.json")
+    if not isinstance(_read_json(model, path / "config.json"), dict):
+        raise InputError(f"model.path={model.path!r}: config.json holds no mapping; download the model again")
+    if not any(path.glob("*.safetensors")):
+        raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
+    # Without one, transformers makes a tokenizer that knows no word, and says nothing of it.
+    if not any(found for name in _TOKENIZERS for found in path.glob(name)):
+        raise InputError(
+            f"model.path={model.path!r}: no tokenizer there (looked for {', '.join(_TOKENIZERS)}); save the model's beside it"
+        )
+    if (path / "tokenizer.json").exists():
+        _read_json(model, path / "tokenizer.json")
+    for file in _weights(model, path):
+        _check_whole(model, file)
+
+
+def _read_json(model: ModelConfig, file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as fault:
+        reason = fault.msg if isinstance(fault, json.JSONDecodeError) else str(fault)
+        raise InputError(f"model.path={model.path!r}: {file.name} is not JSON: {reason}; download it again") from None
+
+
+def _weights(model: ModelConfig, path: Path) -> list[Path]:
+    """The files that transformers loads: one, or those that the index names."""
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.exists() or not index.is_file():
+        return [whole] if whole.exists() else []
+    tree = _read_json(model, index)
+    places = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"model.path={model.path!r}: {index.name} names no files; download it again")
+    files = [path / name for name in sorted(set(places.values()))]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"model.path={model.path!r}: {file.name} is missing; download it again")
+    return files
+
+
+def _check_whole(model: ModelConfig, file: Path) -> None:
+    """A safetensors file says in its header where its last tensor ends; a download that was cut off ends before."""
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        if start == b"version ":
+            raise InputError(f"model.path={model.path!r}: {file.name} is a Git LFS pointer; run git lfs pull there")
+        length = int.from_bytes(start, "little")
+        header = opened.read(length) if length <= _LONGEST_HEADER else b""
+    try:
+        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        end = max([int(entry["data_offsets"][1]) for entry in tensors], default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        raise InputError(f"model.path={model.path!r}: {file.name} is no safetensors file; download it again") from None
+    if file.stat().st_size != 8 + length + end:
+        raise InputError(
+            f"model.path={model.path!r}: {file.name} has {file.stat().st_size} bytes and should have {8 + length + end}; "
+            "download it again"
+        )

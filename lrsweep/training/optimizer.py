@@ -1,0 +1,55 @@
+"""The config's optimizer as torch's class and its arguments."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from lrsweep.config.trial_schema import OptimizerConfig, SchedulerConfig
+from lrsweep.errors import InputError
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+
+def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class and its arguments, weight decay left out: that is set per parameter group.
+
+    `betas` and `eps` are passed where the class takes them. Raises InputError for an unknown name in `kwargs`.
+    """
+    kind = _CLASSES[optimizer.name]
+    accepted = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {"lr": optimizer.lr, "betas": optimizer.betas, "eps": optimizer.eps}
+    if kind is torch.optim.Adafactor:
+        del arguments["eps"]  # a pair of other meaning there
+    for name in optimizer.kwargs:
+        if name not in accepted or name in ("params", "lr", "betas", "eps", "weight_decay"):
+            choices = sorted(accepted.keys() - {"params", "lr", "betas", "eps", "weight_decay"})
+            raise InputError(f"optimizer.kwargs.{name}: {optimizer.name} takes {', '.join(choices)} there")
+    return kind, {name: value for name, value in arguments.items() if name in accepted} | optimizer.kwargs
+
+
+def check_buildable(optimizer: OptimizerConfig, scheduler: SchedulerConfig, schedule_steps: int) -> None:
+    """Builds both over one number, so that bad options show before any trial. Raises InputError."""
+    kind, arguments = optimizer_class(optimizer)
+    weight = torch.zeros(1, requires_grad=True)
+    try:
+        built = kind([weight], **arguments, weight_decay=optimizer.weight_decay)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"optimizer.kwargs={optimizer.kwargs}: {fault}") from None
+    try:
+        get_scheduler(scheduler.name, built, scheduler.warmup(schedule_steps), schedule_steps, dict(scheduler.kwargs))
+    except (TypeError, ValueError) as fault:
+        raise InputError(
+            f"scheduler.kwargs={scheduler.kwargs}: {scheduler.name}: {str(fault).splitlines()[0]}"
+        ) from None

@@ -1,0 +1,232 @@
+"""The slots' memory: weights and gradients of K trials as rows of two flat buffers, and one torch optimizer per row.
+
+A fused torch optimizer over a whole row reads it once; AdamW written out over [K, N] takes some twelve passes, and
+measured half as fast. It is also torch's own arithmetic, for every optimizer, and schedules fit on it.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+Groups = list[dict[str, Any]]
+MakeOptimizer = Callable[[Groups], torch.optim.Optimizer]
+
+# A row's norm is taken in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
+_BLOCK = 1024
+
+
+class View(NamedTuple):
+    """One parameter of k neighbouring slots: its weights and gradients, both [k, *shape], in the arena's own memory.
+
+    `compute` is `weight`, or its copy in the dtype that products are taken in.
+    """
+
+    weight: Tensor
+    compute: Tensor
+    grad: Tensor
+
+
+class Arena:
+    """Weights and gradients, each [K, N], of K slots. A slot is free, or holds a trial with its optimizer.
+
+    Rows are independent: what is done to one slot leaves the bits of all others alone. The columns that weight decay
+    reaches come first. What a trial does not fill (a rank below the pack's) is zero.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        slots: int,
+        *,
+        undecayed: Collection[str] = (),
+        dtype: torch.dtype = torch.float32,
+        compute: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.slots = slots
+        self.shapes = {name: torch.Size(shapes[name]) for name in sorted(shapes, key=lambda name: name in undecayed)}
+        self._columns: dict[str, slice] = {}
+        used = decayed = 0
+        for name, shape in self.shapes.items():
+            self._columns[name] = slice(used, used + shape.numel())
+            used += shape.numel()
+            decayed = decayed if name in undecayed else used
+        width = -(-used // _BLOCK) * _BLOCK
+        parts = [(slice(0, decayed), True), (slice(decayed, used), False)]
+        self._parts = [(columns, decays) for columns, decays in parts if columns.start < columns.stop]
+        self.weights = torch.zeros(slots, width, dtype=dtype, device=device)
+        self.grads = torch.zeros_like(self.weights)
+        self._compute = None if compute in (None, dtype) else torch.zeros_like(self.weights, dtype=compute)
+        self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
+        self._optimizers: list[torch.optim.Optimizer | None] = [None] * slots
+        self._flat = [True] * slots
+        self._filled: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
+        self._views: dict[tuple[int, int], dict[str, View]] = {}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What products are taken in."""
+        return self.weights.dtype if self._compute is None else self._compute.dtype
+
+    def views(self, start: int, stop: int) -> Mapping[str, View]:
+        """The parameters of the slots start..stop, by name."""
+        if self._compute is not None:
+            self._compute[start:stop].copy_(self.weights[start:stop])
+        if (start, stop) not in self._views:
+            if len(self._views) >= self.slots:
+                self._views.clear()
+            self._views[start, stop] = {name: self._view(name, start, stop) for name in self.shapes}
+        return self._views[start, stop]
+
+    @torch.no_grad()
+    def admit(
+        self, slot: int, weights: Weights, make_optimizer: MakeOptimizer, *, max_norm: float = 0.0, flat: bool = True
+    ) -> torch.optim.Optimizer:
+        """Puts a trial into a free slot: its weights, and the optimizer that `make_optimizer` builds over them.
+
+        A weight smaller than its place fills the leading corner. `max_norm` is the trial's gradient clipping; 0 is off.
+        `flat` gives the optimizer one long tensor per parameter group, which is fastest and right for every optimizer
+        that works element by element; without it, it sees each parameter in its true shape.
+        """
+        if self._optimizers[slot] is not None:
+            raise ValueError(f"slot {slot} is taken")
+        if weights.keys() != self.shapes.keys():
+            raise ValueError(f"weights do not fit the arena: {sorted(weights.keys() ^ self.shapes.keys())[:3]}")
+        self._clear(slot)
+        self._filled[slot] = {name: weight.shape for name, weight in weights.items()}
+        for name, place in self.read(slot).items():
+            place.copy_(weights[name])
+        self._flat[slot] = flat
+        optimizer = make_optimizer(self._groups(slot))
+        self._optimizers[slot] = optimizer
+        self._max_norms[slot] = max_norm if max_norm > 0 else torch.inf
+        return optimizer
+
+    def evict(self, slot: int) -> None:
+        """Frees a slot; nothing of its trial stays."""
+        self._optimizers[slot] = None
+        self._clear(slot)
+
+    def move(self, source: int, target: int) -> None:
+        """Takes a trial to a free slot, with its optimizer (the same object, so that its schedule goes on)."""
+        optimizer = self._optimizers[source]
+        if optimizer is None or self._optimizers[target] is not None:
+            raise ValueError(f"cannot move slot {source} to {target}: the first must be taken, the second free")
+        for buffer in (self.weights, self.grads, self._max_norms):
+            buffer[target] = buffer[source]
+        self._filled[target], self._flat[target] = self._filled[source], self._flat[source]
+        for group, moved in zip(optimizer.param_groups, self._groups(target), strict=True):
+            for old, new in zip(group["params"], moved["params"], strict=True):
+                if old in optimizer.state:
+                    optimizer.state[new] = optimizer.state.pop(old)
+            group["params"] = moved["params"]
+        self._optimizers[target] = optimizer
+        self.evict(source)
+
+    def read(self, slot: int) -> dict[str, Tensor]:
+        """The weights of a slot's trial in their true shapes; no copies."""
+        return {name: self._corner(self.weights, slot, name) for name in self._filled[slot]}
+
+    def state(self, slot: int) -> dict[str, Any]:
+        """A copy of all that the next step of a slot's trial depends on."""
+        optimizer = self._optimizers[slot]
+        if optimizer is None:
+            raise ValueError(f"slot {slot} is free")
+        weights = {name: weight.clone() for name, weight in self.read(slot).items()}
+        tensors = optimizer.state_dict()
+        tensors["state"] = {
+            index: {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
+            for index, entry in tensors["state"].items()
+        }
+        return {"weights": weights, "optimizer": tensors, "width": self.weights.shape[1]}
+
+    def restore(
+        self,
+        slot: int,
+        state: Mapping[str, Any],
+        make_optimizer: MakeOptimizer,
+        *,
+        max_norm: float = 0.0,
+        flat: bool = True,
+    ) -> torch.optim.Optimizer:
+        """Puts a trial back as `state` found it, into any free slot of an arena of the same layout."""
+        if state["width"] != self.weights.shape[1]:
+            raise ValueError(f"the state is of an arena {state['width']} wide, this one is {self.weights.shape[1]}")
+        optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
+        optimizer.load_state_dict(state["optimizer"])
+        return optimizer
+
+    @torch.no_grad()
+    def step(self, slots: Iterable[int]) -> Tensor:
+        """Clips and steps these slots by the gradients gathered since their last step; returns the norms before clipping.
+
+        Norms are [len(slots)], on the device. Other slots keep their gradients.
+        """
+        taken = list(slots)
+        norms = torch.cat([self._clip(start, stop) for start, stop in runs(taken)])
+        for slot in taken:
+            optimizer = self._optimizers[slot]
+            if optimizer is None:
+                raise ValueError(f"slot {slot} is free")
+            optimizer.step()
+        for start, stop in runs(taken):
+            self.grads[start:stop].zero_()
+        return norms
+
+    def _clip(self, start: int, stop: int) -> Tensor:
+        """What torch.nn.utils.clip_grad_norm_ does, for each row of start..stop."""
+        grads = self.grads[start:stop]
+        blocks = torch.linalg.vector_norm(grads.view(stop - start, -1, _BLOCK), dim=2)
+        norms: Tensor = torch.linalg.vector_norm(blocks, dim=1)
+        max_norms = self._max_norms[start:stop]
+        # Where there is no limit, a norm that is not finite must not touch the gradients.
+        factors = torch.where(max_norms.isinf(), 1.0, (max_norms / (norms + 1e-6)).clamp(max=1.0))
+        grads.mul_(factors[:, None])
+        return norms
+
+    def _clear(self, slot: int) -> None:
+        self.weights[slot].zero_()
+        self.grads[slot].zero_()
+        self._filled[slot] = {}
+
+    def _view(self, name: str, start: int, stop: int) -> View:
+        def view(buffer: Tensor) -> Tensor:
+            return buffer[start:stop, self._columns[name]].view(stop - start, *self.shapes[name])
+
+        weight = view(self.weights).requires_grad_()
+        compute = weight if self._compute is None else view(self._compute).requires_grad_()
+        return View(weight, compute, view(self.grads))
+
+    def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
+        place = buffer[slot, self._columns[name]].view(self.shapes[name])
+        return place[tuple(slice(size) for size in self._filled[slot][name])]
+
+    def _groups(self, slot: int) -> Groups:
+        groups: Groups = []
+        for columns, decays in self._parts:
+            if self._flat[slot]:
+                pairs = [(self.weights[slot, columns], self.grads[slot, columns])]
+            else:
+                names = [name for name, place in self._columns.items() if columns.start <= place.start < columns.stop]
+                pairs = [
+                    (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name)) for name in names
+                ]
+            for weight, grad in pairs:
+                weight.requires_grad_().grad = grad
+            group: dict[str, Any] = {"params": [weight for weight, _ in pairs]}
+            groups.append(group if decays else group | {"weight_decay": 0.0})
+        return groups
+
+
+def runs(slots: Sequence[int], longest: int | None = None) -> list[tuple[int, int]]:
+    """Ascending slots as ranges start..stop without gaps, each of at most `longest` slots."""
+    found: list[tuple[int, int]] = []
+    for slot in slots:
+        if found and found[-1][1] == slot and slot - found[-1][0] != longest:
+            found[-1] = (found[-1][0], slot + 1)
+        else:
+            found.append((slot, slot + 1))
+    return found

@@ -1,0 +1,172 @@
+"""Turns a causal language model into a pack, in place, by the types of its modules."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.pytorch_utils import Conv1D
+
+from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, target
+from lrsweep.training.packing.arena import Arena
+from lrsweep.training.packing.errors import Unpackable
+from lrsweep.training.packing.head import Head, find_head
+from lrsweep.training.packing.layers import LoraLinear, TrialEmbedding, TrialLayerNorm, TrialLinear, TrialNorm
+from lrsweep.training.packing.pack import Pack
+from lrsweep.training.packing.pass_context import PassContext
+
+# Builds a module's stand-in from the arena's names of its parameters.
+Builder = Callable[[PassContext, Mapping[str, str]], nn.Module]
+
+
+def pack_lora(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    slots: int,
+    *,
+    rank: int | None = None,
+    compute: torch.dtype | None = None,
+) -> Pack:
+    """K adapters over the frozen model. `config` says on which modules; rank, alpha, dropout and seed are each trial's.
+
+    `rank` is the highest that a trial may have (by default, config's). A `compute` other than the adapters' dtype makes
+    passes run under autocast, as Trainer's `bf16=True` does. Raises Unpackable, and then leaves the model as it was.
+    """
+    device = _check(model, compute)
+    head = find_head(model)
+    maker = AdapterMaker(model)
+    adapter = maker.make(config, seed=0)
+    saved = {target(name): name.rsplit(".lora_", 1)[0] for name in adapter.weights}
+    bases = {name: model.get_submodule(name) for name in saved}
+    for name, base in bases.items():
+        if base is model.get_output_embeddings():
+            raise Unpackable(f"{name} is the output layer, which sees label tokens only and takes no packed adapter")
+    arena = Arena(
+        padded_shapes(adapter, rank or adapter.rank),
+        slots,
+        undecayed=maker.undecayed(config),
+        dtype=next(iter(adapter.weights.values())).dtype,
+        compute=compute,
+        device=device,
+    )
+    context = PassContext(arena)
+    _replace(
+        model,
+        {
+            base: LoraLinear(base, context, f"{saved[name]}.lora_A.weight", f"{saved[name]}.lora_B.weight")
+            for name, base in bases.items()
+        },
+    )
+    model.requires_grad_(False)
+    return Pack(model, arena, context, head, adapters=maker)
+
+
+def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | None = None) -> Pack:
+    """K copies of what requires grad in the model (all of it, or some layers); the rest stays one frozen base.
+
+    An output layer tied to the embeddings stays tied, trial by trial. `compute` as in `pack_lora`. Raises Unpackable,
+    and then leaves the model as it was.
+    """
+    device = _check(model, compute)
+    head = find_head(model)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    dtypes = {str(weight.dtype) for weight in trained.values()}
+    if len(dtypes) != 1:
+        raise Unpackable(f"trained weights must be of one dtype, and here are {', '.join(sorted(dtypes)) or 'none'}")
+    builders = {module: _builder(name, module) for name, module in model.named_modules() if _own(module)}
+    base = {name: weight.detach() for name, weight in trained.items()}
+    arena = Arena(
+        {name: weight.shape for name, weight in base.items()},
+        slots,
+        undecayed=trained.keys() - set(Trainer.get_decay_parameter_names(None, model)),
+        dtype=next(iter(base.values())).dtype,
+        compute=compute,
+        device=device,
+    )
+    context = PassContext(arena)
+    # A tied pair is one tensor, and has one name.
+    names = {module: {key: _name(weight, trained) for key, weight in _own(module).items()} for module in builders}
+    output = names.get(model.get_output_embeddings())
+    if output is not None:
+        head = Head(output["weight"], output.get("bias"), head.vocabulary, head.softcap)
+    _replace(model, {module: build(context, names[module]) for module, build in builders.items()})
+    model.requires_grad_(False)
+    return Pack(model, arena, context, head, base=base)
+
+
+def _check(model: PreTrainedModel, compute: torch.dtype | None) -> torch.device:
+    """The model's one device. Raises Unpackable for what would tie trials together or change their numbers."""
+    devices: set[torch.device] = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:
+        raise Unpackable(f"the model is spread over {', '.join(sorted(map(str, devices)))}")
+    if torch.float16 in {compute, *(parameter.dtype for parameter in model.parameters())}:
+        raise Unpackable(
+            "float16 needs a gradient scaler, which would tie the trials together; use bfloat16 or float32"
+        )
+    if getattr(model.config, "output_router_logits", False):
+        raise Unpackable("the router's auxiliary loss is taken over a whole batch, and would mix the trials")
+    for name, module in model.named_modules():
+        own = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
+        for key, value in own.items():
+            if isinstance(value, float) and value > 0 and ("drop" in key or isinstance(module, nn.Dropout)):
+                raise Unpackable(
+                    f"{name}.{key} = {value}: dropout inside the model draws from one stream for all trials; set it to 0"
+                )
+    return devices.pop()
+
+
+def _own(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own parameters, if any of them is trained."""
+    own = dict(module.named_parameters(recurse=False))
+    return own if any(weight.requires_grad for weight in own.values()) else {}
+
+
+def _name(weight: nn.Parameter, trained: Mapping[str, nn.Parameter]) -> str:
+    return next(name for name, other in trained.items() if other is weight)
+
+
+def _builder(name: str, module: nn.Module) -> Builder:
+    """How to give this module a set of weights per trial. Raises Unpackable where that is not known."""
+    own = _own(module)
+    if not all(weight.requires_grad for weight in own.values()):
+        raise Unpackable(f"{name} is trained in part; its weight and bias must be trained or frozen together")
+    if type(module).forward is nn.Linear.forward:
+        return lambda context, names: TrialLinear(context, names["weight"], names.get("bias"))
+    if type(module) is Conv1D:
+        return lambda context, names: TrialLinear(context, names["weight"], names["bias"], transposed=True)
+    if isinstance(module, nn.Embedding) and module.max_norm is None:
+        return lambda context, names: TrialEmbedding(module, context, names["weight"])
+    if isinstance(module, nn.LayerNorm):
+        return lambda context, names: TrialLayerNorm(module, context, names["weight"], names.get("bias"))
+    if own.keys() == {"weight"} and _broadcasts(module, own["weight"]):
+        return lambda context, names: TrialNorm(module, context, names["weight"])
+    raise Unpackable(f"{name} is a {type(module).__name__}, which cannot be given weights of its own for each trial")
+
+
+@torch.no_grad()
+def _broadcasts(module: nn.Module, weight: nn.Parameter) -> bool:
+    """Whether a module with one vector of weights does the same to each row when the weight differs from row to row."""
+    if weight.dim() != 1:
+        return False
+    generator = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(2, 3, len(weight), generator=generator, dtype=weight.dtype, device=weight.device)
+    weights = torch.randn(2, 1, len(weight), generator=generator, dtype=weight.dtype, device=weight.device)
+
+    def run(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.func.functional_call(module, {"weight": weight}, (x,))
+        return y
+
+    try:
+        together = run(weights, x)
+        apart = torch.stack([run(weights[row, 0], x[row]) for row in range(2)])
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return together.shape == apart.shape and torch.allclose(together, apart)
+
+
+def _replace(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in stand_ins:
+                setattr(parent, name, stand_ins[child])

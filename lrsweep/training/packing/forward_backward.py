@@ -1,0 +1,110 @@
+"""One forward (and backward) over neighbouring slots, and their losses."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrsweep.training.packing.dropout import token_places
+from lrsweep.training.packing.pack import Pack
+from lrsweep.training.packing.unpadded import Layout, is_sparse, run_unpadded
+
+IGNORED = -100
+
+
+def train_pass(
+    pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], tokens: Sequence[int] | None = None
+) -> Tensor:
+    """Forward and backward of the slots start..stop; gradients are added into the arena. Returns their losses [k].
+
+    `batch` is `join`ed from the slots' batches: input_ids and labels [k*B, T], optionally attention_mask, position_ids;
+    on the CPU, so that nothing waits for the device. A trial's loss is the sum over its own label tokens, divided by
+    their number, or by `tokens` of it (the label tokens of all the batches that gradients are gathered over). Without
+    any it is nan, and has no gradient.
+    """
+    hidden, targets, counts = _label_states(pack, start, stop, batch, training=True)
+    device = hidden.device
+    divisor = torch.tensor(counts if tokens is None else tokens, dtype=torch.float64)
+    shares = divisor.reciprocal().repeat_interleave(torch.tensor(counts))
+    losses, gradient = pack.head.cross_entropy(
+        hidden.detach(), targets, counts, shares.to(device), pack.context.views, pack.arena.compute_dtype
+    )
+    if hidden.requires_grad:
+        torch.autograd.backward(hidden, gradient)
+    return _by_trial(losses, counts) / divisor.to(device, losses.dtype)
+
+
+@torch.no_grad()
+def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[int]]:
+    """Forward of the slots start..stop without dropout: each one's summed loss [k], and its number of label tokens."""
+    hidden, targets, counts = _label_states(pack, start, stop, batch, training=False)
+    losses, _ = pack.head.cross_entropy(hidden, targets, counts, None, pack.context.views, pack.arena.compute_dtype)
+    return _by_trial(losses, counts), counts
+
+
+def join(batches: Sequence[Mapping[str, Tensor]], multiple: int = 1) -> dict[str, Tensor]:
+    """The batches of neighbouring slots as one, trial-major, padded on the right to common B and T, T a multiple of `multiple`.
+
+    Padding has no labels, and no token attends to it, so that it changes nothing.
+    """
+    rows = max(len(batch["input_ids"]) for batch in batches)
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    length += -length % multiple
+    joined: dict[str, Tensor] = {}
+    for key in batches[0]:
+        parts = [_padded(key, batch[key], rows, length) for batch in batches]
+        joined[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined
+
+
+def _padded(key: str, values: Tensor, rows: int, length: int) -> Tensor:
+    missing_rows, missing = rows - values.shape[0], length - values.shape[1]
+    if missing_rows == missing == 0:
+        return values
+    if key == "position_ids":  # padding is one more row of a block, with positions of its own
+        values = torch.cat([values, torch.arange(missing).expand(len(values), -1)], dim=1)
+        return torch.cat([values, torch.arange(length).expand(missing_rows, -1)])
+    values = F.pad(values, (0, missing), value=IGNORED if key == "labels" else 0)
+    # A row all masked would be NaN in some attention kernels.
+    return F.pad(values, (0, 0, 0, missing_rows), value={"labels": IGNORED, "attention_mask": 1}.get(key, 0))
+
+
+def _label_states(
+    pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], *, training: bool
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Hidden states [n, D] that predict a label, those labels [n], and their number per trial; n goes trial by trial."""
+    device, compute = pack.arena.weights.device, pack.arena.compute_dtype
+    mixed = compute != pack.arena.weights.dtype
+    autocast = torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext()
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    right = mask is not None and _pads_right(mask)
+    if mask is not None and right and ids.shape[1] <= pack.unpadded and is_sparse(mask):
+        layout = Layout.of(mask, stop - start, pack.arena.weights.dtype)
+        pack.context.select(
+            start, stop, *layout.positions.shape, training=training, places=token_places(layout.rows, layout.positions)
+        )
+        labels = labels.flatten()[layout.source].masked_fill(layout.taken[:, 0] == 0, IGNORED)
+        with autocast:
+            hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
+    else:
+        pack.context.select(start, stop, *ids.shape, training=training)
+        # Causal attention never looks to the right: a mask there changes nothing at label tokens, and costs time.
+        left_out = {"labels", "attention_mask"} if right else {"labels"}
+        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key not in left_out}
+        with autocast:
+            hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    wanted = labels != IGNORED
+    counts = wanted.view(stop - start, -1).sum(1).tolist()
+    places = wanted.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+    return hidden.flatten(0, 1).index_select(0, places), labels[wanted].to(device, non_blocking=True), counts
+
+
+def _pads_right(mask: Tensor) -> bool:
+    return bool((mask[:, 1:] <= mask[:, :-1]).all())
+
+
+def _by_trial(losses: Tensor, counts: list[int]) -> Tensor:
+    return torch.stack([part.sum() for part in torch.split(losses, counts)])

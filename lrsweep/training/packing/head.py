@@ -1,0 +1,104 @@
+"""From hidden states to losses: the output layer, only where labels count, a chunk of rows at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lrsweep.training.packing.arena import View
+from lrsweep.training.packing.errors import Unpackable
+from lrsweep.training.packing.functions import linear
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model's output layer, [V, D]: its own tensors, or the names of the arena's where each trial has its own."""
+
+    weight: Tensor | str
+    bias: Tensor | str | None
+    vocabulary: int
+    softcap: float | None
+
+    def cross_entropy(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        counts: Sequence[int],
+        shares: Tensor | None,
+        views: Mapping[str, View],
+        compute: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss [n] of every label token, and the gradient [n, D] of the sum of losses times `shares` [n].
+
+        `hidden` [n, D] and `targets` [n] go trial by trial, `counts` of them each. Gradients of the trials' own output
+        weights are added into the arena. Without `shares` there is no gradient.
+        """
+        precise = torch.float64 if compute == torch.float64 else torch.float32
+        losses = hidden.new_empty(len(hidden), dtype=precise)
+        gradient = None if shares is None else torch.empty_like(hidden)
+        for trial, part in self._chunks(counts, hidden.device):
+            weight = _tensor(self.weight, trial, views, compute)
+            bias = None if self.bias is None else _tensor(self.bias, trial, views, compute)
+            rows, wanted = hidden[part].to(compute), targets[part, None]
+            logits = _capped(linear(rows, weight, bias), self.softcap)
+            chunk = torch.log_softmax(logits, dim=1, dtype=precise)
+            losses[part] = -chunk.gather(1, wanted)[:, 0]
+            if gradient is None or shares is None:
+                continue
+            # From here on `chunk` is the gradient with respect to the logits.
+            chunk.exp_().scatter_add_(1, wanted, chunk.new_full((), -1.0).expand_as(wanted))
+            if self.softcap is not None:
+                chunk.mul_(1 - (logits.to(precise) / self.softcap).square())
+            dlogits = chunk.to(compute)
+            share = shares[part, None].to(precise)
+            gradient[part] = linear(dlogits, weight.mT) * share
+            if isinstance(self.weight, str):
+                views[self.weight].grad[trial].add_(dlogits.mT @ (rows * share).to(compute))
+            if isinstance(self.bias, str):
+                views[self.bias].grad[trial].add_((dlogits * share).sum(0))
+        return losses, gradient
+
+    def _chunks(self, counts: Sequence[int], device: torch.device) -> Iterator[tuple[int, slice]]:
+        """Trial and rows of each chunk. Where all trials share the weights, a chunk may span trials."""
+        own = isinstance(self.weight, str) or isinstance(self.bias, str)
+        longest = _rows_at_once(self.vocabulary, device)
+        first = 0
+        for trial, count in enumerate(counts if own else [sum(counts)]):
+            for start in range(first, first + count, longest):
+                yield trial, slice(start, min(start + longest, first + count))
+            first += count
+
+
+def _rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """Rows of a chunk: on a CPU what its caches like, on a GPU what keeps it busy; enough for a good product anyhow."""
+    return max(128, (2**20 if device.type == "cpu" else 2**27) // vocabulary)
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """The model's output layer. Raises Unpackable where its logits are more than that layer's output, soft-capped or not."""
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise Unpackable(f"the output layer is a {type(layer).__name__}, not a Linear")
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    head = Head(layer.weight, layer.bias, layer.out_features, softcap)
+    with torch.no_grad():
+        ids = torch.arange(4, device=layer.weight.device)[None]
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        expected = model(input_ids=ids, use_cache=False).logits
+        logits = _capped(layer(hidden), softcap)
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-5):
+        raise Unpackable(
+            f"the logits of {type(model).__name__} are not its output layer's: they are scaled or changed after it"
+        )
+    return head
+
+
+def _tensor(weight: Tensor | str, trial: int, views: Mapping[str, View], compute: torch.dtype) -> Tensor:
+    own = views[weight].compute[trial] if isinstance(weight, str) else weight
+    return own.detach().to(compute)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

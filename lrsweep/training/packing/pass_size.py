@@ -1,0 +1,106 @@
+"""How many trials share a forward pass. It is measured: a pass bound by arithmetic only loses by being larger."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lrsweep.files.atomic import write_text
+
+
+class PassSizes:
+    """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the largest pass.
+
+    Measurements are kept in a file for the workers that come later: they need not measure again, and they sum in the same
+    order.
+
+    Args:
+        file: Where measurements are kept. None keeps them in memory only.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._best: dict[str, int] = {}
+        # How many trials were active at the measurement.
+        self._active: dict[str, int] = {}
+
+    def current(self, key: str) -> int:
+        """The pass size for this pack key; 1 before it is measured."""
+        return self._best.get(key, 1)
+
+    def fastest(self, key: str, active: int, run: Callable[[int], None]) -> int:
+        """The size with the least time per trial among 1, 2, 4 ... `active`.
+
+        Measured when the key is new, and again when more trials are active than at the last measurement.
+
+        Args:
+            key: The pack key.
+            active: Trials in the pack now.
+            run: Does one pass of so many trials.
+        """
+        if key not in self._active and (kept := self._read().get(_digest(key))) is not None:
+            self._best[key], self._active[key] = kept
+        if active > self._active.get(key, 1):
+            self._best[key] = _fastest(_candidates(active), run)
+            self._active[key] = active
+            self._write(key)
+        return min(self.current(key), active)
+
+    def take_over(self, key: str, size: int, active: int) -> None:
+        """Uses a size that an earlier run measured with so many active trials, unless this run has one already."""
+        if key not in self._active:
+            self._best[key], self._active[key] = size, active
+
+    def halve(self, key: str, size: int) -> int:
+        """Half the size, for this pass and all after it."""
+        self._best[key] = size // 2
+        # What did not fit is not measured again.
+        self._active[key] = 10**9
+        self._write(key)
+        return size // 2
+
+    def _read(self) -> dict[str, list[int]]:
+        try:
+            found: dict[str, list[int]] = json.loads(self._file.read_text()) if self._file is not None else {}
+        except (OSError, ValueError):
+            return {}  # missing or damaged: measured again
+        return found
+
+    def _write(self, key: str) -> None:
+        if self._file is not None:
+            found = {**self._read(), _digest(key): [self._best[key], self._active[key]]}
+            write_text(self._file, json.dumps(found))
+
+
+def _digest(key: str) -> str:
+    """The key on this device: on another device another size may be fastest."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.get_num_threads()}"
+    return hashlib.sha256(f"{device} {key}".encode()).hexdigest()[:16]
+
+
+def _candidates(active: int) -> list[int]:
+    return [size for size in (2**i for i in range(active.bit_length())) if size < active] + [active]
+
+
+def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
+    seconds: dict[int, float] = {}
+    for size in sizes:
+        try:
+            run(size)  # the first one allocates
+            seconds[size] = min(_timed(run, size) for _ in range(2)) / size
+        except torch.OutOfMemoryError:
+            break
+    return min(seconds, key=lambda size: seconds[size]) if seconds else 1
+
+
+def _timed(run: Callable[[int], None], size: int) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run(size)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

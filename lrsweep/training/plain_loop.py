@@ -1,0 +1,122 @@
+"""A trial as a plain loop of torch: what the range test and the preflight train with. The engines have their own."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, set_seed
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.errors import InputError
+from lrsweep.training.data.collate import IGNORED, collate
+from lrsweep.training.inputs import inputs
+from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
+from lrsweep.training.optimizer import optimizer_class
+
+
+class PlainLoop:
+    """The config's model with what is trained of it, the training rows and the optimizer; each step is told its lr.
+
+    `weights` are the trained parameters. A batch is a list of row numbers, a step takes `gradient_accumulation_steps` of
+    them (see `row_sampler.row_batches`). Losses are means over label tokens, in nats. Raises InputError as the pieces do.
+    """
+
+    def __init__(self, config: SweepConfig) -> None:
+        training = config.training
+        tokenizer, data = inputs(config.model, config.data)
+        self.rows = data.train
+        self._pad: int = tokenizer.pad_token_id
+        self._compute = resolve_dtype(config.model)
+        self._max_norm = training.max_grad_norm
+        base = load_model(config.model, config.finetune)
+        if training.gradient_checkpointing:
+            enable_checkpointing(base)
+        self.model: nn.Module = make_trainable(base, config.finetune, training.seed).train()
+        set_seed(training.seed)  # for dropout
+        named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.weights = list(named.values())
+        if not named:
+            raise InputError(f"finetune.mode={config.finetune.mode}: it leaves no parameter to train; use another mode")
+        # Norms and biases do not decay, as in Trainer.
+        decayed = set(Trainer.get_decay_parameter_names(None, self.model))
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for name, weight in named.items() if name in decayed]},
+            {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
+        ]
+        kind, arguments = optimizer_class(config.optimizer)
+        self._optimizer = kind(  # type: ignore[call-arg]
+            [group for group in groups if group["params"]], **arguments, weight_decay=config.optimizer.weight_decay
+        )
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Sequence[int]]) -> float:
+        """The loss over the batches of one step, without gradients."""
+        tokens = self._tokens(batches)
+        return sum(self._loss(batch, tokens).item() for batch in batches)
+
+    def gradients(self, batches: Sequence[Sequence[int]]) -> float:
+        """The loss over the batches of one step; its gradients replace those before, not clipped yet."""
+        self.model.zero_grad()
+        tokens = self._tokens(batches)
+        total = 0.0
+        for batch in batches:
+            loss = self._loss(batch, tokens)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def step(self, lr: float) -> None:
+        """One optimizer step at `lr` with the gradients at hand, clipped as the config says."""
+        if self._max_norm > 0:
+            nn.utils.clip_grad_norm_(self.weights, self._max_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+
+    def _tokens(self, batches: Sequence[Sequence[int]]) -> int:
+        return sum(label != IGNORED for batch in batches for row in batch for label in self.rows[row].labels[1:])
+
+    def _loss(self, rows: Sequence[int], tokens: int) -> Tensor:
+        """These rows' share of the mean over `tokens` label tokens, on the device."""
+        device = self.weights[0].device
+        batch = {key: value.to(device) for key, value in collate([self.rows[row] for row in rows], self._pad).items()}
+        labels = batch.pop("labels")[:, 1:]
+        # Trainer's `bf16=True` is autocast too.
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
+            logits = self.model(**batch).logits[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        summed = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return summed / tokens
+
+
+def check_loss(loss: float, config: SweepConfig) -> None:
+    """The untouched model's loss is a number. Raises InputError."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"model.path={config.model.path!r}: the loss is {loss} before any training, with model.dtype="
+            f"{config.model.dtype}; try model.dtype=float32, else its weights are broken"
+        )
+
+
+@contextlib.contextmanager
+def in_memory(config: SweepConfig, rows: int) -> Iterator[None]:
+    """Has the GPU running out of memory with batches of `rows` rows be an InputError that says what takes less."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        ways = [
+            f"training.batch_size below {rows}" if rows > 1 else "",
+            "training.gradient_checkpointing=true" if not config.training.gradient_checkpointing else "",
+            "a smaller data.max_length",
+            "finetune=qlora" if config.model.quantization is None and config.finetune.mode == "lora" else "",
+            "finetune=lora" if config.finetune.mode != "lora" else "",
+        ]
+        raise InputError(
+            f"model.path={config.model.path!r}: out of GPU memory with {rows} rows of up to {config.data.max_length} "
+            f"tokens; take {', '.join(way for way in ways if way)} or a smaller model"
+        ) from None

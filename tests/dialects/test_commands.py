@@ -1,0 +1,188 @@
+"""`lrsweep import` and `lrsweep export` as commands: a config becomes a sweep, the sweep's best goes back into it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lrsweep.dialects.yaml_reader import load_yaml
+from lrsweep.embedded import BASE
+from tests.conftest import FinishedSweep, lrsweep
+from tests.interop.examples import AXOLOTL, LLAMAFACTORY_LORA, TRANSFORMERS, TRL, write_data
+
+MINE = f"""\
+# My run.
+model_name_or_path: {BASE}
+stage: sft
+do_train: true
+finetuning_type: lora   # adapters
+lora_rank: 4
+dataset: talks
+cutoff_len: 128
+val_size: 0.2
+output_dir: saves/mine
+per_device_train_batch_size: 4
+learning_rate: 1e-3
+max_steps: 8
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+eval_strategy: steps
+eval_steps: 4
+plot_loss: true
+"""
+
+ADAMW = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "kwargs": {}}
+
+
+def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "mine.yaml").write_text(MINE)
+    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "wrote sweeps/mine.yaml; run it with: lrsweep +sweep=mine\n" in told.stdout
+    assert "kept for the export, of no effect here: stage, do_train, output_dir, plot_loss\n" in told.stdout
+    sweep = load_yaml((tmp_path / "sweeps" / "mine.yaml").read_text(), "sweep")
+    assert sweep["space"] == {"optimizer": {"lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}}
+    assert sweep["training"]["max_steps"] == sweep["training"]["horizon"] == 8
+    assert sweep["training"]["gradient_checkpointing"] is True, "on by default there"
+
+    axis = "space.optimizer.lr=[1e-4,1e-2]"
+    run = lrsweep("+sweep=mine", axis, "training.gradient_checkpointing=false", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    best = json.loads((tmp_path / "outputs/mine/summary.json").read_text())["best"]
+    base = lrsweep("export", "mine", "--to", "llamafactory", "--base", "mine.yaml", "--out", "best.yaml", cwd=tmp_path)
+    assert base.returncode == 0, base.stderr
+    out = (tmp_path / "best.yaml").read_text()
+    assert out.startswith(f"# The best of the lrsweep sweep mine: optimizer.lr={best['values']['optimizer.lr']:.4g}\n")
+    assert f"# Eval loss {best['eval_loss']:.4f} after 8 steps" in out
+    assert "# The learning rate belongs to an effective batch of 4 rows.\n" in out
+    old, new = MINE.splitlines(), [line for line in out.splitlines() if line in MINE.splitlines()]
+    assert [line for line in old if line not in new] == ["learning_rate: 1e-3"]
+    assert yaml.safe_load(out)["learning_rate"] == best["values"]["optimizer.lr"]
+
+    whole = lrsweep("export", "mine", "--to", "llamafactory", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    changed = {"learning_rate": best["values"]["optimizer.lr"], "disable_gradient_checkpointing": True}
+    assert yaml.safe_load(whole.stdout) == load_yaml(MINE, "mine") | changed
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text", "open_keys"),
+    [
+        ("llamafactory", LLAMAFACTORY_LORA, ""),
+        ("trl", TRL, ""),
+        ("axolotl", AXOLOTL, ""),
+        ("transformers", TRANSFORMERS, "model.path data.path data.format"),
+    ],
+)
+def test_an_imported_sweep_composes(tmp_path: Path, dialect: str, text: str, open_keys: str) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "theirs.yaml").write_text(text)
+    told = lrsweep("import", dialect, "theirs.yaml", "--out", "sweeps/ours.yaml", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert f"lrsweep +sweep=ours{''.join(f' {key}=...' for key in open_keys.split())}\n" in told.stdout
+    given = ["model.path=m", "data.path=d", "data.format=alpaca"] if open_keys else []
+    composed = lrsweep("+sweep=ours", *given, "--cfg", "job", cwd=tmp_path)
+    assert composed.returncode == 0, composed.stderr
+    config = yaml.safe_load(composed.stdout)
+    assert config["origin"]["dialect"] == dialect
+    assert len(config["space"]["optimizer"]["lr"]) == 5
+    if open_keys:
+        missing = lrsweep("+sweep=ours", cwd=tmp_path)
+        assert (missing.returncode, missing.stderr) == (2, "lrsweep: data.format: missing; set data.format=...\n")
+
+
+def test_the_rows_form_is_seen_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    config = {"model_name_or_path": "m", "datasets": [{"path": "json", "data_files": "rows.jsonl"}], "max_steps": 500}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(config))
+    assert lrsweep("import", "trl", "t.yaml", cwd=tmp_path).returncode == 0
+    sweep = load_yaml((tmp_path / "sweeps/t.yaml").read_text(), "sweep")
+    assert sweep["data"]["format"] == "prompt_completion"
+    assert (sweep["training"]["max_steps"], sweep["training"]["horizon"]) == (200, 500)
+
+
+def test_epochs_become_steps_of_the_rows_there_are(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", rows=40)
+    text = LLAMAFACTORY_LORA.replace("dataset: identity,talks", "dataset: identity")
+    (tmp_path / "t.yaml").write_text(text)
+    assert lrsweep("import", "llamafactory", "t.yaml", cwd=tmp_path).returncode == 0
+    sweep = load_yaml((tmp_path / "sweeps/t.yaml").read_text(), "sweep")
+    # 36 rows are left to train on: 18 batches of 2, 3 steps of 8 batches an epoch (the last one short), 3 epochs.
+    assert sweep["training"]["horizon"] == 9
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["import"], "import: the following arguments are required: FORMAT, FILE"),
+    (["import", "llamafactory", "none.yaml"], "none.yaml: cannot be read: No such file or directory; give a YAML file"),
+    (
+        ["import", "tune", "good.yaml"],
+        "import tune: no such format (choices: llamafactory, transformers, trl, axolotl)",
+    ),
+    (["import", "llamafactory", "good.yaml"], "data.path=data: data/dataset_info.json cannot be read: No such file"),
+    (["import", "transformers", "good.yaml", "--out", "good.yaml"], "good.yaml: is there already; give another --out"),
+    (["import", "transformers", "good.yaml", "--out", "a/b.yml"], "--out a/b.yml: a sweep file is called NAME.yaml"),
+    (["import", "llamafactory", "dpo.yaml"], "stage='dpo': trials do supervised fine-tuning only; set stage: sft"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_bad_import_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "good.yaml").write_text(MINE)
+    (tmp_path / "dpo.yaml").write_text(MINE.replace("stage: sft", "stage: dpo"))
+    before = sorted(tmp_path.rglob("*"))
+    run = lrsweep(*arguments, cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith(f"lrsweep: {said}"), run.stderr
+    assert run.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.xdist_group("finished_sweep")
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [
+        ("llamafactory", {"learning_rate": 3e-3, "warmup_ratio": 0.1, "model_name_or_path": str(BASE), "stage": "sft"}),
+        ("transformers", {"learning_rate": 3e-3, "warmup_steps": 0.1}),
+        ("trl", {"learning_rate": 3e-3, "warmup_steps": 0.1, "completion_only_loss": True, "use_peft": True}),
+        ("axolotl", {"learning_rate": 3e-3, "warmup_ratio": 0.1, "base_model": str(BASE), "micro_batch_size": 8}),
+        ("hydra", {"optimizer": ADAMW}),
+    ],
+)  # fmt: skip
+def test_every_dialect_takes_the_default_sweeps_best(
+    finished_sweep: FinishedSweep, dialect: str, expected: Any
+) -> None:
+    exported = lrsweep("export", "lora_lr", "--to", dialect, cwd=finished_sweep.folder)
+    assert exported.returncode == 0, exported.stderr
+    tree = yaml.safe_load(exported.stdout)
+    assert {key: tree.get(key) for key in expected} == expected
+    for part in (
+        "the lrsweep sweep lora_lr: optimizer.lr=0.003",
+        "# Eval loss ",
+        "earning rate",
+        "effective batch of 8 rows",
+    ):
+        assert part in exported.stdout
+
+
+@pytest.mark.xdist_group("finished_sweep")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "llamafactory", "--target-version", "v1"], "--target-version v1: LLaMA-Factory's v1 engine has no keys"),
+        (["--to", "hydra", "--target-version", "1.3"], "--target-version: has no meaning for hydra"),
+        (["--to", "hydra", "--base", "x.yaml"], "--base: has no meaning for hydra"),
+        (["--to", "axolotl", "--target-version", "1.3"], "--target-version 1.3: axolotl's keys do not depend on it"),
+        (["--to", "trl", "--base", "x.yaml"], "x.yaml: cannot be read: No such file or directory; give a YAML file"),
+        (["--to", "tensorflow"], "--to tensorflow: no such format (choices: hydra, llamafactory, transformers, trl, axolotl)"),
+    ],
+)  # fmt: skip
+def test_an_export_that_cannot_be_is_one_line(finished_sweep: FinishedSweep, arguments: list[str], said: str) -> None:
+    refused = lrsweep("export", "lora_lr", *arguments, cwd=finished_sweep.folder)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"lrsweep: {said}"), refused.stderr
+    assert refused.stderr.count("\n") == 1

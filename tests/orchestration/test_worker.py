@@ -1,0 +1,122 @@
+"""A worker as the engine's host: what it answers while a stop is asked for, and what becomes of the trials."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrsweep.config import search_space
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.files.paths import SweepFolder
+from lrsweep.orchestration.executors.worker_pool import Crew, Ending
+from lrsweep.orchestration.liveness import Liveness, new_worker_name
+from lrsweep.orchestration.worker import Worker
+from lrsweep.search.study_lifecycle import join_study, open_study
+from lrsweep.training.engines import Measurement, Outcome
+
+SEARCH = sweep_config(
+    [
+        "+sweep=lora_lr",
+        "search=random",
+        "search.n_trials=6",
+        "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}",
+    ]
+)
+
+Join = Callable[[], Worker]
+
+
+@pytest.fixture
+def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Join:
+    """Another worker on the one sweep."""
+    monkeypatch.chdir(tmp_path)
+    folder = SweepFolder(SEARCH.name)
+    folder.create()
+
+    def joined() -> Worker:
+        open_study(SEARCH, search_space.axes(SEARCH), folder.path, "data")
+        presence = Liveness(folder.path, new_worker_name())
+        study = join_study(SEARCH, search_space.axes(SEARCH), folder.path, "data", presence)
+        return Worker(SEARCH, folder, study, threading.Event())
+
+    return joined
+
+
+def evals(*losses: float) -> list[Measurement]:
+    return [Measurement(number, 20, {"eval_loss": loss}) for number, loss in enumerate(losses)]
+
+
+def test_a_stop_pauses_all_but_what_the_pruner_has_ended(join: Join) -> None:
+    worker = join()
+    for _ in range(3):
+        worker.next_trial()
+    worker.stop.set()
+    assert worker.report(evals(1.0, 2.0, 3.0)) == {0: "paused", 1: "paused", 2: "pruned"}
+    for number in range(3):
+        worker.finish(Outcome(number, 20, "stopped"))
+    assert [(record.number, record.status) for record in worker.study.records()] == [(2, "pruned")]
+    again = join()
+    assert [again.next_trial().number for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
+
+
+def test_what_was_pruned_stays_pruned_when_a_stop_comes_before_its_end(join: Join) -> None:
+    worker = join()
+    for _ in range(3):
+        worker.next_trial()
+    assert worker.report(evals(1.0, 2.0, 3.0)) == {2: "pruned"}
+    worker.stop.set()
+    for number in (2, 0, 1):
+        worker.report([])
+        worker.finish(Outcome(number, 20, "stopped"))
+    assert [(record.number, record.status) for record in worker.study.records()] == [(2, "pruned")]
+
+
+def test_a_stop_pauses_trials_that_have_measured_nothing(join: Join) -> None:
+    worker = join()
+    worker.next_trial()
+    assert worker.report([]) == {}
+    worker.stop.set()
+    assert worker.report([]) == {0: "paused"}
+    worker.finish(Outcome(0, 0, "stopped"))
+    assert worker.next_trial() is None
+    assert worker.study.records() == []
+
+
+class Nameless:
+    """A worker that has died before anybody learnt its name."""
+
+    name = ""
+
+    def go(self) -> None: ...
+
+    def running(self) -> bool:
+        return False
+
+    def ending(self) -> Ending:
+        return Ending("memory ran out")
+
+    def send(self, signum: signal.Signals) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Nobody(Crew):
+    def _spawn(self, index: int) -> Nameless:
+        return Nameless()
+
+
+def test_a_death_without_a_name_blames_no_trial(join: Join) -> None:
+    worker = join()
+    worker.next_trial()
+    worker.stop.set()
+    worker.report([])
+    worker.finish(Outcome(0, 0, "stopped"))
+    crew = Nobody(1)
+    crew.start(worker.study)
+    for _ in range(2):
+        assert crew.tend() == ["a worker died: memory ran out; another one goes on"]
+    assert worker.study.records() == []
+    again = join()
+    assert [again.next_trial().number for _ in range(2)] == [0, 1]  # type: ignore[union-attr]

@@ -1,0 +1,214 @@
+"""What follows from results: growing grids, rescued trials, replicates; each told, each once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsweep.analysis.diagnosis import Diagnosis
+from lrsweep.analysis.ranking import Result, judge
+from lrsweep.config import search_space
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig
+from lrsweep.report.summary import About, Links, Summary
+from lrsweep.report.text import sentences
+from lrsweep.search.followups import follow_up
+from lrsweep.search.records import Point
+from lrsweep.tracking import DatasetInfo
+from tests.conftest import SMALL, lrsweep
+
+LRS = (1e-7, 3e-7, 1e-6)
+
+
+def config(*overrides: str, lrs: Sequence[float] = LRS) -> SweepConfig:
+    return sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(lrs)}", *overrides])
+
+
+def summary(
+    config: SweepConfig, losses: Mapping[float, float | None], extra: Sequence[Result] = (), labels: Any = None
+) -> Summary:
+    """A sweep in which each rate came to its loss; None has diverged."""
+    results = [*extra]
+    for number, (lr, loss) in enumerate(losses.items()):
+        values = {"optimizer.lr": lr}
+        status: Any = "complete" if loss is not None else "diverged"
+        trial = search_space.trial_config(config, search_space.axes(config)[:0], {}, values)
+        role: Any = "search" if lr in config.space["optimizer"]["lr"] else "extension"
+        results.append(Result(number, values, trial, status, 60, loss, "", role))
+    about = About(DatasetInfo("", "", "", 1, 1), Links("", ""))
+    diagnoses = {r.number: Diagnosis((labels or {}).get(r.number, "healthy"), {"reason": ""}) for r in results}
+    return Summary(config, tuple(results), judge(results), 5.0, diagnoses, about)
+
+
+def following(config: SweepConfig, found: Summary) -> tuple[list[Point], str]:
+    lrs = [r.values["optimizer.lr"] for r in found.results if r.role == "extension"]
+    return follow_up(config, search_space.grown(search_space.axes(config), sorted(set(lrs))), found)
+
+
+def rates(points: Sequence[Point]) -> list[float]:
+    return [point.params["optimizer.lr"] for point in points]
+
+
+def test_a_grid_grows_on_the_ladder_until_the_best_is_inside() -> None:
+    growing = config("search.extend=true")
+    losses: dict[float, float | None] = {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)}
+    points, why = following(growing, summary(growing, losses))
+    assert rates(points) == [3e-6, 1e-5]
+    assert {point.role for point in points} == {"extension"}
+    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in why
+    losses |= {3e-6: 3.5, 1e-5: 3.4}
+    assert rates(following(growing, summary(growing, losses))[0]) == [3e-5, 1e-4]
+    losses |= {3e-5: 3.0, 1e-4: 3.1}
+    assert following(growing, summary(growing, losses)) == ([], "")
+
+
+def test_it_grows_downward_and_in_its_own_ratio_too() -> None:
+    growing = config("search.extend=true", lrs=(2e-4, 4e-4, 8e-4))
+    down = summary(growing, {2e-4: 1.0, 4e-4: 2.0, 8e-4: 3.0})
+    assert rates(following(growing, down)[0]) == [1e-4, 5e-5]
+
+
+def test_a_grid_with_other_axes_grows_by_whole_columns() -> None:
+    growing = config("search.extend=true", "+space.optimizer.weight_decay=[0.0,0.1]")
+    results = []
+    for point in search_space.grid(search_space.axes(growing)):
+        trial = search_space.trial_config(growing, search_space.axes(growing), point)
+        loss = -point["optimizer.lr"] * 1e6 + point["optimizer.weight_decay"]
+        results.append(Result(len(results), point, trial, "complete", 60, loss, ""))
+    found = summary(growing, {}, results)
+    points, _ = following(growing, found)
+    assert sorted((p.params["optimizer.lr"], p.params["optimizer.weight_decay"]) for p in points) == [
+        (3e-6, 0.0), (3e-6, 0.1), (1e-5, 0.0), (1e-5, 0.1),
+    ]  # fmt: skip
+
+
+def test_it_stops_somewhere_and_only_if_asked() -> None:
+    losses: dict[float, float | None] = {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)}
+    assert following(config(), summary(config(), losses)) == ([], "")
+    growing = config("search.extend=true")
+    for i in range(12):
+        losses[10.0 ** (i / 2 - 5.5)] = 3.0 - i / 10
+    assert following(growing, summary(growing, losses)) == ([], "")
+
+
+def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
+    cut = config("search.extend=true", "search.n_trials=3", lrs=(*LRS, 3e-6, 1e-5))
+    found = summary(cut, {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)})
+    assert following(cut, found) == ([], "")
+    said = (
+        "Mind: optimizer.lr=1e-06 is the highest that was tried; the true best may lie beyond it. The space goes on to "
+    )
+    assert f"{said}1e-05: raise search.n_trials." in sentences(found)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "said"),
+    [
+        (
+            "data.max_length=[64,128]",
+            {"data.max_length": 64},
+            "Mind: data.max_length changes what the eval loss is measured on",
+        ),
+        ("training.batch_size=[4,8]", {"training.batch_size": 4}, "Mind: trials are equally many steps long"),
+        ("data.max_train_rows=[64,128]", {"data.max_train_rows": 64}, ""),
+    ],
+)
+def test_what_does_not_compare_is_said(axis: str, values: dict[str, Any], said: str) -> None:
+    asked = sweep_config(["name=x", f"search_space.{axis}", "search=grid"])
+    result = Result(0, values, asked, "complete", 60, 1.0, "")
+    found = [line for line in sentences(summary(asked, {}, [result])) if line.startswith("Mind: ")]
+    assert [line[: len(said)] for line in found] == ([said] if said else [])
+
+
+def test_the_lowest_rate_that_blew_up_is_tried_with_remedies_once() -> None:
+    rescuing = config("search.rescue=true", lrs=(1e-4, 1e-3, 1e-2, 1e-1))
+    found = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 6.0, 1e-1: None}, labels={2: "too_high", 3: "diverged"})
+    points, why = following(rescuing, found)
+    assert rates(points) == [1e-2, 1e-2]
+    assert {(point.role, point.of) for point in points} == {("rescue", 2)}
+    assert points[0].overrides == {"optimizer.betas": [0.8, 0.999]}
+    assert points[1].overrides["scheduler.warmup_ratio"] == 0.2
+    assert "trial 2 (lr 0.01) blew up" in why
+    axes = search_space.axes(rescuing)
+    for point in points:  # the config takes them
+        search_space.trial_config(rescuing, axes, point.params, point.overrides)
+    rescued = Result(**{**vars(found.results[2]), "number": 9, "role": "rescue", "of": 2})
+    again = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 6.0}, [rescued], {2: "too_high"})
+    assert following(rescuing, again) == ([], "")
+    calm = summary(rescuing, {1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.1})
+    assert following(rescuing, calm) == ([], "")
+
+
+def test_the_best_few_get_their_seeds_and_no_more() -> None:
+    repeating = config("search.replicates=3", "training.seed=5", lrs=(1e-5, 1e-4, 1e-3, 1e-2))
+    losses: dict[float, float | None] = {1e-5: 4.0, 1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.5}
+    found = summary(repeating, losses)
+    points, why = following(repeating, found)
+    assert [(point.of, point.overrides["training.seed"]) for point in points] == [
+        (2, 6), (2, 7), (3, 6), (3, 7), (1, 6), (1, 7),
+    ]  # fmt: skip
+    assert why == "training trials 2, 3 and 1 with 3 seeds each, to tell noise from gain"
+    # One of them failed: it counts as tried, and the sweep ends.
+    extra = []
+    for i, point in enumerate(points):
+        assert point.of is not None
+        first = found.results[point.of]
+        status = "failed" if i == 0 else "complete"
+        changes = {"number": 10 + i, "role": "replicate", "of": point.of, "status": status}
+        extra.append(Result(**{**vars(first), **changes}))
+    assert following(repeating, summary(repeating, losses, extra)) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("axis", "trials", "method"),
+    [
+        ("[1e-5,1e-4,1e-3]", 16, "grid"),
+        ("[1e-5,1e-4,1e-3]", 2, "tpe"),
+        ("{low: 1e-5, high: 1e-1, log: true, num: 5}", 16, "grid"),
+        ("{low: 1e-5, high: 1e-1, log: true}", 16, "gp"),
+        ("{low: 1e-5, high: 1e-1, log: true}", 100, "tpe"),
+    ],
+)
+def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -> None:
+    asked = sweep_config(["search=auto", f"space.optimizer.lr={axis}", f"search.n_trials={trials}"])
+    settled, why = search_space.settle(asked)
+    assert settled.search.method == method
+    assert why.startswith(f"search.method=auto: {method} (")
+    assert search_space.settle(settled) == (settled, "")
+
+
+def test_auto_goes_on_with_the_search_that_there_is() -> None:
+    lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
+    settled, why = search_space.settle(sweep_config(["search=auto", lr, "search.n_trials=100"]), "gp")
+    assert (settled.search.method, why) == ("gp", "search.method=auto: gp (as it began)")
+
+
+def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None:
+    lrs = "space.optimizer.lr=[1e-7,3e-7,1e-6]"
+    command = (
+        "+sweep=full_lr",
+        *SMALL[2:],
+        "training.max_steps=8",
+        "data.max_length=64",
+        lrs,
+        "search.extend=true",
+        "tracking=none",
+    )
+    run = lrsweep(*command, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout
+    assert "Added beyond the learning rates given" in run.stdout
+    summary = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
+    assert summary["edges"] == []
+    assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
+    again = lrsweep(*command, cwd=tmp_path)
+    assert f"is finished: {len(summary['trials'])} trials, nothing left to run" in again.stdout
+    # More is asked of a finished sweep: it goes on.
+    more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
+    assert "with 2 seeds each" in more.stdout
+    replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
+    assert sum(trial["role"] == "replicate" for trial in replicated["trials"]) >= 3
+    assert replicated["noise"]["source"] == "replicates"

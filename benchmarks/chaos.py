@@ -34,10 +34,16 @@ from lrsweep.files.metrics_log import read_metrics
 
 EVERY, STEPS, POINTS = 4, 16, 16
 COMMAND = [
-    "name=chaos", "space.optimizer.lr=[1e-5,3e-5,1e-4,3e-4,1e-3,2e-3,3e-3,5e-3]", "space.optimizer.weight_decay=[0.0,0.1]",
-    f"training.max_steps={STEPS}", f"training.eval_every={EVERY}", "training.checkpoint_seconds=0",
-    "training.save_adapter=false", "data.max_eval_rows=32", "search.preflight=false",
-]  # fmt: skip
+    "name=chaos",
+    "space.optimizer.lr=[1e-5,3e-5,1e-4,3e-4,1e-3,2e-3,3e-3,5e-3]",
+    "space.optimizer.weight_decay=[0.0,0.1]",
+    f"training.max_steps={STEPS}",
+    f"training.eval_every={EVERY}",
+    "training.checkpoint_seconds=0",
+    "training.save_adapter=false",
+    "data.max_eval_rows=32",
+    "search.preflight=false",
+]
 ENGINES = {"packed": ["engine=packed", "engine.slots=4"], "trainer": ["engine=trainer"]}
 # Engine and number of workers, in turn.
 ARMS = [("packed", 1), ("trainer", 2), ("packed", 2), ("trainer", 1), ("packed", 4), ("trainer", 4)]
@@ -238,22 +244,33 @@ def main() -> None:
         kills += one.kills.total()
         entries.append(
             {
-                "engine": engine, "workers": workers, "kills": dict(one.kills), "runs": one.runs, "steps_again": sum(one.lost),
-                "most_steps_again": max(one.lost, default=0), "losses_apart": apart,
+                "engine": engine,
+                "workers": workers,
+                "kills": dict(one.kills),
+                "runs": one.runs,
+                "steps_again": sum(one.lost),
+                "most_steps_again": max(one.lost, default=0),
+                "losses_apart": apart,
                 "seconds": round(time.monotonic() - begun, 1),
             }
-        )  # fmt: skip
+        )
         print(f"{kills} kills: {entries[-1]}", flush=True)
         save(arguments.out, about("optuna", "mlflow"), sweeps=[*earlier, *entries])
     kills += sum(sum(entry["kills"].values()) for entry in earlier)
     entries = [*earlier, *entries]
     rows = [
-        [engine, workers, len(own), *(sum(e["kills"].get(v, 0) for e in own) for v in VICTIMS),
-         sum(e["steps_again"] for e in own), max(e["most_steps_again"] for e in own),
-         f"{max(e['losses_apart'] for e in own):.1e}"]
+        [
+            engine,
+            workers,
+            len(own),
+            *(sum(e["kills"].get(v, 0) for e in own) for v in VICTIMS),
+            sum(e["steps_again"] for e in own),
+            max(e["most_steps_again"] for e in own),
+            f"{max(e['losses_apart'] for e in own):.1e}",
+        ]
         for engine, workers in ARMS
         if (own := [e for e in entries if (e["engine"], e["workers"]) == (engine, workers)])
-    ]  # fmt: skip
+    ]
     header = ["engine", "workers", "sweeps", *VICTIMS, "steps again", "most for a trial", "losses apart"]
     print(table(header, rows))
     print(f"{kills} kills: 0 completed trials lost, 0 repeated, 16 of 16 in every sweep, 0 RUNNING, the same best")

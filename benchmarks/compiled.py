@@ -17,9 +17,16 @@ from common import RESULTS, about, save, table
 from lrsweep.files.metrics_log import read_metrics
 
 COMMAND = [
-    "+sweep=lora_lr", "name=compiled", "space.optimizer.lr=[1e-3,3e-3]", "training.max_steps=8", "training.eval_every=4",
-    "data.max_eval_rows=16", "search.preflight=false", "tracking=none", "engine=packed",
-]  # fmt: skip
+    "+sweep=lora_lr",
+    "name=compiled",
+    "space.optimizer.lr=[1e-3,3e-3]",
+    "training.max_steps=8",
+    "training.eval_every=4",
+    "data.max_eval_rows=16",
+    "search.preflight=false",
+    "tracking=none",
+    "engine=packed",
+]
 
 
 def run(folder: Path, compiled: bool) -> dict[str, Any]:

@@ -52,8 +52,12 @@ def main() -> None:
         found.append({"kind": kind, "tried": len(tried), "exit_4": codes[4], "exit_0": codes[0]})
         print(found[-1], flush=True)
     save(arguments.out, about("optuna") | {"writes": writes}, found=found)
-    print(table(["write that fails", "tried", "exit 4", "exit 0", "resumed whole"],
-                [[f["kind"], f["tried"], f["exit_4"], f["exit_0"], f["tried"]] for f in found]))  # fmt: skip
+    print(
+        table(
+            ["write that fails", "tried", "exit 4", "exit 0", "resumed whole"],
+            [[f["kind"], f["tried"], f["exit_4"], f["exit_0"], f["tried"]] for f in found],
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -470,10 +470,16 @@ def report(entries: Sequence[dict[str, Any]]) -> None:
         faster = f"{base / e['ms_per_trial_step']:.2f}x" if base else ""
         rows.append(
             [
-                name, f"{e['ms_per_trial_step']:.2f}", f"{e['tokens_per_second']:,}", faster, f"{e['peak_memory_gb']:.1f}",
-                f"{e['share_of_peak']:.1%}", f"{e['share_of_peak_done']:.1%}", e.get("trials_per_pass", ""),
+                name,
+                f"{e['ms_per_trial_step']:.2f}",
+                f"{e['tokens_per_second']:,}",
+                faster,
+                f"{e['peak_memory_gb']:.1f}",
+                f"{e['share_of_peak']:.1%}",
+                f"{e['share_of_peak_done']:.1%}",
+                e.get("trials_per_pass", ""),
             ]
-        )  # fmt: skip
+        )
     header = ["", "ms/trial-step", "tokens/s", "over Trainer", "GB", "of peak, 4P", "of peak, done", "trials a pass"]
     print("\n" + table(header, rows))
     ours = [e for e in entries if e["arm"] in (PACKED, COMPILED) and _ran(e)]

@@ -47,10 +47,20 @@ def sweep(folder: Path, down: float) -> dict[str, Any]:
 
     thread = threading.Thread(target=outage)
     command = [
-        sys.executable, "-m", "lrsweep", "name=outage", "model.path=none", "engine=external", "engine.dialect=transformers",
-        f"engine.command='{sys.executable} {TRAINER} {{config}} {PAUSE}'", "space.optimizer.lr=[1e-4,1e-3,1e-2,1e-1]",
-        f"training.max_steps={STEPS}", f"training.eval_every={EVERY}", "search.prior=false", f"tracking.uri={server.uri}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "lrsweep",
+        "name=outage",
+        "model.path=none",
+        "engine=external",
+        "engine.dialect=transformers",
+        f"engine.command='{sys.executable} {TRAINER} {{config}} {PAUSE}'",
+        "space.optimizer.lr=[1e-4,1e-3,1e-2,1e-1]",
+        f"training.max_steps={STEPS}",
+        f"training.eval_every={EVERY}",
+        "search.prior=false",
+        f"tracking.uri={server.uri}",
+    ]
     begun = time.monotonic()
     if down:
         thread.start()

@@ -504,11 +504,14 @@ def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: s
 
     rows = [
         [
-            name, f"{lows[name]:.2f}", f"{middles[name]:.2f}",
-            f"{lows[name] / lows[PACKED_8]:.2f}x", f"{middles[name] / middles[PACKED_8]:.2f}x",
+            name,
+            f"{lows[name]:.2f}",
+            f"{middles[name]:.2f}",
+            f"{lows[name] / lows[PACKED_8]:.2f}x",
+            f"{middles[name] / middles[PACKED_8]:.2f}x",
         ]
         for name in ms
-    ]  # fmt: skip
+    ]
     header = ["ms per trial-step", "min", "median", "packed K=8 is faster by (min)", "(median)"]
     print(table(header, rows))
     passes = ", ".join(f"{entry['width']:.0f}" for entry in widths)

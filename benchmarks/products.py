@@ -59,10 +59,14 @@ def main() -> None:
             lows = [min(found) for found in times]
             entries.append(
                 {
-                    "in": inner, "out": outer, "product": name, "as_it_stands": [round(lows[0]), round(medians[0])],
-                    "as_taken": [round(lows[1]), round(medians[1])], "faster": round(medians[0] / medians[1], 2),
+                    "in": inner,
+                    "out": outer,
+                    "product": name,
+                    "as_it_stands": [round(lows[0]), round(medians[0])],
+                    "as_taken": [round(lows[1]), round(medians[1])],
+                    "faster": round(medians[0] / medians[1], 2),
                 }
-            )  # fmt: skip
+            )
             rows.append(
                 [f"{inner} to {outer}", name, *(f"{us:.0f}" for us in medians), f"{medians[0] / medians[1]:.2f}x"]
             )

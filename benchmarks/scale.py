@@ -118,11 +118,18 @@ def measure(url: str, search: str, workers: int, trials: int, seconds: float) ->
         keeper.close()
         used = os.times()
         row = {
-            "search": search, "workers": workers, "trials": trials, "trial_seconds": seconds, **check(study, done, trials),
-            **summary(done), "most_connections": max(most),
+            "search": search,
+            "workers": workers,
+            "trials": trials,
+            "trial_seconds": seconds,
+            **check(study, done, trials),
+            **summary(done),
+            "most_connections": max(most),
             "load": [round(load_before, 1), round(os.getloadavg()[0], 1)],
-            "cpu_seconds": round(used.children_user + used.children_system - cpu.children_user - cpu.children_system, 1),
-        }  # fmt: skip
+            "cpu_seconds": round(
+                used.children_user + used.children_system - cpu.children_user - cpu.children_system, 1
+            ),
+        }
         postgres.empty(url)
     return row
 
@@ -192,9 +199,22 @@ def main() -> None:
                     rows.append({"part": part, **measure(url, search, workers, trials, seconds)})
                     print(json.dumps(rows[-1]), flush=True)
     columns = (
-        "part", "search", "workers", "trials", "lost", "repeated", "trials_per_second", "ask_ms", "ask_ms_p95", "report_ms",
-        "tell_ms", "tell_ms_p95", "idle_percent", "idle_percent_once_begun", "most_connections",
-    )  # fmt: skip
+        "part",
+        "search",
+        "workers",
+        "trials",
+        "lost",
+        "repeated",
+        "trials_per_second",
+        "ask_ms",
+        "ask_ms_p95",
+        "report_ms",
+        "tell_ms",
+        "tell_ms_p95",
+        "idle_percent",
+        "idle_percent_once_begun",
+        "most_connections",
+    )
     print(table(columns, [[row[column] for column in columns] for row in rows]))
     save(arguments.out, about("optuna", "sqlalchemy", "psycopg"), rows=rows)
 

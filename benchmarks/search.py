@@ -214,23 +214,32 @@ def measure(truth: Truth, arm: str, trials: int, sweeps: int) -> dict[str, Any]:
         steps.append(sweep.steps)
     within = sum(regret <= WITHIN for regret in regrets) / sweeps
     return {
-        "mode": truth.mode, "arm": arm, "trials": trials, "steps": round(statistics.mean(steps)),
-        "within_1_percent": within, "median_regret_percent": round(statistics.median(regrets), 3),
+        "mode": truth.mode,
+        "arm": arm,
+        "trials": trials,
+        "steps": round(statistics.mean(steps)),
+        "within_1_percent": within,
+        "median_regret_percent": round(statistics.median(regrets), 3),
         "p95_regret_percent": round(float(np.quantile(regrets, 0.95)), 3),
         "regret_percent_per_100_steps": round(100 * statistics.mean(regrets) / statistics.mean(steps), 4),
-    }  # fmt: skip
+    }
 
 
 def show(entries: Sequence[dict[str, Any]]) -> None:
     for mode in dict.fromkeys(entry["mode"] for entry in entries):
         rows = [
             [
-                e["arm"], e["trials"], e["steps"], f"{e['within_1_percent']:.1%}", f"{e['median_regret_percent']:.2f}",
-                f"{e['p95_regret_percent']:.2f}", f"{e['regret_percent_per_100_steps']:.3f}",
+                e["arm"],
+                e["trials"],
+                e["steps"],
+                f"{e['within_1_percent']:.1%}",
+                f"{e['median_regret_percent']:.2f}",
+                f"{e['p95_regret_percent']:.2f}",
+                f"{e['regret_percent_per_100_steps']:.3f}",
             ]
             for e in entries
             if e["mode"] == mode
-        ]  # fmt: skip
+        ]
         header = [mode, "trials", "steps", "within 1 %", "regret, median %", "95th", "mean per 100 steps"]
         print(f"\n{table(header, rows)}", flush=True)
 

@@ -317,14 +317,19 @@ def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
         )
         entries.append(
             {
-                "arm": name, "trials": len(found), "statuses": statuses, "seconds_min": round(lows[name], 2),
+                "arm": name,
+                "trials": len(found),
+                "statuses": statuses,
+                "seconds_min": round(lows[name], 2),
                 "seconds_median": round(seconds[name], 2),
                 "seconds_all": [round(result["seconds"], 2) for result in results[name]],
-                "faster_than_hf_search": round(lows[STOCK] / lows[name], 3), "best": best, "best_eval_loss": found[best],
+                "faster_than_hf_search": round(lows[STOCK] / lows[name], 3),
+                "best": best,
+                "best_eval_loss": found[best],
                 "eval_losses_apart": apart,
                 "database_seconds": [round(result.get("database_seconds", 0.0), 2) for result in results[name]],
             }
-        )  # fmt: skip
+        )
     print(table(["a: no pruning", "trials", "seconds", "faster than HF search", "best lr", "eval losses apart"], rows))
     for what, before, after in (
         ("logits only at labels, in Trainer", STOCK, STOCK_LABELS),
@@ -358,10 +363,13 @@ def part_parts(repeats: int, smoke: bool) -> list[dict[str, Any]]:
         apart = statistics.median(abs(mine - theirs) for mine, theirs in pairs)
         entries.append(
             {
-                "arm": name, "seconds_min": min(seconds), "seconds_median": statistics.median(seconds), "seconds_all": seconds,
+                "arm": name,
+                "seconds_min": min(seconds),
+                "seconds_median": statistics.median(seconds),
+                "seconds_all": seconds,
                 "median_eval_losses_apart": apart,
             }
-        )  # fmt: skip
+        )
     least = entries[0]["seconds_min"]
     rows = [
         [
@@ -413,13 +421,18 @@ def part_b(
             times = [trial["at"] for trial in complete if trial["point"] in close]
             entries.append(
                 {
-                    "seed": seed, "arm": name, "seconds": round(results[name]["seconds"], 2),
+                    "seed": seed,
+                    "arm": name,
+                    "seconds": round(results[name]["seconds"], 2),
                     "seconds_to_within_1_percent": round(min(times), 2) if times else None,
                     "best_survived": any(trial["point"] == best for trial in complete),
-                    "complete": len(complete), "within_1_percent": len(close), "best": best, "best_eval_loss": full[best],
+                    "complete": len(complete),
+                    "within_1_percent": len(close),
+                    "best": best,
+                    "best_eval_loss": full[best],
                     "trial_steps": sum(trial["step"] for trial in trials),
                 }
-            )  # fmt: skip
+            )
         keep(entries)
     of = {name: [entry for entry in entries if entry["arm"] == name] for name in (STOCK_PRUNED, PACKED_PRUNED)}
     steps = seeds * len(next(iter(grids.values()))) * (6 if smoke else 60)
@@ -428,11 +441,13 @@ def part_b(
         to_best = [entry["seconds_to_within_1_percent"] for entry in lines]
         rows.append(
             [
-                name, _spread(to_best), _spread([entry["seconds"] for entry in lines]),
+                name,
+                _spread(to_best),
+                _spread([entry["seconds"] for entry in lines]),
                 f"{sum(entry['best_survived'] for entry in lines)} of {len(lines)}",
                 f"{sum(e['trial_steps'] for e in lines) / steps:.0%}",
             ]
-        )  # fmt: skip
+        )
     print(table([f"b: {seeds} seeds", "s to within 1 %", "s in all", "true best survived", "trial-steps run"], rows))
     for key, what in (("seconds_to_within_1_percent", "to within 1 % of the best"), ("seconds", "to the end")):
         pairs = zip(of[STOCK_PRUNED], of[PACKED_PRUNED], strict=True)

@@ -44,8 +44,12 @@ class Host:
             return None
         optimizer = config.optimizer
         self.runs[number] = {
-            "mode": config.finetune.mode, "lr": optimizer.lr, "seed": config.training.seed, "status": "", "evals": [],
-        }  # fmt: skip
+            "mode": config.finetune.mode,
+            "lr": optimizer.lr,
+            "seed": config.training.seed,
+            "status": "",
+            "evals": [],
+        }
         return Trial(number, config, self._folder / str(number))
 
     def report(self, measurements: Sequence[Measurement]) -> dict[int, Stop]:

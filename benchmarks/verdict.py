@@ -53,12 +53,16 @@ def measure(truth: Truth, lr: float, sweeps: int, *, replicated: bool) -> dict[s
     equal = [sweep(truth, curves, draw, 0.0, replicated=replicated) for _ in range(sweeps)]
     better = [sweep(truth, curves, draw, GAIN * deviation, replicated=replicated) for _ in range(sweeps)]
     return {
-        "mode": truth.mode, "lr": lr, "replicated": replicated, "seeds": len(curves), "deviation": round(deviation, 6),
+        "mode": truth.mode,
+        "lr": lr,
+        "replicated": replicated,
+        "seeds": len(curves),
+        "deviation": round(deviation, 6),
         "deviation_guessed_from_last_evaluations": round(guess, 6),
         "tied": sum(len(verdict.ties) == TRIALS for verdict in equal) / sweeps,
         "better_wins": sum(verdict.best is not None and verdict.best.number == 0 for verdict in better) / sweeps,
         "better_wins_alone": sum([tie.result.number for tie in v.ties] == [0] for v in better) / sweeps,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -75,11 +79,14 @@ def main() -> None:
     rows = [
         [
             f"{e['mode']} lr {e['lr']:g}, {'3 seeds for the best 3' if e['replicated'] else 'no replicates'}",
-            f"{e['deviation']:.4f}", f"{e['deviation_guessed_from_last_evaluations']:.4f}", f"{e['tied']:.0%}",
-            f"{e['better_wins']:.0%}", f"{e['better_wins_alone']:.0%}",
+            f"{e['deviation']:.4f}",
+            f"{e['deviation_guessed_from_last_evaluations']:.4f}",
+            f"{e['tied']:.0%}",
+            f"{e['better_wins']:.0%}",
+            f"{e['better_wins_alone']:.0%}",
         ]
         for e in entries
-    ]  # fmt: skip
+    ]
     print(table(["equal configs", "deviation", "guessed", "tied", "better wins", "alone"], rows))
     for what in ("tied", "better_wins"):
         for replicated in (True, False):

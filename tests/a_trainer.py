@@ -30,8 +30,13 @@ class Log(TrainerCallback):
     def on_log(self, args, state, control, logs, **_):
         if not state.is_world_process_zero:
             return
-        row = {"current_steps": state.global_step, "total_steps": state.max_steps, "loss": logs.get("loss"),
-               "eval_loss": logs.get("eval_loss"), "lr": logs.get("learning_rate")}  # fmt: skip
+        row = {
+            "current_steps": state.global_step,
+            "total_steps": state.max_steps,
+            "loss": logs.get("loss"),
+            "eval_loss": logs.get("eval_loss"),
+            "lr": logs.get("learning_rate"),
+        }
         with self._path.open("a") as file:
             file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
         time.sleep(self._pause)

@@ -8,9 +8,16 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.training.engines import Engine, Measurement, Outcome, Stop, Trial
 
 TINY = (
-    "+sweep=lora_lr", "training.max_steps=6", "training.eval_every=3", "training.batch_size=4", "data.max_eval_rows=16",
-    "data.max_train_rows=64", "data.max_length=48", "optimizer.lr=1e-3", "training.save_adapter=false",
-)  # fmt: skip
+    "+sweep=lora_lr",
+    "training.max_steps=6",
+    "training.eval_every=3",
+    "training.batch_size=4",
+    "data.max_eval_rows=16",
+    "data.max_train_rows=64",
+    "data.max_length=48",
+    "optimizer.lr=1e-3",
+    "training.save_adapter=false",
+)
 
 
 def tiny(*overrides: str) -> SweepConfig:

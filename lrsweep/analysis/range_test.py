@@ -131,8 +131,9 @@ def analyse(lr: Floats, loss: Floats, base_loss: float | None = None) -> RangeTe
         up = f"; it blows up at lr {blow_up:.2g}" if blow_up else ""
         return answer(
             f"the loss falls from {base:.4g} by {max(round(fall, 6), 0):.2g}, and less than {needed:.2g} may be noise{up}",
-            error, blow_up_lr=blow_up,
-        )  # fmt: skip
+            error,
+            blow_up_lr=blow_up,
+        )
     # Behind the last point above the mark: noise may dip under it before.
     above = course[: low + 1] > base - max(_BEGUN * fall, 2 * doubt)
     start = low - int(above[::-1].argmax()) if above.any() else 0
@@ -147,9 +148,15 @@ def analyse(lr: Floats, loss: Floats, base_loss: float | None = None) -> RangeTe
     if blow_up is None and low >= n - _SETTLED:
         reason = f"though the loss still falls at the last rate, {lr[-1]:.2g}: raise --to to see where it blows up"
     return answer(
-        reason, error, lrs=lrs, begun_lr=begun, steepest_lr=steepest, minimum_lr=minimum,
-        minimum_loss=float(course[low]), blow_up_lr=blow_up,
-    )  # fmt: skip
+        reason,
+        error,
+        lrs=lrs,
+        begun_lr=begun,
+        steepest_lr=steepest,
+        minimum_lr=minimum,
+        minimum_loss=float(course[low]),
+        blow_up_lr=blow_up,
+    )
 
 
 def _variance(i: int) -> float:

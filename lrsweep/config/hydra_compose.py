@@ -42,8 +42,15 @@ _SHOWN = ("job", "hydra", "all")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # Hydra's flags that print something, and the words that may follow them; the others run things, or change where configs lie.
 _FLAGS: dict[str, tuple[str, ...]] = {
-    "--help": (), "--hydra-help": (), "--cfg": _SHOWN, "--resolve": (), "--info": _INFO, "-h": (), "-c": _SHOWN, "-i": _INFO,
-}  # fmt: skip
+    "--help": (),
+    "--hydra-help": (),
+    "--cfg": _SHOWN,
+    "--resolve": (),
+    "--info": _INFO,
+    "-h": (),
+    "-c": _SHOWN,
+    "-i": _INFO,
+}
 # A secret is of use there, and masked wherever the config is shown.
 _MAY_BE_SECRET = ("search.storage", "tracking.uri", "engine.command")
 

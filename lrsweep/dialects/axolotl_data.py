@@ -8,8 +8,21 @@ from lrsweep.dialects.data_keys import held_out
 from lrsweep.dialects.mapping import Tree, brief, given, word
 from lrsweep.errors import InputError
 
-_ENTRY = ("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "message_property_mappings",
-          "chat_template", "roles_to_train", "train_on_eos", "roles")  # fmt: skip
+_ENTRY = (
+    "path",
+    "type",
+    "name",
+    "split",
+    "data_files",
+    "ds_type",
+    "field",
+    "field_messages",
+    "message_property_mappings",
+    "chat_template",
+    "roles_to_train",
+    "train_on_eos",
+    "roles",
+)
 _SHAREGPT = {"role": "from", "content": "value"}
 _MESSAGES = {"role": "role", "content": "content"}
 

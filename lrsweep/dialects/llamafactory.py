@@ -91,44 +91,72 @@ def _write_finetune(config: SweepConfig) -> Tree:
 _ROWS = (
     Row(
         ("model_name_or_path", "model_revision", "flash_attn"),
-        ("model.path", "model.revision", "model.attn_implementation"), _read_model, _write_model,
+        ("model.path", "model.revision", "model.attn_implementation"),
+        _read_model,
+        _write_model,
     ),
     Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
-        ("quantization_bit",), ("model.quantization",), _read_quantization,
+        ("quantization_bit",),
+        ("model.quantization",),
+        _read_quantization,
         lambda config: {"quantization_bit": int(config.model.quantization[0])} if config.model.quantization else {},
     ),
     Row(
-        ("finetuning_type", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora",
-         "freeze_trainable_layers"),
-        tuple(f"finetune.{name}" for name in (
-            "mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "trainable_layers")),
-        _read_finetune, _write_finetune,
+        (
+            "finetuning_type",
+            "lora_rank",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target",
+            "use_dora",
+            "use_rslora",
+            "freeze_trainable_layers",
+        ),
+        tuple(
+            f"finetune.{name}"
+            for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "trainable_layers")
+        ),
+        _read_finetune,
+        _write_finetune,
     ),
     Row(
-        ("dataset", "dataset_dir", "max_samples"), ("data.path", "data.format", "data.name", "data.max_rows_per_set"),
-        read_data, write_data,
+        ("dataset", "dataset_dir", "max_samples"),
+        ("data.path", "data.format", "data.name", "data.max_rows_per_set"),
+        read_data,
+        write_data,
     ),
     Row(
-        ("template",), ("data.template",), read_template,
+        ("template",),
+        ("data.template",),
+        read_template,
         lambda config: {"template": config.data.template} if config.data.template else {},
     ),
     key("cutoff_len", "data.max_length", 2048, whole),
     Row(
-        ("packing", "neat_packing"), ("data.packing",), read_packing,
+        ("packing", "neat_packing"),
+        ("data.packing",),
+        read_packing,
         lambda config: {"neat_packing": True} if config.data.packing else {},
     ),
     Row(
-        ("eval_dataset", "val_size"), ("data.eval_name", "data.eval_fraction"), read_evaluation_set,
-        write_evaluation_set, own=True,
+        ("eval_dataset", "val_size"),
+        ("data.eval_name", "data.eval_fraction"),
+        read_evaluation_set,
+        write_evaluation_set,
+        own=True,
     ),
-)  # fmt: skip
+)
 _CHECKPOINTING = Row(
-    ("disable_gradient_checkpointing",), ("training.gradient_checkpointing",),
-    lambda tree: {"training.gradient_checkpointing": not flag(
-        "disable_gradient_checkpointing", tree.get("disable_gradient_checkpointing") or False)},
+    ("disable_gradient_checkpointing",),
+    ("training.gradient_checkpointing",),
+    lambda tree: {
+        "training.gradient_checkpointing": not flag(
+            "disable_gradient_checkpointing", tree.get("disable_gradient_checkpointing") or False
+        )
+    },
     lambda config: {"disable_gradient_checkpointing": not config.training.gradient_checkpointing},
-)  # fmt: skip
+)
 
 
 def _rows(version: Version | None) -> Sequence[Row]:
@@ -176,22 +204,38 @@ DIALECT = Dialect(
     "llamafactory",
     _rows,
     (
-        Refusal(_V1, "a key of the v1 engine (USE_V1=1), which has no betas and no schedules", "give the default engine's"),
+        Refusal(
+            _V1, "a key of the v1 engine (USE_V1=1), which has no betas and no schedules", "give the default engine's"
+        ),
         Refusal("stage", "trials do supervised fine-tuning only", "set stage: sft", ("sft",)),
-        Refusal("use_galore use_apollo use_badam use_adam_mini use_muon", "it is another optimizer, with another learning rate",
-                "set it to false"),
+        Refusal(
+            "use_galore use_apollo use_badam use_adam_mini use_muon",
+            "it is another optimizer, with another learning rate",
+            "set it to false",
+        ),
         Refusal("loraplus_lr_ratio", "LoRA+ has two learning rates", "take it out"),
-        Refusal("pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
-                "use_mca use_kt train_from_scratch", _METHOD, "take it out"),
+        Refusal(
+            "pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
+            "use_mca use_kt train_from_scratch",
+            _METHOD,
+            "take it out",
+        ),
         Refusal("freeze_trainable_modules", _METHOD, "take it out", ("all",)),
-        Refusal("train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system", _DATA,
-                "take it out"),
+        Refusal(
+            "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system",
+            _DATA,
+            "take it out",
+        ),
         Refusal("mix_strategy", "trials join data sets end to end", "set it to concat", ("concat",)),
         Refusal("pure_bf16", "trials hold what they train in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
-        Refusal("rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
-                "moe_aux_loss_coef", "it changes the model", "take it out"),
+        Refusal(
+            "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
+            "moe_aux_loss_coef",
+            "it changes the model",
+            "take it out",
+        ),
         *training_arguments.REFUSALS,
     ),
     (*training_arguments.SECTIONS, "ray_init_kwargs"),
@@ -201,4 +245,4 @@ DIALECT = Dialect(
     not_here=not_here,
     versioned=True,
     trial_keys=_trial_keys,
-)  # fmt: skip
+)

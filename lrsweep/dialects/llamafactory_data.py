@@ -81,13 +81,17 @@ def not_here(config: SweepConfig) -> str:
     if data.path == "embedded":
         return rows_are_ours(config)
     columns = {
-        "alpaca": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
-            ("prompt", "instruction"), ("query", "input"), ("response", "output"))},
+        "alpaca": {
+            ours: data.columns.get(theirs, theirs)
+            for ours, theirs in (("prompt", "instruction"), ("query", "input"), ("response", "output"))
+        },
         "sharegpt": {"messages": data.columns.get("conversations", "conversations")},
         "messages": {"messages": data.columns.get("messages", "messages")},
-        "prompt_completion": {ours: data.columns.get(theirs, theirs) for ours, theirs in (
-            ("prompt", "prompt"), ("response", "completion"))},
-    }[data.format]  # fmt: skip
+        "prompt_completion": {
+            ours: data.columns.get(theirs, theirs)
+            for ours, theirs in (("prompt", "prompt"), ("response", "completion"))
+        },
+    }[data.format]
     entry: dict[str, Any] = {"file_name": Path(data.path).name, "columns": columns}
     if data.format in ("sharegpt", "messages"):
         entry["formatting"] = "sharegpt"

@@ -9,10 +9,20 @@ from lrsweep.errors import InputError
 
 # One update rule, in several makes; the 8-bit ones hold its state in fewer bits.
 ADAMW = (
-    "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_torch_xla", "adamw_torch_npu_fused",
-    "paged_adamw", "paged_adamw_32bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_4bit",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_hf",
+    "adamw_apex_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "paged_adamw",
+    "paged_adamw_32bit",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "adamw_torch_4bit",
     "adamw_torch_8bit",
-)  # fmt: skip
+)
 # torch's name (and TrainingArguments', but for AdamW) -> what `optim_args` passes on; the rest is dropped there in silence.
 _OPTIM_ARGS = {
     "sgd": {"momentum", "dampening", "nesterov"},
@@ -89,5 +99,6 @@ def _refuse_beyond(optimizer: OptimizerConfig, accepted: set[str]) -> None:
 ROW = Row(
     ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"),
-    _read_optimizer, _write_optimizer,
-)  # fmt: skip
+    _read_optimizer,
+    _write_optimizer,
+)

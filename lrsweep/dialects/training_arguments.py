@@ -28,9 +28,16 @@ REFUSALS = (
     Refusal("use_dft_loss", "it is another loss", "set it to false"),
 )
 SECTIONS = (
-    "lr_scheduler_kwargs", "optim_args", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "fsdp_config",
-    "deepspeed", "accelerator_config", "liger_kernel_config", "parallelism_config",
-)  # fmt: skip
+    "lr_scheduler_kwargs",
+    "optim_args",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",
+    "fsdp_config",
+    "deepspeed",
+    "accelerator_config",
+    "liger_kernel_config",
+    "parallelism_config",
+)
 
 
 def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
@@ -160,8 +167,11 @@ def _write_evaluation(config: SweepConfig) -> Tree:
 
 _EVALUATION = Row(
     ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "per_device_eval_batch_size"),
-    ("training.eval_every", "training.eval_batch_size"), _read_evaluation, _write_evaluation, own=True,
-)  # fmt: skip
+    ("training.eval_every", "training.eval_batch_size"),
+    _read_evaluation,
+    _write_evaluation,
+    own=True,
+)
 
 
 def epochs(tree: Tree, name: str, default: float) -> float:

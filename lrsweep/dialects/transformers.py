@@ -22,10 +22,11 @@ def _names_model(tree: Tree) -> bool:
 PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
 # Not TrainingArguments', but a script's own dataclass often has it.
 _MODEL = Row(
-    ("model_name_or_path",), ("model.path",),
+    ("model_name_or_path",),
+    ("model.path",),
     lambda tree: {"model.path": word("model_name_or_path", tree["model_name_or_path"])} if _names_model(tree) else {},
     lambda config: {},
-)  # fmt: skip
+)
 
 
 def warmup(version: Version | None) -> Row:

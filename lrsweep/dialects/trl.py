@@ -165,31 +165,45 @@ def _write_data(config: SweepConfig) -> Tree:
 
 
 _ROWS = (
-    Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model,
-        write_model),
+    Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
     Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
-        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"), ("model.quantization",),
-        _read_quantization, _write_quantization,
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+        ("model.quantization",),
+        _read_quantization,
+        _write_quantization,
     ),
     Row(
         ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"),
         tuple(f"finetune.{name}" for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")),
-        _read_lora, _write_lora,
+        _read_lora,
+        _write_lora,
     ),
     Row(
-        ("datasets", "dataset_name", "dataset_config", "dataset_train_split", "dataset_text_field", "assistant_only_loss",
-         "completion_only_loss"),
-        ("data.path", "data.name", "data.split", "data.columns", "data.format"), _read_data, _write_data,
+        (
+            "datasets",
+            "dataset_name",
+            "dataset_config",
+            "dataset_train_split",
+            "dataset_text_field",
+            "assistant_only_loss",
+            "completion_only_loss",
+        ),
+        ("data.path", "data.name", "data.split", "data.columns", "data.format"),
+        _read_data,
+        _write_data,
     ),
     Row(
-        ("dataset_test_split", "test_split_size"), ("data.eval_split", "data.eval_fraction"), _read_evaluation_set,
-        _write_evaluation_set, own=True,
+        ("dataset_test_split", "test_split_size"),
+        ("data.eval_split", "data.eval_fraction"),
+        _read_evaluation_set,
+        _write_evaluation_set,
+        own=True,
     ),
     key("max_length", "data.max_length", 1024, whole),
     key("packing", "data.packing", False, flag),
-)  # fmt: skip
+)
 
 
 def _rows(version: Version | None) -> Sequence[Row]:

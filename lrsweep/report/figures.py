@@ -77,9 +77,15 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
     ties = [tie for tie in summary.verdict.ties if tie is not best]
     if ties:
         plot.plot(
-            [places(tie.result) for tie in ties], [tie.mean for tie in ties], marker="o", markersize=12, fillstyle="none",
-            color="#059669", linestyle="none", label="tied with the best",
-        )  # fmt: skip
+            [places(tie.result) for tie in ties],
+            [tie.mean for tie in ties],
+            marker="o",
+            markersize=12,
+            fillstyle="none",
+            color="#059669",
+            linestyle="none",
+            label="tied with the best",
+        )
     note = f"best: {axis.rsplit('.', 1)[-1]} {format_value(best.result.trained[axis])}, {best.mean:.3f}"
     plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
 
@@ -110,10 +116,12 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         bottoms.append(min(row["eval_loss"] for row in rows))
         is_best = best is not None and result.number == best.number
         plot.plot(
-            [row["step"] for row in rows], [row["eval_loss"] for row in rows],
-            color=colours(0.92 * i / max(len(ordered) - 1, 1)), linewidth=3.2 if is_best else 1.4,
+            [row["step"] for row in rows],
+            [row["eval_loss"] for row in rows],
+            color=colours(0.92 * i / max(len(ordered) - 1, 1)),
+            linewidth=3.2 if is_best else 1.4,
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
-        )  # fmt: skip
+        )
     if tops and summary.base_loss is not None:
         # What blows up would flatten all the rest; it leaves the picture at the top instead.
         span = summary.base_loss - min(bottoms)
@@ -141,9 +149,12 @@ def parallel(summary: Summary) -> Figure | None:
     for result, height in reversed(list(zip(ranking, heights, strict=True))):
         is_best = result is summary.verdict.best
         plot.plot(
-            range(len(columns) + 1), [*(column[format_value(result.trained[key])] for key, column in columns), height],
-            color=INK if is_best else colours(1 - 0.9 * height), linewidth=3 if is_best else 1.2, alpha=1 if is_best else 0.8,
-        )  # fmt: skip
+            range(len(columns) + 1),
+            [*(column[format_value(result.trained[key])] for key, column in columns), height],
+            color=INK if is_best else colours(1 - 0.9 * height),
+            linewidth=3 if is_best else 1.2,
+            alpha=1 if is_best else 0.8,
+        )
     for i, (_, column) in enumerate(columns):
         for text, place in column.items():
             plot.annotate(
@@ -246,6 +257,11 @@ def _mark_ended_early(plot: Axes, summary: Summary, places: Any) -> None:
         ended = [places(result) for result in summary.results if result.status == status]
         if ended:
             plot.plot(
-                ended, [0.98] * len(ended), marker=marker, color="#dc2626" if status != "pruned" else _ENDED_EARLY,
-                linestyle="none", transform=plot.get_xaxis_transform(), label=status,
-            )  # fmt: skip
+                ended,
+                [0.98] * len(ended),
+                marker=marker,
+                color="#dc2626" if status != "pruned" else _ENDED_EARLY,
+                linestyle="none",
+                transform=plot.get_xaxis_transform(),
+                label=status,
+            )

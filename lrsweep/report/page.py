@@ -105,9 +105,12 @@ def _table(summary: Summary) -> str:
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
         cells = [
-            str(result.number), *map(format_value, result.trained.values()), format_loss(result.eval_loss), str(result.step),
+            str(result.number),
+            *map(format_value, result.trained.values()),
+            format_loss(result.eval_loss),
+            str(result.step),
             state(summary, result),
-        ]  # fmt: skip
+        ]
         rows.append(f'<tr class="{"best" if is_best else result.status}">{_cells("td", cells)}</tr>')
     return f"<table><thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

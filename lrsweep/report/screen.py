@@ -88,9 +88,12 @@ class LiveScreen:
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
         self._clock = Clock(trials, done, steps)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]} left"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]} left"),
             console=self._console,
-        )  # fmt: skip
+        )
         self._task = self._progress.add_task("trials", total=trials, completed=done, left="?")
         with Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True):
             yield
@@ -128,9 +131,14 @@ class LiveScreen:
         table.add_column("state")
         for number, row in rows:
             table.add_row(
-                str(number), *(format_value(value) for value in row.values.values()), f"{row.step}/{row.max_steps}",
-                format_loss(row.loss), format_loss(row.eval_loss), row.state, style=_STYLES.get(row.state),
-            )  # fmt: skip
+                str(number),
+                *(format_value(value) for value in row.values.values()),
+                f"{row.step}/{row.max_steps}",
+                format_loss(row.loss),
+                format_loss(row.eval_loss),
+                row.state,
+                style=_STYLES.get(row.state),
+            )
         return Group(table, self._progress)
 
 

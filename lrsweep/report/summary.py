@@ -94,10 +94,20 @@ def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Seq
     except InputError:
         own = config  # values that do not go together: it failed, and its reason says so
     return Result(
-        record.number, values(axes, spec.params), own,
-        record.status, record.step, record.eval_loss, record.reason, spec.role, spec.overrides, spec.of,
-        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[-_LAST_EVALS:],
-    )  # fmt: skip
+        record.number,
+        values(axes, spec.params),
+        own,
+        record.status,
+        record.step,
+        record.eval_loss,
+        record.reason,
+        spec.role,
+        spec.overrides,
+        spec.of,
+        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[
+            -_LAST_EVALS:
+        ],
+    )
 
 
 def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[int, Diagnosis]:
@@ -126,9 +136,13 @@ def read_summary(folder: SweepFolder) -> Summary:
         results = tuple(Result(**{**trial, "config": replace(config, trial["config"])}) for trial in tree["trials"])
         prior = tree["prior"] and Prior(tree["prior"]["lr"], tuple(Factor(**f) for f in tree["prior"]["factors"]))
         about = About(
-            DatasetInfo(**tree["dataset"]), Links(**tree["links"]), prior, tree["searched"], tree["seconds"],
+            DatasetInfo(**tree["dataset"]),
+            Links(**tree["links"]),
+            prior,
+            tree["searched"],
+            tree["seconds"],
             tree["importances"],
-        )  # fmt: skip
+        )
         base_loss = None if tree["base_loss"] is None else float(tree["base_loss"])
         return Summary(config, results, judge(results, base_loss), base_loss, diagnoses, about)
     except FileNotFoundError:
@@ -152,7 +166,10 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "best": None
         if best is None
         else {
-            "trial": best.result.number, "values": best.result.values, "eval_loss": best.mean, "seeds": len(best.losses),
+            "trial": best.result.number,
+            "values": best.result.values,
+            "eval_loss": best.mean,
+            "seeds": len(best.losses),
             "safe_lr": verdict.safe_range,
         },
         "lowest": verdict.ranking[0].number if verdict.ranking else None,
@@ -177,7 +194,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
             for result in summary.results
         ],
         "config": summary.config.masked(),
-    }  # fmt: skip
+    }
 
 
 def _changes(base: SweepConfig, trial: SweepConfig) -> dict[str, Any]:

@@ -27,9 +27,14 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     best = summary.verdict.best
     for result in ordered(summary):
         table.add_row(
-            str(result.number), *(format_value(value) for value in result.trained.values()), format_loss(result.eval_loss),
-            _against(result, best), label(summary, result), state(summary, result), style=_style(result, best),
-        )  # fmt: skip
+            str(result.number),
+            *(format_value(value) for value in result.trained.values()),
+            format_loss(result.eval_loss),
+            _against(result, best),
+            label(summary, result),
+            state(summary, result),
+            style=_style(result, best),
+        )
     console.print()
     console.print(table)
     console.print()

@@ -12,8 +12,17 @@ from lrsweep.tracking.tracker import DatasetInfo
 
 # The trials' colors, in turn; MLflow itself draws them by lot, and then two curves of nine look the same. matplotlib's ten.
 _COLORS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
-)  # fmt: skip
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
 
 
 class Experiment:

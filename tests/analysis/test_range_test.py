@@ -225,9 +225,12 @@ def test_a_ramp_of_one_rate_is_the_trainers_run(tmp_path: Path) -> None:
     from tests.recorder import train
 
     config = tiny(
-        "model.dtype=float64", "scheduler=constant", "finetune.dropout=0", "optimizer.weight_decay=0.1",
+        "model.dtype=float64",
+        "scheduler=constant",
+        "finetune.dropout=0",
+        "optimizer.weight_decay=0.1",
         "training.gradient_accumulation_steps=2",
-    )  # fmt: skip
+    )
     points = list(ramp(config, [1e-3] * 5))
     host = train(TrainerEngine(), tmp_path, config)
     trained = [loss for step, loss in host.curve("loss").items() if step > 1]

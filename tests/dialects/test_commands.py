@@ -152,7 +152,7 @@ def test_a_bad_import_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arg
         ("axolotl", {"learning_rate": 3e-3, "warmup_ratio": 0.1, "base_model": str(BASE), "micro_batch_size": 8}),
         ("hydra", {"optimizer": ADAMW}),
     ],
-)  # fmt: skip
+)
 def test_every_dialect_takes_the_default_sweeps_best(
     finished_sweep: FinishedSweep, dialect: str, expected: Any
 ) -> None:
@@ -173,14 +173,20 @@ def test_every_dialect_takes_the_default_sweeps_best(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "llamafactory", "--target-version", "v1"], "--target-version v1: LLaMA-Factory's v1 engine has no keys"),
+        (
+            ["--to", "llamafactory", "--target-version", "v1"],
+            "--target-version v1: LLaMA-Factory's v1 engine has no keys",
+        ),
         (["--to", "hydra", "--target-version", "1.3"], "--target-version: has no meaning for hydra"),
         (["--to", "hydra", "--base", "x.yaml"], "--base: has no meaning for hydra"),
         (["--to", "axolotl", "--target-version", "1.3"], "--target-version 1.3: axolotl's keys do not depend on it"),
         (["--to", "trl", "--base", "x.yaml"], "x.yaml: cannot be read: No such file or directory; give a YAML file"),
-        (["--to", "tensorflow"], "--to tensorflow: no such format (choices: hydra, llamafactory, transformers, trl, axolotl)"),
+        (
+            ["--to", "tensorflow"],
+            "--to tensorflow: no such format (choices: hydra, llamafactory, transformers, trl, axolotl)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_export_that_cannot_be_is_one_line(finished_sweep: FinishedSweep, arguments: list[str], said: str) -> None:
     refused = lrsweep("export", "lora_lr", *arguments, cwd=finished_sweep.folder)
     assert refused.returncode == 2

@@ -115,12 +115,24 @@ def test_turns_that_do_not_alternate_are_left_out_and_counted(tmp_path: Path, ca
         ({"columns": {"images": "i"}}, {}, "d.columns.images: trials learn from text alone; "),
         ({"file_name": None}, {}, "d.file_name: missing; "),
         ({"file_name": "none.json"}, {}, "none.json: no such file or folder"),
-        ({}, {"instruction": "a", "output": "b"}, "d.json:1: field 'input' is missing (the row has: instruction, output)"),
+        (
+            {},
+            {"instruction": "a", "output": "b"},
+            "d.json:1: field 'input' is missing (the row has: instruction, output)",
+        ),
         ({}, {"instruction": "a", "input": 3, "output": "b"}, "d.json:1: "),
-        ({"columns": {"prompt": "p", "response": "r", "tools": "t"}}, {"p": "a", "r": "b", "t": "[]"}, "d.json:1: has tools, "),
-        ({"formatting": "sharegpt"}, {"conversations": [{"from": "human", "value": "a"}, TOOL]}, "d.json:1: has tool calls, "),
+        (
+            {"columns": {"prompt": "p", "response": "r", "tools": "t"}},
+            {"p": "a", "r": "b", "t": "[]"},
+            "d.json:1: has tools, ",
+        ),
+        (
+            {"formatting": "sharegpt"},
+            {"conversations": [{"from": "human", "value": "a"}, TOOL]},
+            "d.json:1: has tool calls, ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_data_for_this_is_refused_in_one_line(
     tmp_path: Path, entry: dict[str, Any], row: Any, said: str
 ) -> None:

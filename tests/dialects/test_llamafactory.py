@@ -62,8 +62,12 @@ def summary(folder: Path, name: str) -> dict[str, Any]:
 def run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> None:
     """`python -m lrsweep`; without a time limit, as each trial of a trainer is a start of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "lrsweep", *words], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )  # fmt: skip
+        [sys.executable, "-m", "lrsweep", *words],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -117,8 +121,11 @@ def test_as_the_engine_it_trains_the_same_trials_and_leaves_no_process(swept: Pa
     ends = {rate: trial["status"] for rate, trial in theirs.items()}
     assert ends == {3e-3: "complete", 1e-3: "complete", 1e-5: "pruned"}
     assert theirs[1e-5]["step"] < STEPS
-    ours = {trial["values"]["optimizer.lr"]: trial for trial in summary(swept, "run")["trials"]
-            if trial["values"]["optimizer.weight_decay"] == 0}  # fmt: skip
+    ours = {
+        trial["values"]["optimizer.lr"]: trial
+        for trial in summary(swept, "run")["trials"]
+        if trial["values"]["optimizer.weight_decay"] == 0
+    }
     for rate in (1e-3, 3e-3):
         mine, its = (dict(map(tuple, trial["evals"])) for trial in (ours[rate], theirs[rate]))
         print(f"lr {rate:g}: packed {mine[STEPS]:.4f}, llamafactory-cli {its[STEPS]:.4f}")

@@ -180,10 +180,27 @@ def test_line_ends_are_the_files_own(tmp_path: Path) -> None:
 
 # One key, K, as people and programs write it.
 _STYLES = (
-    "K: 1e-4", "K:   1.0e-4   # why", "K: 'x: y'", 'K: "a # b"', "K: [1,\n  2] # two", "K: {b: 1, c: {d: 2}}", "K:", "'K' : 2",
-    "K:\n  b: 1 # in\n  c: 2", "K:\n- a\n- b # last", "K:\n  - a: 1\n    b: 2", "K: |\n  text\n\n  more", "K: >-\n  folded",
-    "K: # none", "K: &K 3", "K: !!float 3", "K: a long\n  plain text", "K: \u00e9 \U0001f600", "K: *anchor", "K:\n  c: *anchor",
-)  # fmt: skip
+    "K: 1e-4",
+    "K:   1.0e-4   # why",
+    "K: 'x: y'",
+    'K: "a # b"',
+    "K: [1,\n  2] # two",
+    "K: {b: 1, c: {d: 2}}",
+    "K:",
+    "'K' : 2",
+    "K:\n  b: 1 # in\n  c: 2",
+    "K:\n- a\n- b # last",
+    "K:\n  - a: 1\n    b: 2",
+    "K: |\n  text\n\n  more",
+    "K: >-\n  folded",
+    "K: # none",
+    "K: &K 3",
+    "K: !!float 3",
+    "K: a long\n  plain text",
+    "K: \u00e9 \U0001f600",
+    "K: *anchor",
+    "K:\n  c: *anchor",
+)
 _VALUES = st.sampled_from([3e-5, 0.8, "cosine", "yes", True, ["q_proj", "v_proj"], {"min_lr_rate": 0.1}, 7])
 
 

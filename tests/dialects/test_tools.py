@@ -49,8 +49,11 @@ def read_by(tool: str, file: Path) -> dict[str, Any]:
         pytest.skip(f"{tool} is not installed here: make interop")
     run = subprocess.run(
         [python, SCRIPTS / f"read_{tool}.py", file],
-        cwd=file.parent, env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=file.parent,
+        env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, Any] = json.loads(run.stderr.strip().splitlines()[-1])
     return found

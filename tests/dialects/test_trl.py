@@ -70,9 +70,19 @@ def test_an_export_of_a_sweep_on_a_file_trains_and_evaluates(tmp_path: Path, mon
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in corpus.rows()[0][:60]))
     config = sweep_config(
-        ["+sweep=lora_lr", "model=local", f"model.path={BASE}", "data=local", f"data.path={rows}", "data.eval_fraction=0.2",
-         "data.format=prompt_completion", "training.max_steps=2", "training.eval_every=1", "training.batch_size=2"]
-    )  # fmt: skip
+        [
+            "+sweep=lora_lr",
+            "model=local",
+            f"model.path={BASE}",
+            "data=local",
+            f"data.path={rows}",
+            "data.eval_fraction=0.2",
+            "data.format=prompt_completion",
+            "training.max_steps=2",
+            "training.eval_every=1",
+            "training.batch_size=2",
+        ]
+    )
     tree = dialects.tree(dialects.TRAINERS["trl"], config, set())
     (tmp_path / "run.yaml").write_text(to_yaml({**tree, "output_dir": str(tmp_path / "run"), "use_cpu": True}))
     done = subprocess.run([CLI, "sft", "--config", tmp_path / "run.yaml"], capture_output=True, text=True, check=False)

@@ -147,7 +147,9 @@ EXPORT = [
     exported("base.yaml:2: not valid YAML: ", "--to", "trl", "--base", "base.yaml", files={"base.yaml": "a: [1\n"}),
     exported("base.yaml: a config is a mapping", "--to", "trl", "--base", "base.yaml", files={"base.yaml": "- a\n"}),
     exported("base.yaml: a config is a mapping", "--to", "trl", "--base", "base.yaml", files={"base.yaml": ""}),
-    exported("base.yaml: cannot be read: not UTF-8", "--to", "trl", "--base", "base.yaml", files={"base.yaml": b"\xff\xfe"}),
+    exported(
+        "base.yaml: cannot be read: not UTF-8", "--to", "trl", "--base", "base.yaml", files={"base.yaml": b"\xff\xfe"}
+    ),
     exported("base.yaml:5: more than 20000 values", "--to", "trl", "--base", "base.yaml", files={"base.yaml": BOMB}),
     exported("there: ", "--to", "trl", "--out", "there", files={"there/x": ""}, code=4),
     exported("there/out.yaml: ", "--to", "trl", "--out", "there/out.yaml", files={"there": "a file"}, code=4),
@@ -160,23 +162,37 @@ EXPORT = [
     Bad(f"{OUT}/summary.json: damaged", ("report", "lora_lr"), {OUT: changed(config={})}, 4),
     Bad("lora_lr: no trial has ended yet", ("report", "lora_lr"), {OUT: changed(trials=[])}),
     Bad(f"{OUT}/summary.json: not there yet", ("report", "lora_lr"), {f"{OUT}/config.yaml": "name: lora_lr\n"}, 4),
-    Bad(f"{OUT}/summary.json: cannot be read", ("report", "lora_lr"),
-        {f"{OUT}/config.yaml": "name: lora_lr\n", f"{OUT}/summary.json/x": ""}, 4),
-    Bad("outputs/lora_lr/report.html: a link to", ("report", "lora_lr"),
-        {OUT: a_finished_sweep, f"{OUT}/report.html": lambda path: path.symlink_to("/etc/passwd")}),
+    Bad(
+        f"{OUT}/summary.json: cannot be read",
+        ("report", "lora_lr"),
+        {f"{OUT}/config.yaml": "name: lora_lr\n", f"{OUT}/summary.json/x": ""},
+        4,
+    ),
+    Bad(
+        "outputs/lora_lr/report.html: a link to",
+        ("report", "lora_lr"),
+        {OUT: a_finished_sweep, f"{OUT}/report.html": lambda path: path.symlink_to("/etc/passwd")},
+    ),
     Bad("report: the following arguments are required: NAME", ("report",)),
     Bad("report: the following arguments are required: NAME", ("report", "--all")),
     Bad("/etc: no such sweep", ("report", "/etc")),
-]  # fmt: skip
+]
 
 TRAIN: dict[str, Any] = {
-    "model_name_or_path": "m", "stage": "sft", "finetuning_type": "lora", "dataset": "mine", "dataset_dir": "data",
-    "learning_rate": 1e-4, "max_steps": 50, "per_device_train_batch_size": 2,
-}  # fmt: skip
+    "model_name_or_path": "m",
+    "stage": "sft",
+    "finetuning_type": "lora",
+    "dataset": "mine",
+    "dataset_dir": "data",
+    "learning_rate": 1e-4,
+    "max_steps": 50,
+    "per_device_train_batch_size": 2,
+}
 ROW = json.dumps({"instruction": "Say yes", "input": "", "output": "yes"}) + "\n"
 DATA: dict[str, Content] = {
-    "data/dataset_info.json": json.dumps({"mine": {"file_name": "mine.jsonl"}}), "data/mine.jsonl": ROW * 9,
-}  # fmt: skip
+    "data/dataset_info.json": json.dumps({"mine": {"file_name": "mine.jsonl"}}),
+    "data/mine.jsonl": ROW * 9,
+}
 
 
 def imported(said: str, content: Content | dict[str, Any], *options: str, process: bool = False) -> Bad:

@@ -85,8 +85,11 @@ VALUES = [
     sweep("optimizer.name='adamm': ", "optimizer.name=adamm"),
     sweep("optimizer.kwargs.momentum: adamw takes", "optimizer.kwargs={momentum: 1}"),
     sweep("optimizer.kwargs.lr: adamw takes", "optimizer.kwargs={lr: 1}"),
-    sweep("optimizer.kwargs={'momentum': 0, 'nesterov': True}", "optimizer=sgd",
-          "optimizer.kwargs={momentum: 0, nesterov: true}"),
+    sweep(
+        "optimizer.kwargs={'momentum': 0, 'nesterov': True}",
+        "optimizer=sgd",
+        "optimizer.kwargs={momentum: 0, nesterov: true}",
+    ),
     sweep("optimizer.kwargs={'momentum': 'much'}", "optimizer=sgd", "optimizer.kwargs={momentum: much}"),
     sweep("scheduler.name='greedy': ", "scheduler.name=greedy"),
     sweep("scheduler.warmup_ratio=1.5: ", "scheduler.warmup_ratio=1.5"),
@@ -130,20 +133,42 @@ VALUES = [
     sweep("engine=fast: no such option", "engine=fast"),
     sweep("engine=packed: ", "engine=packed", "finetune.dora=true"),
     sweep("engine.command: missing", "engine=external"),
-    sweep("engine.dialect='fairseq': no such dialect", "engine=external", "engine.command='t {config}'",
-          "engine.dialect=fairseq"),
-    sweep("engine.command: nosuchtrainer: no such program", "engine=external", "engine.command='nosuchtrainer {config}'",
-          "engine.dialect=trl"),
+    sweep(
+        "engine.dialect='fairseq': no such dialect",
+        "engine=external",
+        "engine.command='t {config}'",
+        "engine.dialect=fairseq",
+    ),
+    sweep(
+        "engine.command: nosuchtrainer: no such program",
+        "engine=external",
+        "engine.command='nosuchtrainer {config}'",
+        "engine.dialect=trl",
+    ),
     sweep("engine.command='train': has no {config}", "engine=external", "engine.command=train", "engine.dialect=trl"),
-    sweep("engine: command: no closing quotation", "engine=external", "engine.command='t \"{config}'", "engine.dialect=trl"),
-    sweep("optimizer.name='nadam': ", "engine=external", "engine.command='t {config}'", "engine.dialect=trl",
-          "optimizer.name=nadam"),
+    sweep(
+        "engine: command: no closing quotation",
+        "engine=external",
+        "engine.command='t \"{config}'",
+        "engine.dialect=trl",
+    ),
+    sweep(
+        "optimizer.name='nadam': ",
+        "engine=external",
+        "engine.command='t {config}'",
+        "engine.dialect=trl",
+        "optimizer.name=nadam",
+    ),
     sweep("tracking.uri=foo: a store is ", "tracking.uri=foo"),
     sweep("tracking.uri=ftp://host/x: a store is ", "tracking.uri=ftp://host/x"),
     sweep("tracking=wandb: no such option", "tracking=wandb"),
-    sweep("data.path=https://me:***@host/rows.jsonl?token=***: holds a secret", "data=local", "data.format=alpaca",
-          "data.path='https://me:hunter2@host/rows.jsonl?token=abcdef'"),
-]  # fmt: skip
+    sweep(
+        "data.path=https://me:***@host/rows.jsonl?token=***: holds a secret",
+        "data=local",
+        "data.format=alpaca",
+        "data.path='https://me:hunter2@host/rows.jsonl?token=abcdef'",
+    ),
+]
 
 SEARCH = [
     sweep("search=bayes: no such option", "search=bayes"),
@@ -179,20 +204,31 @@ SPACE = [
     sweep("space.optimizer.lrr: the config has no such key; did you mean optimizer.lr?", "space.optimizer.lrr=[1,2]"),
     sweep("space.search.seed: says how to search", "space.search.seed=[1,2]"),
     sweep("space.optimizer.lr.high=None: ", "space.optimizer.lr={low: 1e-5}"),
-    sweep("space.optimizer.lr: low (0.1) must be below high (0.01)", "space.optimizer.lr={low: 0.1, high: 0.01, num: 3}"),
-    sweep("space.optimizer.weight_decay.low=0: a log range starts above 0",
-          "space.optimizer.weight_decay={low: 0, high: 0.1, log: true, num: 3}"),
+    sweep(
+        "space.optimizer.lr: low (0.1) must be below high (0.01)", "space.optimizer.lr={low: 0.1, high: 0.01, num: 3}"
+    ),
+    sweep(
+        "space.optimizer.weight_decay.low=0: a log range starts above 0",
+        "space.optimizer.weight_decay={low: 0, high: 0.1, log: true, num: 3}",
+    ),
     sweep("space.optimizer.lr.num=1: ", "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 1}"),
     sweep("space.optimizer.lr.num=1000000000: ", "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 1000000000}"),
     sweep("space.optimizer.lr.points: a range has the keys", "space.optimizer.lr={low: 1e-5, high: 1e-3, points: 5}"),
-    sweep("space.optimizer.lr: a grid over a range needs its number of points", "search=grid",
-          "space.optimizer.lr={low: 1e-5, high: 1e-3}"),
-    sweep("space: 1000000 points, and a grid has at most 10000", "search=grid",
-          "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 100}", "space.optimizer.eps={low: 1e-9, high: 1e-6, num: 100}",
-          "space.optimizer.weight_decay={low: 0, high: 1, num: 100}"),
+    sweep(
+        "space.optimizer.lr: a grid over a range needs its number of points",
+        "search=grid",
+        "space.optimizer.lr={low: 1e-5, high: 1e-3}",
+    ),
+    sweep(
+        "space: 1000000 points, and a grid has at most 10000",
+        "search=grid",
+        "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 100}",
+        "space.optimizer.eps={low: 1e-9, high: 1e-6, num: 100}",
+        "space.optimizer.weight_decay={low: 0, high: 1, num: 100}",
+    ),
     sweep("training: horizon (20) is the real run's steps", "training.horizon=60", "space.training.horizon=[60,20]"),
     sweep("space.data.path=['http://u:***@h/x']: holds a secret", "space.data.path=['http://u:hunter2@h/x']"),
-]  # fmt: skip
+]
 
 SWEEP_FILES = [
     own("sweeps/mine.yaml: not valid YAML: line 3: ", HEAD + "space: {optimizer: {lr: [1e-4\n", process=True),
@@ -227,23 +263,33 @@ SWEEP_FILES = [
     own("name='my sweep': letters, digits", HEAD + "name: my sweep\nspace: {optimizer: {lr: [1e-4]}}\n"),
     Bad("sweeps/mine.yaml: ", ("+sweep=mine",), {"sweeps/mine.yaml": a_folder}),
     Bad("sweep=mine: no such option", ("+sweep=mine",), {"sweeps/mine.yml": "space: {}\n"}),
-    Bad("conf/model/own.yaml:5: more than 20000 values", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": BOMB}),
+    Bad(
+        "conf/model/own.yaml:5: more than 20000 values", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": BOMB}
+    ),
     Bad("conf/model/own.yaml", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": "path: [1\n"}),
     Bad("conf/model/own.yaml: not UTF-8", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": b"path: \xff\n"}),
-    Bad("model.pth: no such key; did you mean model.path?", ("+sweep=lora_lr", "model=own"),
-        {"conf/model/own.yaml": "path: x\npth: x\n"}),
+    Bad(
+        "model.pth: no such key; did you mean model.path?",
+        ("+sweep=lora_lr", "model=own"),
+        {"conf/model/own.yaml": "path: x\npth: x\n"},
+    ),
     Bad("model=['a', 'b']: ", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": "- a\n- b\n"}),
-]  # fmt: skip
+]
 
 PLACES = [
     sweep("outputs: a link to elsewhere", files={"outputs": link("elsewhere"), "elsewhere/x": ""}),
-    sweep("outputs/lora_lr: a link to ../elsewhere", files={"outputs/lora_lr": link("../elsewhere"), "elsewhere/x": ""},
-          process=True),
-    sweep("outputs/lora_lr/study.db: a link to ../../mine.db",
-          files={"outputs/lora_lr/study.db": link("../../mine.db"), "mine.db": b"mine"}),
+    sweep(
+        "outputs/lora_lr: a link to ../elsewhere",
+        files={"outputs/lora_lr": link("../elsewhere"), "elsewhere/x": ""},
+        process=True,
+    ),
+    sweep(
+        "outputs/lora_lr/study.db: a link to ../../mine.db",
+        files={"outputs/lora_lr/study.db": link("../../mine.db"), "mine.db": b"mine"},
+    ),
     sweep("outputs/lora_lr/trials: a link to /tmp", files={"outputs/lora_lr/trials": link("/tmp")}),
     sweep("outputs: a file", files={"outputs": "a file\n"}, code=4),
     sweep("outputs/lora_lr: a file", files={"outputs/lora_lr": "a file\n"}, code=4),
-]  # fmt: skip
+]
 
 TABLE = [*COMMAND_LINE, *KEYS, *VALUES, *SEARCH, *SPACE, *SWEEP_FILES, *PLACES]

@@ -41,19 +41,29 @@ ROWS = [
     third("field 'conversations' is an empty list", "sharegpt", {"conversations": []}),
     third("field 'conversations' must be a list, not str", "sharegpt", {"conversations": "Say yes"}),
     third("conversations[0] has no 'from'", "sharegpt", {"conversations": [{"value": "Say yes"}]}),
-    third("conversations[0].from is 'narrator', an unknown role", "sharegpt",
-          {"conversations": [{"from": "narrator", "value": "Once"}]}),
+    third(
+        "conversations[0].from is 'narrator', an unknown role",
+        "sharegpt",
+        {"conversations": [{"from": "narrator", "value": "Once"}]},
+    ),
     third("messages[1].role is 'bot', an unknown role", "messages", talk(("user", "Say yes"), ("bot", "yes"))),
     third("field 'messages[1].content' is null", "messages", talk(("user", "Say yes"), ("assistant", None))),
     third("no assistant turn to learn", "messages", talk(("user", "Say yes"))),
     third("field 'completion' is missing", "prompt_completion", {"prompt": "Say yes"}),
     third("field 'prompt' must be a list, not str", "prompt_completion", {"prompt": "Say", "completion": ["yes"]}),
     third("field 'text' is empty", "text", {"text": ""}),
-    of_rows("rows.jsonl:1: field 'question' is missing", "alpaca", lines(good=ALPACA), "data.columns={instruction: question}"),
-]  # fmt: skip
+    of_rows(
+        "rows.jsonl:1: field 'question' is missing",
+        "alpaca",
+        lines(good=ALPACA),
+        "data.columns={instruction: question}",
+    ),
+]
 
 FILES = [
-    sweep("data.path=none.jsonl: no such file", "data=local", "data.format=alpaca", "data.path=none.jsonl", process=True),
+    sweep(
+        "data.path=none.jsonl: no such file", "data=local", "data.format=alpaca", "data.path=none.jsonl", process=True
+    ),
     sweep("data.path=./nowhere: no such file", "data=local", "data.format=alpaca", "data.path=./nowhere"),
     sweep("data.path: missing", "data=local", "data.format=alpaca"),
     of_rows("data.format='csv': ", "csv", lines(good=ALPACA)),
@@ -71,48 +81,76 @@ FILES = [
     of_rows("data.path=rows.txt: unknown extension .txt", "text", "a\n", file="rows.txt"),
     of_rows("data.path=rows.parquet: ", "text", b"PAR1 and not a table", file="rows.parquet"),
     of_rows("data.path=rows: the folder holds no data file", "text", lambda path: path.mkdir(), file="rows"),
-    sweep("data.path=rows: ", "data=local", "data.format=text", "data.path=rows",
-          files={"rows/a.jsonl": lines(good=TEXT), "rows/b.csv": "text\nyes\n"}),
+    sweep(
+        "data.path=rows: ",
+        "data=local",
+        "data.format=text",
+        "data.path=rows",
+        files={"rows/a.jsonl": lines(good=TEXT), "rows/b.csv": "text\nyes\n"},
+    ),
     of_rows("data.path=pipe.jsonl: the file is empty", "text", os.mkfifo, file="pipe.jsonl"),
     of_rows("data.eval_path=none.jsonl: no such file", "text", lines(good=TEXT), "data.eval_path=none.jsonl"),
-    of_rows("data.eval_path=rows.jsonl: the eval rows are the training rows", "text", lines(good=TEXT),
-            "data.eval_path=rows.jsonl"),
+    of_rows(
+        "data.eval_path=rows.jsonl: the eval rows are the training rows",
+        "text",
+        lines(good=TEXT),
+        "data.eval_path=rows.jsonl",
+    ),
     of_rows("data.eval_fraction=1.0: ", "text", lines(good=TEXT), "data.eval_fraction=1.0"),
     of_rows("data.eval_fraction=0.0: no eval rows", "text", lines(good=TEXT), "data.eval_fraction=0"),
     of_rows("1 row(s) with data.eval_fraction=0.1 leave nothing to train on", "text", lines(TEXT, before=0, after=0)),
     of_rows("data.path=rows.jsonl: a single file has no split test", "text", lines(good=TEXT), "data.split=test"),
     of_rows("data.path=rows.jsonl: a single file has no configuration en", "text", lines(good=TEXT), "data.name=en"),
-    of_rows("data.columns.question: format alpaca has no such field", "alpaca", lines(good=ALPACA),
-            "data.columns={question: q}"),
+    of_rows(
+        "data.columns.question: format alpaca has no such field",
+        "alpaca",
+        lines(good=ALPACA),
+        "data.columns={question: q}",
+    ),
     of_rows("data.max_length=2: it cuts off all there is to learn", "alpaca", lines(good=ALPACA), "data.max_length=2"),
     of_rows("data.max_length=1: ", "alpaca", lines(good=ALPACA), "data.max_length=1"),
     sweep("data.path=embedded: its rows are prompt_completion", "data.format=alpaca"),
     sweep("data.path=somebody/rows: ", "data=local", "data.format=text", "data.path=somebody/rows"),
-]  # fmt: skip
+]
 
 
 def info(said: str, entries: Any, *overrides: str, **files: Content) -> Bad:
     """Data set `mine` of LLaMA-Factory's in ./data."""
     written = entries if isinstance(entries, str) else json.dumps(entries)
     return sweep(
-        said, "data=local", "data.format=llamafactory", "data.path=data", "data.name=mine", *overrides,
-        files={"data/dataset_info.json": written, **{f"data/{name.replace('__', '.')}": text for name, text in files.items()}},
-    )  # fmt: skip
+        said,
+        "data=local",
+        "data.format=llamafactory",
+        "data.path=data",
+        "data.name=mine",
+        *overrides,
+        files={
+            "data/dataset_info.json": written,
+            **{f"data/{name.replace('__', '.')}": text for name, text in files.items()},
+        },
+    )
 
 
 MINE = {"mine": {"file_name": "mine.jsonl"}}
 
 DATASET_INFO = [
-    sweep("data/dataset_info.json cannot be read", "data=local", "data.format=llamafactory", "data.path=data",
-          "data.name=mine"),
+    sweep(
+        "data/dataset_info.json cannot be read",
+        "data=local",
+        "data.format=llamafactory",
+        "data.path=data",
+        "data.name=mine",
+    ),
     sweep("data.name: missing", "data=local", "data.format=llamafactory", "data.path=data"),
     info("data/dataset_info.json cannot be read: bad JSON", '{"mine": {'),
     info("data.name=mine: no such data set", []),
     info("data.name=mine: no such data set in data/dataset_info.json (there: yours)", {"yours": {}}),
     info("mine.: not a mapping", {"mine": "mine.jsonl"}),
     info("mine.file_name: missing", {"mine": {}}),
-    info("mine.formatting: 'chatml' is none of alpaca, sharegpt, openai",
-         {"mine": {"file_name": "a.jsonl", "formatting": "chatml"}}),
+    info(
+        "mine.formatting: 'chatml' is none of alpaca, sharegpt, openai",
+        {"mine": {"file_name": "a.jsonl", "formatting": "chatml"}},
+    ),
     info("mine.ranking: ", {"mine": {"file_name": "a.jsonl", "ranking": True}}),
     info("mine.script_url: ", {"mine": {"script_url": "mine.py"}}),
     info("mine.columns.images: ", {"mine": {"file_name": "a.jsonl", "columns": {"images": "pictures"}}}),
@@ -122,9 +160,12 @@ DATASET_INFO = [
     info("mine.file_name: ", {"mine": {"file_name": 5}}),
     info("dataset mine=data/mine.jsonl: no such file", MINE),
     info("data/mine.jsonl:1: field 'input' is missing", MINE, mine__jsonl=lines(good=ALPACA)),
-    info("data.name=mine: no usable rows", {"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}},
-         mine__jsonl=lines(good={"conversations": [{"from": "gpt", "value": "yes"}]})),
+    info(
+        "data.name=mine: no usable rows",
+        {"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}},
+        mine__jsonl=lines(good={"conversations": [{"from": "gpt", "value": "yes"}]}),
+    ),
     info("template=klingon: ", MINE, "data.template=klingon", mine__jsonl=lines(good=ALPACA | {"input": ""})),
-]  # fmt: skip
+]
 
 TABLE = [*ROWS, *FILES, *DATASET_INFO]

@@ -10,10 +10,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TRAINER = HERE / "light_trainer.py"
 SWEEP = (
-    "name=disk", "model.path=none", "data=embedded", "engine=external", "engine.dialect=transformers", "executor=inline",
-    f"engine.command='{sys.executable} {TRAINER} {{config}}'", "space.optimizer.lr=[1e-4,1e-3,1e-2]", "training.max_steps=4",
-    "training.eval_every=2", "tracking=none", "search.prior=false",
-)  # fmt: skip
+    "name=disk",
+    "model.path=none",
+    "data=embedded",
+    "engine=external",
+    "engine.dialect=transformers",
+    "executor=inline",
+    f"engine.command='{sys.executable} {TRAINER} {{config}}'",
+    "space.optimizer.lr=[1e-4,1e-3,1e-2]",
+    "training.max_steps=4",
+    "training.eval_every=2",
+    "tracking=none",
+    "search.prior=false",
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,22 @@ def run(folder: Path, library: Path, at: int = 0, error: int = errno.ENOSPC, *, 
     """Runs the sweep in `folder`; its `at`-th write below outputs/ fails, and all after it unless `once`. 0: none does."""
     count = folder.parent / f"{folder.name}.count"
     environment = {
-        **os.environ, "LD_PRELOAD": str(library), "FAULT_ROOT": str(folder.resolve() / "outputs"), "FAULT_AT": str(at),
-        "FAULT_ERRNO": str(error), "FAULT_COUNT": str(count),
-    } | ({"FAULT_ONCE": "1"} if once else {})  # fmt: skip
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAULT_ROOT": str(folder.resolve() / "outputs"),
+        "FAULT_AT": str(at),
+        "FAULT_ERRNO": str(error),
+        "FAULT_COUNT": str(count),
+    } | ({"FAULT_ONCE": "1"} if once else {})
     done = subprocess.run(
-        [sys.executable, "-m", "lrsweep", *SWEEP], cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "lrsweep", *SWEEP],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=False,
-    )  # fmt: skip
+    )
     return Ended(done.returncode, done.stderr, int(count.read_text()) if count.exists() else 0)
 
 

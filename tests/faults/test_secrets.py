@@ -66,9 +66,15 @@ def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: 
     )
     tracking = f"tracking.uri=sqlite:///{tmp_path / 'work' / 'mlflow.db'}"
     run = lrsweep(
-        *SMALL, "space.optimizer.lr=[1e-3,3e-3]", "engine=external", "engine.dialect=transformers", tracking,
-        f"engine.command='{command}'", cwd=tmp_path / "work", env=IN_ENVIRONMENT,
-    )  # fmt: skip
+        *SMALL,
+        "space.optimizer.lr=[1e-3,3e-3]",
+        "engine=external",
+        "engine.dialect=transformers",
+        tracking,
+        f"engine.command='{command}'",
+        cwd=tmp_path / "work",
+        env=IN_ENVIRONMENT,
+    )
     assert run.returncode == code, run.stderr
     secrets = [*IN_COMMAND, *IN_ENVIRONMENT.values()]
     # What the trainer itself has printed is its own, and stays as it is.
@@ -79,9 +85,15 @@ def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: 
     assert f"--token={redaction.HIDDEN}" in summary["config"]["engine"]["command"]
     if code == 0:
         again = lrsweep(
-            *SMALL, "space.optimizer.lr=[1e-3,3e-3]", "engine=external", "engine.dialect=transformers", tracking,
-            f"engine.command='{command}'", cwd=tmp_path / "work", env=IN_ENVIRONMENT,
-        )  # fmt: skip
+            *SMALL,
+            "space.optimizer.lr=[1e-3,3e-3]",
+            "engine=external",
+            "engine.dialect=transformers",
+            tracking,
+            f"engine.command='{command}'",
+            cwd=tmp_path / "work",
+            env=IN_ENVIRONMENT,
+        )
         assert "nothing left to run" in again.stdout, again.stderr
         for dialect in ("hydra", "transformers"):
             said = lrsweep("export", "lora_lr", "--to", dialect, cwd=tmp_path / "work").stdout

@@ -16,10 +16,17 @@ from tests.conftest import lrsweep
 from tests.faults.disk import TRAINER
 
 SWEEP = (
-    "name=outage", "model.path=none", "engine=external", "engine.dialect=transformers", "executor=inline",
-    f"engine.command='{sys.executable} {TRAINER} {{config}} 0.1'", "space.optimizer.lr=[1e-4,1e-3,1e-2]",
-    "training.max_steps=20", "training.eval_every=5", "search.prior=false",
-)  # fmt: skip
+    "name=outage",
+    "model.path=none",
+    "engine=external",
+    "engine.dialect=transformers",
+    "executor=inline",
+    f"engine.command='{sys.executable} {TRAINER} {{config}} 0.1'",
+    "space.optimizer.lr=[1e-4,1e-3,1e-2]",
+    "training.max_steps=20",
+    "training.eval_every=5",
+    "search.prior=false",
+)
 
 
 def points(folder: Path) -> list[tuple[str, str, int, float]]:

@@ -50,10 +50,18 @@ def test_the_sweep_finds_the_inside_of_the_u(finished_sweep: FinishedSweep) -> N
 
 def test_every_file_of_the_design_is_there(finished_sweep: FinishedSweep) -> None:
     expected = [
-        "config.yaml", "study.db", "summary.json", "report.html", "lrsweep.log", "best/recommended.yaml",
-        "best/transformers.yaml", "best/adapter/adapter_model.safetensors", "trials/0002/metrics.jsonl",
-        "trials/0002/config.yaml", "trials/0002/adapter/adapter_config.json",
-    ]  # fmt: skip
+        "config.yaml",
+        "study.db",
+        "summary.json",
+        "report.html",
+        "lrsweep.log",
+        "best/recommended.yaml",
+        "best/transformers.yaml",
+        "best/adapter/adapter_model.safetensors",
+        "trials/0002/metrics.jsonl",
+        "trials/0002/config.yaml",
+        "trials/0002/adapter/adapter_config.json",
+    ]
     assert [name for name in expected if not (finished_sweep.outputs / name).is_file()] == []
 
 

@@ -80,8 +80,11 @@ def test_a_grid_with_other_axes_grows_by_whole_columns() -> None:
     found = summary(growing, {}, results)
     points, _ = following(growing, found)
     assert sorted((p.params["optimizer.lr"], p.params["optimizer.weight_decay"]) for p in points) == [
-        (3e-6, 0.0), (3e-6, 0.1), (1e-5, 0.0), (1e-5, 0.1),
-    ]  # fmt: skip
+        (3e-6, 0.0),
+        (3e-6, 0.1),
+        (1e-5, 0.0),
+        (1e-5, 0.1),
+    ]
 
 
 def test_it_stops_somewhere_and_only_if_asked() -> None:
@@ -147,8 +150,13 @@ def test_the_best_few_get_their_seeds_and_no_more() -> None:
     found = summary(repeating, losses)
     points, why = following(repeating, found)
     assert [(point.of, point.overrides["training.seed"]) for point in points] == [
-        (2, 6), (2, 7), (3, 6), (3, 7), (1, 6), (1, 7),
-    ]  # fmt: skip
+        (2, 6),
+        (2, 7),
+        (3, 6),
+        (3, 7),
+        (1, 6),
+        (1, 7),
+    ]
     assert why == "training trials 2, 3 and 1 with 3 seeds each, to tell noise from gain"
     # One of them failed: it counts as tried, and the sweep ends.
     extra = []

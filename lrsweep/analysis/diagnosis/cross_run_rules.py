@@ -123,10 +123,12 @@ def held_back(curve: Curve, siblings: Sequence[Curve]) -> Diagnosis | None:
         eval_gap = ends_above(curve.eval_loss, other.eval_loss, errors=0.0) if has_evals else loss_gap
         if min(loss_gap, eval_gap) > max(enough, 0.0):
             evidence: dict[str, float | str] = {
-                "weight_decay": decay, "sibling_weight_decay": other.weight_decay,
-                "eval_gap": eval_gap, "loss_gap": loss_gap,
+                "weight_decay": decay,
+                "sibling_weight_decay": other.weight_decay,
+                "eval_gap": eval_gap,
+                "loss_gap": loss_gap,
                 "reason": f"with weight decay {other.weight_decay:g} the losses end lower, by {eval_gap:.4g}",
-            }  # fmt: skip
+            }
             return Diagnosis("over_regularised", evidence, remedies.LESS_DECAY)
     return None
 

@@ -181,9 +181,12 @@ def _bursts(norms: Series) -> Evidence | None:
         return None
     step = float(norms.finite().steps[bursts.argmax()])
     return {
-        "bursts": int(bursts.sum()), "usual": usual, "highest": float(values.max()), "step": step,
+        "bursts": int(bursts.sum()),
+        "usual": usual,
+        "highest": float(values.max()),
+        "step": step,
         "reason": f"grad_norm bursts {bursts.sum()} times to over 20 times its median, first at step {step:g}",
-    }  # fmt: skip
+    }
 
 
 def hardly_falls(curve: Curve) -> Diagnosis | None:

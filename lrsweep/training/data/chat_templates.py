@@ -47,7 +47,8 @@ TEMPLATES: Mapping[str, Written] = {
     "empty": Written("{}", "{}"),
     "default": Written("Human: {}<eos>\nAssistant:", "{}<eos>\n", "System: {}<eos>\n"),
     "alpaca": Written(
-        "### Instruction:\n{}\n\n### Response:\n", "{}<eos>\n\n",
+        "### Instruction:\n{}\n\n### Response:\n",
+        "{}<eos>\n\n",
         default_system="Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n",
     ),
@@ -64,25 +65,31 @@ TEMPLATES: Mapping[str, Written] = {
     "qwen3_nothink": _chatml(),
     "llama3": Written(
         "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        "{}<|eot_id|>", "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>", "<bos>",
+        "{}<|eot_id|>",
+        "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+        "<bos>",
     ),
     "gemma": _GEMMA,
     "gemma3": _GEMMA,
     "phi": Written("<|user|>\n{}<|end|>\n<|assistant|>\n", "{}<|end|>\n", "<|system|>\n{}<|end|>\n"),
     "phi4": Written(
-        "<|im_start|>user<|im_sep|>{}<|im_end|><|im_start|>assistant<|im_sep|>", "{}<|im_end|>",
+        "<|im_start|>user<|im_sep|>{}<|im_end|><|im_start|>assistant<|im_sep|>",
+        "{}<|im_end|>",
         "<|im_start|>system<|im_sep|>{}<|im_end|>",
     ),
     "mistral": Written("[INST] {}[/INST]", " {}<eos>", "{}\n\n", "<bos>", system_inside=True),
     "deepseek3": Written("<\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c>", opening="<bos>"),
     "zephyr": Written(
-        "<|user|>\n{}<eos><|assistant|>\n", system="<|system|>\n{}<eos>", default_system="You are Zephyr, a helpful assistant."
+        "<|user|>\n{}<eos><|assistant|>\n",
+        system="<|system|>\n{}<eos>",
+        default_system="You are Zephyr, a helpful assistant.",
     ),
     "granite3": Written(
         "<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
-        "{}<|end_of_text|>\n", "<|start_of_role|>system<|end_of_role|>{}<|end_of_text|>\n",
+        "{}<|end_of_text|>\n",
+        "<|start_of_role|>system<|end_of_role|>{}<|end_of_text|>\n",
     ),
-}  # fmt: skip
+}
 _TALK = ({"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two."})
 _PROBES: tuple[Sequence[Mapping[str, str]], ...] = (
     _TALK,

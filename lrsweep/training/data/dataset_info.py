@@ -18,9 +18,14 @@ from lrsweep.training.data.reading import Rows, Source
 FILE = "dataset_info.json"
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 _TAGS = {
-    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-    "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
-}  # fmt: skip
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 _ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _OTHER_DATA = ("images", "videos", "audios", "kto_tag", "chosen", "rejected")
 
@@ -88,8 +93,9 @@ def open_sets(folder: str, names: str, key: str, first: int | None, seed: int) -
         if len(rows) < len(chosen):
             logging.getLogger(__name__).warning(
                 "dataset %s: %d row(s) left out, as LLaMA-Factory does: their turns do not alternate",
-                part.entry.name, len(chosen) - len(rows),
-            )  # fmt: skip
+                part.entry.name,
+                len(chosen) - len(rows),
+            )
         places += rows
     if not places:
         raise InputError(f"{key}={names}: no usable rows in it; it needs at least one")

@@ -196,9 +196,13 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
     except OSError:
         console.close()
         raise

@@ -70,13 +70,16 @@ class Layout:
         taken = torch.zeros(trials * longest, dtype=torch.bool)
         taken[places[real]] = True
         return cls(
-            trials, tuple((len(rows), length) for rows, length in groups),
+            trials,
+            tuple((len(rows), length) for rows, length in groups),
             positions=by_token(position).view(trials, -1),
             rows=by_token(row % by_trial.shape[1]).view(trials, -1),
             source=by_token(row * mask.shape[1] + position),
             back=by_token(torch.arange(len(row))),
-            places=places, taken=taken[:, None].to(dtype), real=real[:, None].to(dtype),
-        )  # fmt: skip
+            places=places,
+            taken=taken[:, None].to(dtype),
+            real=real[:, None].to(dtype),
+        )
 
     def to(self, device: torch.device) -> "Layout":
         moved = {
@@ -117,9 +120,15 @@ class _Gather(torch.autograd.Function):
 
 
 def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    *, layout: Layout | None = None, **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
     if layout is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
         return found

@@ -48,8 +48,11 @@ def server(*options: str) -> Iterator[str]:
         with (place / "log").open("wb") as log:
             process = subprocess.Popen(
                 [str(folder / "postgres"), "-D", str(place / "data"), *(f"-c{setting}" for setting in settings)],
-                cwd="/", stdout=log, stderr=log, **person,
-            )  # fmt: skip
+                cwd="/",
+                stdout=log,
+                stderr=log,
+                **person,
+            )
         try:
             url = f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
             _wait_for(url, process, place / "log")

@@ -10,11 +10,18 @@ from tests.executors.sweeps import begun, check_complete, grid, kill_one, start
 
 # Sixteen points of the embedded model, so short that they take seconds, with what stays the same on any number of workers.
 REAL = [
-    "+sweep=lora_lr", "name=real", "space.optimizer.lr=[1e-5,1e-4,1e-3,3e-3]",
+    "+sweep=lora_lr",
+    "name=real",
+    "space.optimizer.lr=[1e-5,1e-4,1e-3,3e-3]",
     "space.optimizer.weight_decay=[0.0,0.01,0.1,0.3]",
-    "training.max_steps=8", "training.eval_every=4", "data.max_eval_rows=24", "training.save_adapter=false",
-    "search.preflight=false", "engine=trainer", "tracking=none",
-]  # fmt: skip
+    "training.max_steps=8",
+    "training.eval_every=4",
+    "data.max_eval_rows=24",
+    "training.save_adapter=false",
+    "search.preflight=false",
+    "engine=trainer",
+    "tracking=none",
+]
 
 
 def test_two_workers_of_which_one_is_killed_half_way(tmp_path: Path) -> None:

@@ -99,14 +99,17 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["executor=ray", "executor.address=10.0.0.1:6379"], "executor.address=10.0.0.1:6379: its workers run on several"),
+        (
+            ["executor=ray", "executor.address=10.0.0.1:6379"],
+            "executor.address=10.0.0.1:6379: its workers run on several",
+        ),
         (["executor=slurm", "executor.cluster=slurm"], "executor=slurm: its workers run on several machines"),
         (
             ["executor=slurm", "executor.cluster=slurm", "search.storage=sqlite:///shared/study.db"],
             "set search.storage=postgresql://USER:PASSWORD@HOST/DATABASE",
         ),
     ],
-)  # fmt: skip
+)
 def test_sqlite_is_refused_where_workers_are_on_several_machines(words: list[str], said: str) -> None:
     with pytest.raises(InputError, match="a SQLite file is safe on one only") as refused:
         executor(sweep_config(["+sweep=lora_lr", *words]))

@@ -47,9 +47,13 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     token = secrets.token_hex(32)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.executors.a_cluster"], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.executors.a_cluster"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+    )
     assert process.stdout is not None
     try:
         yield Cluster(process, process.stdout.readline().strip(), token)

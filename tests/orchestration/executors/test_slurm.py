@@ -32,9 +32,15 @@ def test_two_jobs_of_which_one_loses_its_worker_half_way(tmp_path: Path) -> None
 @pytest.mark.scale
 def test_a_preempted_job_checkpoints_and_is_queued_again(tmp_path: Path) -> None:
     real = [
-        "+sweep=lora_lr", "name=grid", "space.optimizer.lr=[1e-3,3e-3]", "training.max_steps=400", "training.eval_every=2",
-        "data.max_eval_rows=24", "search.preflight=false", "tracking=none",
-    ]  # fmt: skip
+        "+sweep=lora_lr",
+        "name=grid",
+        "space.optimizer.lr=[1e-3,3e-3]",
+        "training.max_steps=400",
+        "training.eval_every=2",
+        "data.max_eval_rows=24",
+        "search.preflight=false",
+        "tracking=none",
+    ]
     sweep = start(tmp_path, *real, *LOCAL, "executor.workers=1")
     log = sweep.outputs / "trials" / "0000" / "metrics.jsonl"
     _wait(lambda: log.exists() and len(log.read_text().splitlines()) > 6)

@@ -16,9 +16,15 @@ LAUNCH = f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node 2 -m te
 @pytest.mark.scale
 def test_each_trial_is_two_processes(tmp_path: Path) -> None:
     words = [
-        *TINY[:4], "optimizer.lr=1e-3", "engine=external", "engine.dialect=transformers", "engine.slots=1",
-        f"engine.command='{LAUNCH}'", "space.optimizer.lr=[1e-4,3e-3]", "tracking=none",
-    ]  # fmt: skip
+        *TINY[:4],
+        "optimizer.lr=1e-3",
+        "engine=external",
+        "engine.dialect=transformers",
+        "engine.slots=1",
+        f"engine.command='{LAUNCH}'",
+        "space.optimizer.lr=[1e-4,3e-3]",
+        "tracking=none",
+    ]
     run = lrsweep(*words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert run.returncode == 0, run.stderr
     summary = json.loads((tmp_path / "outputs" / "lora_lr" / "summary.json").read_text())

@@ -108,9 +108,12 @@ def test_a_kill_between_the_renames_leaves_the_one_before(tmp_path: Path) -> Non
 ENGINES: dict[str, Callable[[], Engine]] = {"packed": lambda: PackedEngine(3, rank=8), "trainer": TrainerEngine}
 # An epoch is three steps long, dropout is on, and the trials are unlike.
 LONG = (
-    "training.max_steps=9", "training.eval_every=4", "data.max_train_rows=11", "finetune.dropout=0.1",
+    "training.max_steps=9",
+    "training.eval_every=4",
+    "data.max_train_rows=11",
+    "finetune.dropout=0.1",
     "training.save_adapter=true",
-)  # fmt: skip
+)
 TRIALS = [
     tiny(*LONG),
     tiny(*LONG, "training.seed=3", "scheduler=linear", "optimizer.lr=1e-2", "optimizer.betas=[0.8,0.95]"),

@@ -72,17 +72,22 @@ def test_one_that_is_stopped_ends_with_all_its_children(tmp_path: Path) -> None:
 
 def running(folder: Path) -> list[list[str]]:
     """The command lines of what runs with a file in that folder."""
-    return [words for words in (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
-            if any(str(folder) in word for word in words)]  # fmt: skip
+    return [
+        words
+        for words in (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+        if any(str(folder) in word for word in words)
+    ]
 
 
 def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
     )
-    program = "import pathlib, subprocess, sys, time, json; subprocess.Popen([sys.executable, sys.argv[1]]); time.sleep(1); " \
-        "out = pathlib.Path(sys.argv[3]); " \
-        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"  # fmt: skip
+    program = (
+        "import pathlib, subprocess, sys, time, json; subprocess.Popen([sys.executable, sys.argv[1]]); time.sleep(1); "
+        "out = pathlib.Path(sys.argv[3]); "
+        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"
+    )
     (tmp_path / "p.py").write_text(program)
     command = f"{sys.executable} {tmp_path / 'p.py'} {tmp_path / 'child.py'} {{config}} {{output}}"
     host = train(ExternalEngine(command, text, 1, []), tmp_path, tiny())
@@ -148,9 +153,11 @@ def test_a_signal_that_the_command_gets_too_is_no_failure(tmp_path: Path) -> Non
 
 
 def test_gpus_are_handed_out(tmp_path: Path) -> None:
-    program = "import os, pathlib, time, json, sys; out = pathlib.Path(sys.argv[1]); time.sleep(1); " \
-        "(out / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES']); " \
-        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"  # fmt: skip
+    program = (
+        "import os, pathlib, time, json, sys; out = pathlib.Path(sys.argv[1]); time.sleep(1); "
+        "(out / 'gpu').write_text(os.environ['CUDA_VISIBLE_DEVICES']); "
+        "(out / 'trainer_log.jsonl').write_text(json.dumps({'current_steps': 6, 'eval_loss': 1.0}))"
+    )
     (tmp_path / "p.py").write_text(program)
     shared = ExternalEngine(f"{sys.executable} {tmp_path / 'p.py'} {{output}} {{config}}", text, 2, ["0", "3"])
     host = Recorder(tmp_path, [tiny(), tiny(), tiny()])

@@ -85,11 +85,16 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
         ("data.packing=true",),
         ("finetune.target_modules=[q_proj,v_proj]",),
         ("finetune=full", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
-        ("scheduler.name=reduce_lr_on_plateau", "scheduler.warmup_ratio=null", "scheduler.kwargs={patience: 0}",
-         "optimizer.lr=3e-2", "training.eval_every=1"),
+        (
+            "scheduler.name=reduce_lr_on_plateau",
+            "scheduler.warmup_ratio=null",
+            "scheduler.kwargs={patience: 0}",
+            "optimizer.lr=3e-2",
+            "training.eval_every=1",
+        ),
     ],
     ids=lambda overrides: " ".join(overrides[:2]),
-)  # fmt: skip
+)
 def test_every_mode_has_the_curves_of_stock(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     base = ("model.dtype=float64", *overrides)
     trials = [
@@ -209,8 +214,10 @@ def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
 def test_an_error_ends_its_trial_and_no_other(tmp_path: Path) -> None:
     host = train(PackedEngine(2, rank=8), tmp_path, tiny("scheduler.name=cosine_with_min_lr"), tiny(), tiny())
     assert sorted((outcome.number, outcome.status) for outcome in host.outcomes) == [
-        (0, "failed"), (1, "complete"), (2, "complete"),
-    ]  # fmt: skip
+        (0, "failed"),
+        (1, "complete"),
+        (2, "complete"),
+    ]
 
 
 def test_a_saved_adapter_is_pefts_and_gives_the_same_loss(tmp_path: Path) -> None:

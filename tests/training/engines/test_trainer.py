@@ -53,9 +53,12 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
             batch = collate(rows[start : start + t.batch_size], tokenizer.pad_token_id)
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-            ) / tokens  # fmt: skip
+            loss = (
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+                )
+                / tokens
+            )
             loss.backward()
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights, t.max_grad_norm)))

@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test lint types wheel base interop chaos faults scale clean
+.PHONY: sweep test coverage lint types wheel base interop chaos faults scale clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
 
 test: .venv/.installed-test ## install if need be, then run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+coverage: .venv/.installed-test ## the tests, with a report of the lines that they miss, worker processes included
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report term:skip-covered --cov-report html
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -28,13 +31,13 @@ base: .venv/.installed ## pretrain the embedded model anew (about five minutes o
 # the one; it imports the other, which does without its libraries.
 INTEROP := .tmp/interop
 interop: .venv/.installed-test $(INTEROP)/llamafactory/.installed $(INTEROP)/trl/.installed $(INTEROP)/axolotl/.installed
-	$(BIN)/python -m pytest tests/interop/test_tools.py tests/interop/test_llamafactory.py tests/interop/test_trl.py
+	$(BIN)/python -m pytest tests/dialects/test_tools.py tests/dialects/test_llamafactory.py tests/dialects/test_trl.py
 
 $(INTEROP)/llamafactory/.installed: TOOL = llamafactory==0.9.5 torchaudio==2.11.0
 $(INTEROP)/trl/.installed: TOOL = trl==1.16.0
 $(INTEROP)/axolotl/.installed: TOOL = axolotl==0.19.0
 
-$(INTEROP)/%/.installed: tests/interop/tools/%.txt
+$(INTEROP)/%/.installed: tests/dialects/tools/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q torch==2.13.0 -r $<
 	$(@D)/bin/python -m pip install -q --no-deps $(TOOL)
@@ -65,4 +68,4 @@ faults: .venv/.installed-test ## everything that can go wrong, the long way roun
 
 scale: .venv/.installed-test ## many workers, on Ray, SLURM's stand-ins and PostgreSQL (minutes)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest -m scale tests/executors
+	$(BIN)/python -m pytest -m scale tests/orchestration/executors

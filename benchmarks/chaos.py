@@ -1,15 +1,18 @@
-"""SIGKILLs at random points of sweeps, and what they cost: `python benchmarks/chaos.py --kills 200`, an hour.
+"""Sends SIGKILLs at random points of sweeps and measures the cost: `python benchmarks/chaos.py --kills 200`, an hour.
 
-Sweeps of a 16-point grid on the embedded model, on 1, 2 and 4 workers, packed and trainer engine in turn. After a training step
-has been logged, at a random moment, a kill takes one worker, or the process that keeps the sweep, or all of them; where the
-keeper went, the same command is run again, until the sweep is complete; then another one begins, until enough kills have been
-dealt. Held after every kill: no completed trial is lost or run again, and what a trial has logged behind its last
-checkpoint is at most one interval. Held at the end of a sweep: 16 of 16 complete, each point once; nothing RUNNING in Optuna
-or MLflow; in MLflow each trial's curve whole, each step once; the same best and losses as an undisturbed run.
-`--arms packed:4 trainer:1` deals with these only, and `--add` keeps the sweeps that the file of results has.
+Runs sweeps of a 16-point grid on the embedded model with 1, 2 and 4 workers, and with the packed and the trainer engine
+in turn. At a random moment after a training step has been logged, it kills one worker, or the controller, or all
+processes. If the controller was killed, the same command runs again, until the sweep is complete. Then the next sweep
+starts, until there have been enough kills.
 
-Plain Optuna, for comparison (one worker, a 16-point grid, 4 sweeps a storage, half of each unfinished in 80 s): SQLite, 113
-trials left RUNNING after 156 kills; journal file, 16 after 135.
+Checked after every kill: no completed trial is lost or repeated, and a trial has logged at most one checkpoint interval
+of steps after its last checkpoint. Checked at the end of a sweep: 16 of 16 trials are complete, each point once;
+nothing is RUNNING in Optuna or MLflow; each trial's curve in MLflow is complete, each step once; the best trial and the
+losses are those of a sweep without kills. `--arms packed:4 trainer:1` runs only these arms, and `--add` keeps the
+sweeps in the results file.
+
+Plain Optuna for comparison (one worker, a 16-point grid, 4 sweeps per storage, half of each unfinished after 80 s):
+with SQLite, 113 trials stayed RUNNING after 156 kills; with a journal file, 16 after 135.
 """
 
 import argparse
@@ -45,19 +48,33 @@ COMMAND = [
     "search.preflight=false",
 ]
 ENGINES = {"packed": ["engine=packed", "engine.slots=4"], "trainer": ["engine=trainer"]}
-# Engine and number of workers, in turn.
+# Engine and number of workers; sweeps use them in turn.
 ARMS = [("packed", 1), ("trainer", 2), ("packed", 2), ("trainer", 1), ("packed", 4), ("trainer", 4)]
+# Who is killed, and how often relative to each other. "keeper" is the controller: the name in results files.
 VICTIMS = {"all": 2, "worker": 2, "keeper": 1}
+# The module that a worker process runs.
+WORKER = "lrsweep.orchestration.executors.worker_main"
+# Kills per sweep at most; seconds between a logged step and a kill at most.
 MOST_A_SWEEP, LATEST = 12, 6.0
 
 
 class BrokenPromiseError(AssertionError):
-    """A promise that did not hold."""
+    """A check that failed."""
 
 
 @dataclass
 class Sweep:
-    """One sweep in a folder of its own, and what has been done to it."""
+    """One sweep in its own folder.
+
+    Attributes:
+        folder: Its working folder.
+        engine: A key of ENGINES.
+        workers: Its number of workers.
+        kills: Kills so far, by victim.
+        runs: How often the command was run.
+        lost: For each kill and each running trial, the steps that it must train again.
+        done: The completed trials at the last check: parameters and loss.
+    """
 
     folder: Path
     engine: str
@@ -68,7 +85,11 @@ class Sweep:
     done: dict[int, tuple[str, float | None]] = field(default_factory=dict)
 
     def run(self, most: int, draw: random.Random) -> dict[str, Any]:
-        """Runs it to its end through up to `most` kills. Raises BrokenPromiseError."""
+        """Runs it to its end, with up to `most` kills; returns its `losses`.
+
+        Raises:
+            BrokenPromiseError: A check failed.
+        """
         while True:
             process = self._start()
             while process.poll() is None and self.kills.total() < most:
@@ -88,27 +109,27 @@ class Sweep:
         with open(self.folder / "console.log", "ab") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
 
-    def _kill_someone(self, keeper: subprocess.Popen[bytes], draw: random.Random) -> None:
-        """Armed by a step that is new: kills during imports prove nothing."""
+    def _kill_someone(self, controller: subprocess.Popen[bytes], draw: random.Random) -> None:
+        """Kills after a new step has been logged: kills during imports would test nothing."""
         before = self._logged()
-        while keeper.poll() is None and self._logged() == before:
+        while controller.poll() is None and self._logged() == before:
             time.sleep(0.02)
         time.sleep(draw.uniform(0, LATEST))
-        if keeper.poll() is not None:
+        if controller.poll() is not None:
             return
-        workers = workers_of(keeper)
+        workers = workers_of(controller)
         (victim,) = draw.choices(list(VICTIMS), list(VICTIMS.values()))
         processes = draw.sample(workers, 1) if victim == "worker" and workers else workers if victim == "all" else []
-        # The keeper first: it must not see its workers die.
+        # The controller first: it must not notice the death of its workers.
         if victim != "worker":
-            keeper.kill()
-            keeper.wait()
+            controller.kill()
+            controller.wait()
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         self.kills[victim] += 1
         if victim == "keeper":
-            psutil.wait_procs(workers, timeout=60)  # they checkpoint, and go
+            psutil.wait_procs(workers, timeout=60)  # they checkpoint and exit
         states = {number: state for number, (state, _, _) in self._trials().items()}
         self.lost += [
             rows[-1] - kept_step(self._trial(number))
@@ -122,7 +143,7 @@ class Sweep:
             if now.get(number) != trial:
                 raise BrokenPromiseError(f"trial {number} was complete as {trial} and is now {now.get(number)}")
         if max(self.lost, default=0) > EVERY:
-            raise BrokenPromiseError(f"{max(self.lost)} steps to train again, more than the interval of {EVERY}")
+            raise BrokenPromiseError(f"{max(self.lost)} steps must be trained again, more than the interval of {EVERY}")
         self.done = now
 
     def _check_end(self) -> None:
@@ -145,7 +166,7 @@ class Sweep:
             )
 
     def losses(self) -> dict[str, Any]:
-        """The best trial's parameters, and the loss of every point."""
+        """Returns the best trial's parameters, and the loss of every point."""
         summary = json.loads((self.folder / "outputs" / "chaos" / "summary.json").read_text())
         return {
             "best": json.dumps(summary["best"]["values"]),
@@ -156,16 +177,16 @@ class Sweep:
         return self.folder / "outputs" / "chaos" / "trials" / f"{number:04d}"
 
     def _logged(self) -> dict[int, list[int]]:
-        """The steps that each trial's log holds."""
+        """Returns the steps in each trial's log."""
         logs = sorted((self.folder / "outputs" / "chaos" / "trials").glob("*/metrics.jsonl"))
         return {int(p.parent.name): [int(r["step"]) for r in read_metrics(p.parent) if "loss" in r] for p in logs}
 
     def _trials(self) -> dict[int, tuple[str, str, float | None]]:
-        """Of each trial in the study: state, parameters, loss."""
+        """Returns each trial in the study: state, parameters, loss."""
         file = self.folder / "outputs" / "chaos" / "study.db"
         if not file.exists():
             return {}
-        # Not read-only: what a kill left half written is rolled back by whoever opens it next.
+        # Not read-only: the next connection must roll back what a kill left half written.
         with contextlib.closing(sqlite3.connect(file, timeout=30)) as database:
             try:
                 states = database.execute(
@@ -177,26 +198,25 @@ class Sweep:
             except sqlite3.OperationalError as fault:
                 if "no such table" not in str(fault):
                     raise
-                return {}  # being made
+                return {}  # being created
         for trial, name, value in rows:
             params.setdefault(trial, []).append(f"{name}={value}")
         return {n: (state, " ".join(sorted(params.get(i, []))), values.get(i)) for i, n, state in states}
 
 
-def workers_of(keeper: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Its worker processes; one may end while it is looked at."""
+def workers_of(controller: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Returns the controller's worker processes; any of them may end meanwhile."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(keeper.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one
-                found += (
-                    [process] if "lrsweep.orchestration.executors.worker_main" in " ".join(process.cmdline()) else []
-                )
+        for process in psutil.Process(controller.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # also raised for a zombie
+                if WORKER in " ".join(process.cmdline()):
+                    found.append(process)
     return found
 
 
 def kept_step(trial: Path) -> int:
-    """The step of a trial's last checkpoint."""
+    """Returns the step of a trial's last checkpoint; 0 without one."""
     for name in ("checkpoint", "checkpoint.previous"):
         with contextlib.suppress(OSError, ValueError):
             json.loads((trial / name / "manifest.json").read_text())
@@ -206,11 +226,13 @@ def kept_step(trial: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="in total")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--arms", nargs="+", default=[f"{engine}:{workers}" for engine, workers in ARMS])
+    parser.add_argument(
+        "--arms", nargs="+", default=[f"{engine}:{workers}" for engine, workers in ARMS], metavar="ENGINE:WORKERS"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "chaos.json")
-    parser.add_argument("--add", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep the sweeps in the results file")
     arguments = parser.parse_args()
     arms = [(engine, int(workers)) for engine, workers in (arm.split(":") for arm in arguments.arms)]
     draw = random.Random(arguments.seed)
@@ -237,7 +259,7 @@ def main() -> None:
             apart = max(abs(end["losses"][point] - loss) for point, loss in undisturbed[engine]["losses"].items())
             if end["best"] != undisturbed[engine]["best"] or apart > 1e-3:
                 raise BrokenPromiseError(
-                    f"best {end['best']}, undisturbed {undisturbed[engine]['best']}; {apart} apart"
+                    f"best {end['best']}, without kills {undisturbed[engine]['best']}; losses differ by {apart}"
                 )
         except BrokenPromiseError as broken:
             sys.exit(f"{engine}, {workers} workers, after {dict(one.kills)}: {broken}; see {one.folder}")
@@ -271,9 +293,11 @@ def main() -> None:
         for engine, workers in ARMS
         if (own := [e for e in entries if (e["engine"], e["workers"]) == (engine, workers)])
     ]
-    header = ["engine", "workers", "sweeps", *VICTIMS, "steps again", "most for a trial", "losses apart"]
+    header = ["engine", "workers", "sweeps", *VICTIMS, "repeated steps", "most per trial", "losses differ by"]
     print(table(header, rows))
-    print(f"{kills} kills: 0 completed trials lost, 0 repeated, 16 of 16 in every sweep, 0 RUNNING, the same best")
+    print(
+        f"{kills} kills: 0 completed trials lost, 0 repeated, 16 of 16 in every sweep, 0 RUNNING, the same best trial"
+    )
     print("plain Optuna, one worker: SQLite 113 trials left RUNNING after 156 kills; journal file 16 after 135")
 
 

@@ -1,4 +1,4 @@
-"""What the scripts here share: when and where they ran, their results file, their tables."""
+"""Helpers of all benchmarks: date, hardware and versions; results files; tables."""
 
 import datetime
 import importlib.metadata
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def about(*packages: str) -> dict[str, Any]:
-    """Date, hardware and versions; threads and their way of waiting, if torch is among the packages."""
+    """Returns the date, hardware and package versions; with torch, also its threads and OMP_WAIT_POLICY."""
     known: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()}-core CPU",
@@ -25,14 +25,14 @@ def about(*packages: str) -> dict[str, Any]:
 
         if torch.cuda.is_available():
             known["hardware"] = torch.cuda.get_device_name()
-        # torch's own version tells a CPU build from others, its package's does not always.
+        # torch.__version__ names a CPU build; the package's version does not always.
         known["versions"]["torch"] = str(torch.__version__)
         known |= {"threads": torch.get_num_threads(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY")}
     return known
 
 
 def save(path: Path, known: Mapping[str, Any], **lists: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a JSON file that reads well in a diff: a line for each fact, and one for each entry of each list."""
+    """Writes a JSON file that is easy to read in a diff: one line per fact, and one per entry of each list."""
     parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()]
     for name, entries in lists.items():
         body = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
@@ -42,7 +42,7 @@ def save(path: Path, known: Mapping[str, Any], **lists: Sequence[Mapping[str, An
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is aligned left, the others right."""
+    """Returns a Markdown table; the first column is left-aligned, the others right-aligned."""
     cells = [list(header), *[[str(cell) for cell in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

@@ -1,7 +1,7 @@
-"""What torch.compile costs a sweep on a CPU, and whether it changes a curve: `python benchmarks/compiled.py`, four minutes.
+"""Measures what torch.compile costs a sweep on a CPU: `python benchmarks/compiled.py`, four minutes.
 
-The same two trials of eight steps of the embedded model, packed, with the decoder compiled and without, each a process of its
-own: seconds from start to end, compilation and all, and how far the losses are apart.
+Runs the same two packed trials of eight steps on the embedded model, with and without a compiled decoder, each run in
+its own process. Reports the total seconds, compilation included, and the largest difference between the losses.
 """
 
 import argparse
@@ -30,6 +30,7 @@ COMMAND = [
 
 
 def run(folder: Path, compiled: bool) -> dict[str, Any]:
+    """Runs the sweep once in a new folder."""
     folder.mkdir()
     begun = time.monotonic()
     command = [sys.executable, "-m", "lrsweep", *COMMAND, f"engine.compile={compiled}"]
@@ -49,7 +50,7 @@ def main() -> None:
     plain, compiled = (found.pop("losses") for found in runs)
     apart = max(abs(a - b) for a, b in zip(plain, compiled, strict=True))
     print(table(["compiled", "seconds"], [[found["compiled"], found["seconds"]] for found in runs]))
-    print(f"{len(plain)} losses, {apart:.1e} apart at most")
+    print(f"{len(plain)} losses, the largest difference is {apart:.1e}")
     save(arguments.out, about("torch") | {"losses": len(plain), "apart": apart}, runs=runs)
 
 

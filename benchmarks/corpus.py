@@ -1,15 +1,17 @@
-"""Loss curves with known labels, from real runs: `python benchmarks/corpus.py`, about 20 minutes on one core.
+"""Makes loss curves with known labels from real runs: `python benchmarks/corpus.py`, about 20 minutes on one core.
 
-Trains a few hundred short runs with the packed engine (`SETTINGS`: models, data, optimizers, schedules, batches, lengths;
-each at many learning rates), labels them (`labels.py` says how) and writes `benchmarks/corpus/curves.jsonl.gz`, a line a curve.
+Trains a few hundred short runs with the packed engine (`SETTINGS`: models, data, optimizers, schedules, batches and
+lengths, each at many learning rates), labels them (`labels.py` defines the labels) and writes
+`benchmarks/corpus/curves.jsonl.gz`, one line per curve.
 
-A label comes from what the diagnosis does not see: what was done to the run (its learning rate relative to the best one of
-the same setting, decay added, training broken), and a probe: the loss of the same held-out rows at sixteen evenly
-spaced steps, of which the log shows a part or nothing. Runs that no definition fits clearly are left out, and counted.
+A label is derived from information that the diagnosis does not see: the treatment of the run (its learning rate
+relative to the best one of the same setting, added decay, broken training), and a probe: the loss of the same held-out
+rows at sixteen evenly spaced steps, of which the log shows some or none. Runs that fit no definition clearly get no
+label.
 
-`--runs DIR` keeps what was trained, a file a setting, so that an interrupted recipe goes on where it was. All is seeded, and
-a repetition differs by rounding alone (which decides where training is chaotic); but rows and texts are the running
-Python's standard library, so that another Python version gives slightly other curves.
+`--runs DIR` keeps the trained runs, one file per setting, so that an interrupted run can be resumed. Everything is
+seeded, and a repetition differs only by rounding (which matters where training is chaotic). The texts are the standard
+library of the running Python, so another Python version gives slightly different curves.
 """
 
 import argparse
@@ -48,9 +50,9 @@ from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
 from lrsweep.training.engines.packed import PackedEngine
 
 CORPUS = Path(__file__).parent / "corpus" / "curves.jsonl.gz"
-PROBES, PROBE_ROWS = 16, 40  # evaluations along a run, and the rows of each
+PROBES, PROBE_ROWS = 16, 40  # evaluations per run, and eval rows
 
-# What is trained. Sizes: width, layers, heads, and the steps of pretraining on source code; 0: random weights.
+# Architecture, width, layers, heads, and steps of pretraining on source code (0: random weights).
 MODELS: dict[str, tuple[str, int, int, int, int]] = {
     "llama": ("llama", 64, 2, 2, 200),
     "qwen2": ("qwen2", 48, 3, 3, 200),
@@ -65,12 +67,31 @@ MODELS: dict[str, tuple[str, int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but learning rate and, where `decays` says so, weight decay: siblings.
+    """Runs that differ only in learning rate and, with `decays`, in weight decay.
 
-    `every`: losses are logged as means over so many steps, as transformers' Trainer does; of the probes every `evals`-th,
-    counted from the last, is in the log as an evaluation (0: none). `shows`: what else is logged. `kind` is what was
-    arranged: `plain`; rates `near` each other; `explosive` ones; `tiny` data, seen many times; `decay`; or how training was
-    broken.
+    Attributes:
+        name: Its name, and the group of its runs in the corpus.
+        kind: `plain`; rates `near` each other; `explosive` rates; `tiny` data, seen many times; `decay`; or one of
+            `labels.BROKEN`.
+        model: A key of MODELS, or `base` for the embedded model.
+        mode: As in finetune.mode.
+        lrs: Learning rates, separated by spaces.
+        steps: Optimizer steps of a run.
+        batch: Rows of a step.
+        rows: Training rows.
+        task: `docstrings` (the embedded task) or `code`.
+        optimizer: As in optimizer.
+        clip: As in training.max_grad_norm.
+        schedule: As in scheduler.name.
+        warmup: As in scheduler.warmup_ratio.
+        alpha: As in finetune.alpha.
+        eps: As in optimizer.eps.
+        decays: `LR: DECAY DECAY; ...`, runs in addition to those without decay.
+        every: Losses are logged as means over this many steps, as transformers' Trainer does.
+        evals: Every n-th probe, counted from the last, is logged as an evaluation; 0 logs none.
+        evals_at_start: Whether the probe at step 0 may be logged.
+        shows: The other metrics that are logged.
+        seed: As in training.seed.
     """
 
     name: str
@@ -88,7 +109,7 @@ class Setting:
     warmup: float = 0.1
     alpha: float = 16.0
     eps: float = 1e-8
-    decays: str = ""  # "LR: DECAY DECAY; ...", runs in addition to those without decay
+    decays: str = ""
     every: int = 1
     evals: int = 2
     evals_at_start: bool = True
@@ -96,7 +117,7 @@ class Setting:
     seed: int = 0
 
     def runs(self) -> list[tuple[float, float]]:
-        """(learning rate, weight decay) of each run."""
+        """Returns (learning rate, weight decay) of each run."""
         decayed = (part.split(":") for part in self.decays.split(";") if part)
         return [(float(lr), 0.0) for lr in self.lrs.split()] + [
             (float(lr), float(decay)) for lr, decays in decayed for decay in decays.split()
@@ -147,7 +168,7 @@ SETTINGS = [
     Setting("new_llama_1", "plain", "new_llama", "full", NEAR_NEW, 200, 1, schedule="constant", every=10, evals=1),
     Setting("new_qwen2_1", "plain", "new_qwen2", "full", NEAR_NEW, 120, 1, task="code", schedule="constant", evals=1),
     Setting("new_gpt2_1", "plain", "new_gpt2", "full", NEAR_NEW, 120, 1, schedule="constant", every=5, evals=1),
-    # Rates close to each other just above the best, at small batches: where oscillation lives.
+    # Rates close to each other, just above the best, and small batches: these oscillate.
     Setting(
         "near_llama_lora",
         "near",
@@ -222,7 +243,7 @@ SETTINGS = [
         evals=1,
         seed=6,
     ),
-    # Plain gradient descent without clipping, at rates that no longer end in numbers.
+    # Plain gradient descent without clipping, up to rates that end in inf or nan.
     Setting(
         "explode_gpt2",
         "explosive",
@@ -291,7 +312,7 @@ SETTINGS = [
     ),
     Setting("tiny_new_llama", "tiny", "new_llama", "full", NEW, 120, 4, rows=32, task="code", evals=2),
     Setting("tiny_new_qwen2", "tiny", "new_qwen2", "full", NEW, 80, 4, rows=16, schedule="linear", evals=1),
-    # Decay, added at rates that do well without.
+    # Decay added at rates that do well without it.
     Setting(
         "decay_llama_lora",
         "decay",
@@ -360,7 +381,7 @@ SETTINGS = [
         every=5,
         evals=4,
     ),
-    # Nothing is learned, whatever the rate.
+    # Nothing is learned at any rate.
     Setting("scaled_away", "scaled away", "llama", "lora", "1e-5 1e-3 1e-1", 30, 4, alpha=1e-30, evals=4),
     Setting("scaled_away_logs", "scaled away", "gpt2", "lora", "1e-4 1e-3 1e-2", 60, 4, alpha=1e-30, every=5, evals=0),
     Setting("no_step", "no step", "qwen2", "full", "1e-5 1e-3 1e-2", 40, 4, eps=1e30, evals=4),
@@ -378,11 +399,11 @@ SETTINGS = [
 
 
 class _Host:
-    """Gives the runs of a setting and keeps what they measure."""
+    """Hands out the runs of a setting and keeps their measurements."""
 
     def __init__(self, configs: Sequence[SweepConfig], folder: Path) -> None:
         self._trials = [Trial(i, config, folder / str(i)) for i, config in enumerate(configs)]
-        self.heard: list[list[Measurement]] = [[] for _ in configs]
+        self.measurements: list[list[Measurement]] = [[] for _ in configs]
         self.outcomes: list[Outcome] = []
 
     def next_trial(self) -> Trial | None:
@@ -390,7 +411,7 @@ class _Host:
 
     def report(self, measurements: Sequence[Measurement]) -> dict[int, Stop]:
         for measurement in measurements:
-            self.heard[measurement.number].append(measurement)
+            self.measurements[measurement.number].append(measurement)
         return {}
 
     def finish(self, outcome: Outcome) -> None:
@@ -398,7 +419,11 @@ class _Host:
 
 
 def train(setting: Setting, folder: Path) -> list[dict[str, Any]]:
-    """The setting's runs: learning rate, decay, and every step's loss, gradient norm, rate; the probes and their steps."""
+    """Trains a setting's runs.
+
+    Returns:
+        Each run's learning rate and decay, every step's loss, gradient norm and rate, and the probes with their steps.
+    """
     data = {"data.path": "embedded"}
     if setting.task == "code":
         files = {"data.path": "code.jsonl", "data.eval_path": "code_eval.jsonl"}
@@ -431,9 +456,9 @@ def train(setting: Setting, folder: Path) -> list[dict[str, Any]]:
     faults = [outcome.reason for outcome in host.outcomes if outcome.status == "failed"]
     assert not faults, f"{setting.name}: {faults[0]}"
     runs = []
-    for (lr, decay), heard in zip(setting.runs(), host.heard, strict=True):
-        steps = [m.metrics for m in heard if "loss" in m.metrics]
-        probes = [(m.step, m.metrics["eval_loss"]) for m in heard if "eval_loss" in m.metrics]
+    for (lr, decay), measured in zip(setting.runs(), host.measurements, strict=True):
+        steps = [m.metrics for m in measured if "loss" in m.metrics]
+        probes = [(m.step, m.metrics["eval_loss"]) for m in measured if "eval_loss" in m.metrics]
         series = {name: [_rounded(step[name]) for step in steps] for name in ("loss", "grad_norm", "learning_rate")}
         probe = {"steps": [step for step, _ in probes], "values": [_rounded(value, 7) for _, value in probes]}
         runs.append({"lr": lr, "weight_decay": decay, "series": series, "probe": probe})
@@ -445,7 +470,7 @@ def _rounded(value: float, digits: int = 7) -> float:
 
 
 def prepare(folder: Path) -> None:
-    """Writes the models and the rows of the task `code` into the folder."""
+    """Writes the models, and the rows of the task `code`, into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     texts = corpus.pretraining_texts()
@@ -460,7 +485,7 @@ def prepare(folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(_model_config(kind, width, layers, heads, len(tokenizer)))
         _pretrain(model, stream, steps)
         if name == "dead":
-            # The states end as zeros: every token is as likely as any other, and no gradient gets past.
+            # The last hidden states are zero: all tokens are equally likely, and no gradient passes.
             torch.nn.init.zeros_(model.model.norm.weight)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -495,7 +520,7 @@ def _model_config(kind: str, width: int, layers: int, heads: int, vocabulary: in
 
 
 def _pretrain(model: Any, stream: torch.Tensor, steps: int) -> None:
-    """Next tokens of random windows of the stream, 16 of 64 tokens a step."""
+    """Trains on next tokens, with 16 random windows of 64 tokens per step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = get_cosine_schedule_with_warmup(optimizer, 20, max(steps, 1))
     model.train()
@@ -513,13 +538,13 @@ def _pretrain(model: Any, stream: torch.Tensor, steps: int) -> None:
 
 
 def logged(setting: Setting, run: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The rows that a log of this run would hold: all that the diagnosis sees."""
+    """Returns the rows of this run's log: all that the diagnosis sees."""
     series = run["series"]
     ended = not all(math.isfinite(series[name][-1]) for name in ("loss", "grad_norm"))
     count, rows = len(series["loss"]), []
     for start in range(0, count, setting.every):
         stop = min(start + setting.every, count)
-        # A run that ends between two logged steps logs its end only if that is what ended it; and then shows why.
+        # Steps after the last full mean are logged, with grad_norm, only if a value that is not finite ended the run.
         if stop - start < setting.every and not ended:
             continue
         row = {"step": stop, "loss": _rounded(float(np.mean(series["loss"][start:stop])), 5)}
@@ -535,7 +560,7 @@ def logged(setting: Setting, run: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def halves(settings: Sequence[Setting]) -> dict[str, str]:
-    """Which half a setting is in: within its kind, every other one by the hash of its name. Siblings stay together."""
+    """Returns the half of each setting. Halves alternate within a kind, in the order of the names' hashes."""
     found = {}
     for _, group in itertools.groupby(sorted(settings, key=_by_hash), key=lambda setting: setting.kind):
         for setting, half in zip(group, itertools.cycle(("tuning", "held out")), strict=False):
@@ -548,7 +573,7 @@ def _by_hash(setting: Setting) -> tuple[str, str]:
 
 
 def entries(setting: Setting, half: str, runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A line of the corpus for every run, those without a label too."""
+    """Yields a line of the corpus for every run, also for those without a label."""
     labels = label_group(setting.kind, setting.steps * setting.batch / setting.rows, runs)
     described = {key: value for key, value in asdict(setting).items() if key not in ("lrs", "decays")}
     for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
@@ -566,16 +591,16 @@ def entries(setting: Setting, half: str, runs: Sequence[Mapping[str, Any]]) -> I
 
 
 def main() -> None:
-    """Trains what is not there yet, labels and writes all."""
+    """Trains the missing runs, labels all of them, and writes the corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="keep the runs here (default: a temporary folder)")
     folder = parser.parse_args().runs or Path(tempfile.mkdtemp())
-    # One thread: sums of another order would part runs at rates where training is chaotic.
+    # One thread: sums in another order change runs where training is chaotic.
     torch.set_num_threads(1)
     if not (folder / "models").exists():
         prepare(folder / "models")
     half = halves(SETTINGS)
-    found = []
+    found: list[dict[str, Any]] = []
     for setting in SETTINGS:
         kept = folder / f"{setting.name}.json"
         if not kept.exists():
@@ -587,7 +612,7 @@ def main() -> None:
     for label in sorted({label for label, _ in counts}):
         print(f"{label or '(none)':17} tuning {counts[label, 'tuning']:3}  held out {counts[label, 'held out']:3}")
     CORPUS.parent.mkdir(exist_ok=True)
-    # No time stamp and no name inside: the same curves are the same bytes.
+    # Without a time stamp and a name in the file, the same curves give the same bytes.
     with CORPUS.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
         for entry in found:
             packed.write((json.dumps(entry, separators=(",", ":")) + "\n").encode())

@@ -1,8 +1,9 @@
-"""How often the diagnosis is right: `python benchmarks/diagnosis.py`, a few seconds, no torch.
+"""Measures how often the diagnosis is right: `python benchmarks/diagnosis.py`, a few seconds, no torch.
 
-Judges every labelled curve of the corpus (`corpus.py`; `labels.py` says what the labels mean) twice: inside its sweep, with
-the other runs of its setting as siblings, and alone. The rules in `lrsweep/curves` were tuned on one half of the settings;
-the held-out half says how they do on others. `--tuning` stops there and lists every mistake, for work on the rules.
+Diagnoses every labelled curve of the corpus (`corpus.py` makes it, `labels.py` defines the labels) twice: together with
+the other runs of its setting, as in a sweep, and alone. The rules in `lrsweep/analysis/diagnosis` were tuned on one
+half of the settings; the held-out half shows how well they generalise. `--tuning` uses the tuning half only and lists
+every mistake, for work on the rules.
 """
 
 import argparse
@@ -23,25 +24,25 @@ Entry = dict[str, Any]
 
 
 def read() -> list[Entry]:
-    """The corpus, unlabelled runs too: they are siblings of the others."""
+    """Returns the corpus with its unlabelled runs: the other runs are compared with them."""
     with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def judged(entries: Sequence[Entry]) -> Iterator[tuple[Entry, str, str]]:
-    """Each labelled entry with its diagnosis inside its sweep and alone."""
+    """Yields each labelled entry with its diagnosis in its sweep and its diagnosis alone."""
     groups = defaultdict(list)
     for entry in entries:
         groups[entry["group"]].append((entry, curve(entry["rows"], entry["weight_decay"])))
     for group in groups.values():
         for entry, found in group:
             if entry["label"]:
-                siblings = [other for _, other in group if other is not found]
-                yield entry, diagnose(found, siblings).label, diagnose(found).label
+                others = [other for _, other in group if other is not found]
+                yield entry, diagnose(found, others).label, diagnose(found).label
 
 
 def confusion(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """For each true label: how many, what share was found, and what they were called."""
+    """Returns for each true label: the curves, how many were right, and the labels that they got."""
     counts = Counter(pairs)
     rows = []
     for label in ORDER:
@@ -53,12 +54,13 @@ def confusion(pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> float:
     """Prints a confusion matrix; returns the accuracy."""
-    right, total = sum(row["right"] for row in rows), sum(row["curves"] for row in rows)
+    right: int = sum(row["right"] for row in rows)
+    total: int = sum(row["curves"] for row in rows)
     print(f"\n{title}: {right} of {total} right, {right / total:.1%}\n")
     names = (*ORDER, "unknown")
     print(
         table(
-            ("known \\ said", *names),
+            ("true \\ diagnosed", *names),
             [(row["label"], *(row["called"].get(name, "") for name in names)) for row in rows],
         )
     )
@@ -66,11 +68,9 @@ def show(title: str, rows: Sequence[dict[str, Any]]) -> float:
 
 
 def main() -> None:
-    """Both halves, both ways; with `--tuning` one half, its mistakes, and no results file."""
+    """Evaluates both halves, in the sweep and alone; with `--tuning` only one half, without a results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tuning", action="store_true", help="the tuning half alone, with its mistakes; writes nothing"
-    )
+    parser.add_argument("--tuning", action="store_true", help="only the tuning half, with its mistakes; writes no file")
     tuning_only = parser.parse_args().tuning
     entries = read()
     found = list(judged([entry for entry in entries if entry["half"] == "tuning" or not tuning_only]))
@@ -78,16 +78,17 @@ def main() -> None:
     for half in ("tuning",) if tuning_only else ("tuning", "held out"):
         for way in ("in its sweep", "alone"):
             pairs = [
-                (entry["label"], beside if way == "in its sweep" else by_itself)
-                for entry, beside, by_itself in found
+                (entry["label"], in_sweep if way == "in its sweep" else alone)
+                for entry, in_sweep, alone in found
                 if entry["half"] == half
             ]
             matrices[f"{half}, {way}"] = confusion(pairs)
             accuracy[f"{half}, {way}"] = round(show(f"{half}, {way}", matrices[f"{half}, {way}"]), 4)
     if tuning_only:
-        for entry, beside, by_itself in found:
-            if beside != entry["label"]:
-                print(f"{entry['id']:24} lr {entry['lr']:<7.1g} {entry['label']:16} said {beside:16} alone {by_itself}")
+        for entry, in_sweep, alone in found:
+            if in_sweep != entry["label"]:
+                diagnosed = f"diagnosed {in_sweep:16} alone {alone}"
+                print(f"{entry['id']:24} lr {entry['lr']:<7.1g} {entry['label']:16} {diagnosed}")
         return
     known = about("numpy") | {
         "runs": len(entries),

@@ -1,6 +1,6 @@
-"""Loss over learning rate on the embedded base and task: `python benchmarks/embedded.py`, about a minute.
+"""Measures loss over learning rate on the embedded model and task: `python benchmarks/embedded.py`, about a minute.
 
-Plain torch and PEFT, nothing of lrsweep but its model and data: a yardstick for what a sweep finds there. Prints a
+Uses plain torch and PEFT, and only the model and data from lrsweep: a reference for what a sweep should find. Prints a
 table and writes `benchmarks/results/embedded.json`.
 """
 
@@ -29,14 +29,14 @@ RESULTS = Path(__file__).parent / "results" / "embedded.json"
 
 
 def tokenize(row: dict[str, str], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids and labels; the loss counts the completion and the <eos> behind it."""
+    """Returns token ids and labels; only the completion and the <eos> after it have labels."""
     prompt = tokenizer(row["prompt"])["input_ids"]
     completion = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
     return prompt + completion, [-100] * len(prompt) + completion
 
 
 def collate(examples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
-    """A batch (B, T), padded on the right."""
+    """Returns a batch [B, T], padded on the right."""
     longest = max(len(ids) for ids, _ in examples)
     rest = [longest - len(ids) for ids, _ in examples]
     return {
@@ -48,7 +48,7 @@ def collate(examples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, 
 
 @torch.no_grad()
 def evaluate(model: Any, batches: list[dict[str, Tensor]]) -> float:
-    """Mean loss of a label token over all batches, in nats."""
+    """Returns the mean loss per label token over all batches, in nats."""
     model.eval()
     total, tokens = 0.0, 0
     for batch in batches:
@@ -61,7 +61,7 @@ def evaluate(model: Any, batches: list[dict[str, Tensor]]) -> float:
 def run(
     base: Any, mode: str, lr: float, batches: list[dict[str, Tensor]], eval_batches: list[dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """One fine-tune of a copy of the base: its eval loss at the end, its training losses and the seconds it took."""
+    """Fine-tunes a copy of the base; returns its final eval loss, its training losses and the seconds it took."""
     started = time.perf_counter()
     model = copy.deepcopy(base)
     torch.manual_seed(SEED)
@@ -87,8 +87,8 @@ def run(
 
 
 def main() -> None:
-    """Every learning rate, with LoRA and in full."""
-    # A second thread gains a third on a quiet machine and, waiting for its turn, loses tenfold on a busy one.
+    """Trains at every learning rate, with LoRA and with full fine-tuning."""
+    # Two threads are a third faster on a quiet machine, but ten times slower on a busy one, where they wait for a core.
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     train, evaluation = corpus.rows()

@@ -1,9 +1,9 @@
-"""A write that fails, at each of a sweep's first writes: `python benchmarks/full_disk.py`, half an hour.
+"""Makes each of a sweep's first writes fail in turn: `python benchmarks/full_disk.py`, half an hour.
 
-A light sweep of three trials (what it measures is made up; the files are real) runs once with every write and fsync below
-outputs/ counted, then once for each of the first 200 with that one failing: disk full from there on (ENOSPC), or one I/O
-error (EIO). Each must end with exit 4 and one line that names the path, or be whole; and the same command, with the disk in
-order again, must finish with every trial complete once and the same best.
+A light sweep of three trials (invented measurements, real files) runs once to count every write and fsync below
+outputs/. Then it runs once for each of the first 200, and that one fails: the disk is full from then on (ENOSPC), or
+there is one I/O error (EIO). Each run must end with exit code 4 and one line that names the path, or succeed. The same
+command must then, with a working disk, finish with every trial complete exactly once and the same best trial.
 """
 
 import argparse
@@ -24,15 +24,15 @@ KINDS = {"disk full from there on": (errno.ENOSPC, False), "one I/O error": (err
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--writes", type=int, default=200, help="the first so many")
-    parser.add_argument("--every", type=int, default=1, help="only each so manieth")
+    parser.add_argument("--writes", type=int, default=200, help="how many of the first writes fail")
+    parser.add_argument("--every", type=int, default=1, help="use every n-th of these writes only")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_disk.json")
     arguments = parser.parse_args()
     parent = Path(tempfile.mkdtemp(prefix="full-disk-"))
     library = disk.shim(parent)
-    (parent / "whole").mkdir()
-    writes = disk.run(parent / "whole", library).writes
-    print(f"{writes} writes and fsyncs in an undisturbed run")
+    (parent / "no-fault").mkdir()
+    writes = disk.run(parent / "no-fault", library).writes
+    print(f"{writes} writes and fsyncs in a run without faults")
     found = []
     for kind, (error, once) in KINDS.items():
         codes: Counter[int] = Counter()
@@ -40,11 +40,11 @@ def main() -> None:
         for at in tried:
             folder = parent / f"{error}-{at}"
             folder.mkdir()
-            hurt = disk.run(folder, library, at, error, once=once)
-            disk.check_hurt(hurt)
-            codes[hurt.code] += 1
-            whole = disk.run(folder, library)
-            assert whole.code == 0, (folder, whole)
+            faulty = disk.run(folder, library, at, error, once=once)
+            disk.check_hurt(faulty)
+            codes[faulty.code] += 1
+            resumed = disk.run(folder, library)
+            assert resumed.code == 0, (folder, resumed)
             summary = json.loads((folder / "outputs" / "disk" / "summary.json").read_text())
             ends = [(trial["number"], trial["status"]) for trial in summary["trials"]]
             assert ends == [(0, "complete"), (1, "complete"), (2, "complete")], (folder, ends)
@@ -54,7 +54,7 @@ def main() -> None:
     save(arguments.out, about("optuna") | {"writes": writes}, found=found)
     print(
         table(
-            ["write that fails", "tried", "exit 4", "exit 0", "resumed whole"],
+            ["failing write", "tried", "exit 4", "exit 0", "resumed and complete"],
             [[f["kind"], f["tried"], f["exit_4"], f["exit_0"], f["tried"]] for f in found],
         )
     )

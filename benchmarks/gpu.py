@@ -1,17 +1,17 @@
-"""Packed trials on one large GPU: `python benchmarks/gpu.py --budget-seconds 540`.
+"""Measures packed trials on one large GPU: `python benchmarks/gpu.py --budget-seconds 540`.
 
-Qwen2.5-0.5B and Llama-3.1-8B by shape, with random bf16 weights made on the device; LoRA r=16 on all linear layers, in
-float32; rows of 512 random tokens, the last half of them with labels; no checkpointing of activations. Needs torch,
-transformers, peft and this folder's checkout: nothing is downloaded, and of lrsweep only `lrsweep.packing` is imported.
+Uses the shapes of Qwen2.5-0.5B and Llama-3.1-8B with random bf16 weights; LoRA r=16 on all linear layers, in float32;
+rows of 512 random tokens, the second half with labels; no activation checkpointing. Needs torch, transformers, peft and
+a checkout of this repository. Downloads nothing, and imports only `lrsweep.training.packing`.
 
-Arms: stock Trainer (bf16, SDPA, fused AdamW); the same tuned (compiled decoder, logits at labels only, no check for NaN);
-several processes of stock Trainers at once; packed, K trials, in passes of a width chosen by measurement as the engine
-does; packed with a compiled decoder, K trials a pass. The most telling cells come first, and what the budget leaves no
-time for is left out; `--resume FILE` takes what an earlier run has measured and goes on.
+Arms: stock Trainer (bf16, SDPA, fused AdamW); the same, tuned (compiled decoder, logits at labels only, no check for
+NaN); several processes with a stock Trainer each; packed, K trials, with the pass size measured as the engine does;
+packed with a compiled decoder, K trials per pass. The most informative cells run first. A cell that might not fit into
+the budget is skipped; `--resume FILE` continues from the results of an earlier run.
 
-Shares of the measured matmul peak count 4P FLOPs a token (P: linear layers and the output layer; the base's forward and
-its gradient of activations; attention and adapters not counted). `done` counts the output layer only where an arm
-computes it.
+Shares of the measured matmul peak count 4P FLOPs per token (P: parameters of the linear layers and the output layer;
+the base's forward pass and its gradient of activations, without attention and adapters). `done` counts the output layer
+only where the arm computes it.
 """
 
 import argparse
@@ -50,16 +50,16 @@ from transformers import (
 )
 
 from lrsweep.training.packing import Pack, join, pack_lora, runs, train_pass
-from lrsweep.training.packing.pass_size import Widths
+from lrsweep.training.packing.pass_size import PassSizes
 
-# PEFT asks transformers under an old name.
+# PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 LABELLED, LR, CLIP, SEED = 0.5, 1e-4, 1.0, 0
-WARM, MOST, ENOUGH_SECONDS = 3, 20, 4.0  # untimed steps; timed ones at most; and after so many seconds no more
+WARM, MOST, ENOUGH_SECONDS = 3, 20, 4.0  # untimed steps; timed steps at most; stop timing after so many seconds
 
 SMALL, LARGE, TINY = "Qwen2.5-0.5B", "Llama-3.1-8B", "tiny"
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -96,7 +96,7 @@ PACKED, COMPILED = "packed", "packed, compiled"
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement; `k` is trials in the pack, or processes."""
+    """One measurement; `k` is the number of trials in the pack, or of processes."""
 
     model: str
     batch: int
@@ -108,20 +108,20 @@ class Cell:
 
     @property
     def guess(self) -> float:
-        """Seconds that it may take, model and all, on a large GPU."""
+        """Seconds that it may take on a large GPU, building the model included."""
         seconds = {TRAINER: 12, TUNED: 90, PROCESSES: 60, PACKED: 12 + self.k / 2, COMPILED: 90}[self.arm]
         return seconds * (2 if self.model == LARGE else 1)
 
 
 def plan(smoke: bool) -> list[Cell]:
-    """Every cell, the most telling first."""
+    """Returns all cells, the most informative first."""
     if smoke:
         arms = [(TRAINER, 1), (PACKED, 1), (PACKED, 4), (PROCESSES, 2), (COMPILED, 2), (TUNED, 1)]
         return [Cell(TINY, 2, arm, k) for arm, k in arms]
     first = [
         *[Cell(SMALL, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 32), (PACKED, 1), (COMPILED, 8))],
         *[Cell(SMALL, 1, arm, k) for arm, k in ((TUNED, 1), (PROCESSES, 4))],
-        # The control: no gain is to be expected, and no loss may come.
+        # The control: no gain is expected, and there must be no loss.
         *[Cell(LARGE, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 1), (PACKED, 4))],
         *[Cell(LARGE, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
         *[Cell(SMALL, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
@@ -145,7 +145,7 @@ def plan(smoke: bool) -> list[Cell]:
 
 
 def base_model(name: str) -> Any:
-    """Random bf16 weights, on the device from the start."""
+    """Returns a model with random bf16 weights, created on the device."""
     torch.manual_seed(SEED)
     with torch.device(DEVICE):
         model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.bfloat16, attn_implementation="sdpa")
@@ -154,6 +154,7 @@ def base_model(name: str) -> Any:
 
 
 def make_rows(name: str, count: int, tokens: int) -> list[dict[str, Tensor]]:
+    """Returns random rows; the last tokens of each, a share of LABELLED, have labels."""
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(CONFIGS[name].vocab_size, (count, tokens), generator=generator)
     labels = ids.clone()
@@ -172,12 +173,13 @@ def finish() -> None:
 
 
 def clock() -> float:
+    """Returns the time in seconds, after the device has finished."""
     finish()
     return time.monotonic()
 
 
-def timed(step: Callable[[], None]) -> float:
-    """Seconds of a step: its mean over some, with no waiting for the device between them."""
+def timed(step: Callable[[], object]) -> float:
+    """Returns the mean seconds per step over several steps, without waiting for the device between them."""
     for _ in range(WARM):
         step()
     start = clock()
@@ -190,13 +192,13 @@ def timed(step: Callable[[], None]) -> float:
 
 
 def matmul_peak(size: int) -> float:
-    """FLOP/s of a bf16 matrix product."""
+    """Returns the FLOP/s of a bf16 matrix product."""
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / min(timed(lambda: torch.mm(a, b)) for _ in range(3))
 
 
 def sizes(name: str) -> tuple[int, int]:
-    """Parameters of the linear layers, and of the output layer."""
+    """Returns the number of parameters of the linear layers, and of the output layer."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIGS[name])
     head = model.get_output_embeddings()
@@ -204,11 +206,11 @@ def sizes(name: str) -> tuple[int, int]:
     return linear, head.weight.numel()
 
 
-# Arms: each returns seconds per trial-step, and what else there is to say
+# Arms: each returns seconds per trial-step, and more entries for the results file
 
 
-class Stopwatch(TrainerCallback):
-    """Times Trainer's steps after the first few, and ends training when there are enough."""
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    """Times Trainer's steps after the first few, and stops training after enough of them."""
 
     def __init__(self) -> None:
         self.start = self.stop = 0.0
@@ -225,8 +227,8 @@ class Stopwatch(TrainerCallback):
                 control.should_training_stop = True
 
 
-class LabelLogitsTrainer(Trainer):
-    """Stock, but the output layer sees only the places that a label is predicted from."""
+class LabelLogitsTrainer(Trainer):  # type: ignore[misc]
+    """Stock Trainer, but it computes logits only at positions that predict a label."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -241,6 +243,7 @@ class LabelLogitsTrainer(Trainer):
 
 
 def make_trainer(cell: Cell, tokens: int, folder: str, *, tuned: bool) -> tuple[Trainer, Stopwatch]:
+    """Returns a stock or tuned Trainer, and its stopwatch."""
     base = base_model(cell.model)
     set_seed(SEED)
     model = get_peft_model(base, LORA)
@@ -267,31 +270,31 @@ def make_trainer(cell: Cell, tokens: int, folder: str, *, tuned: bool) -> tuple[
         dataloader_pin_memory=ON_GPU,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     rows: Any = make_rows(cell.model, cell.batch * (WARM + MOST), tokens)
     kind = LabelLogitsTrainer if tuned else Trainer
-    trainer = kind(model=model, args=arguments, train_dataset=rows, data_collator=stack, callbacks=[watch])
+    trainer = kind(model=model, args=arguments, train_dataset=rows, data_collator=stack, callbacks=[stopwatch])
     trainer.remove_callback(PrinterCallback)
-    return trainer, watch
+    return trainer, stopwatch
 
 
 def trainer_arm(cell: Cell, tokens: int, *, tuned: bool) -> tuple[float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer, watch = make_trainer(cell, tokens, folder, tuned=tuned)
+        trainer, stopwatch = make_trainer(cell, tokens, folder, tuned=tuned)
         trainer.train()
-    return (watch.stop - watch.start) / watch.steps, {}
+    return (stopwatch.stop - stopwatch.start) / stopwatch.steps, {}
 
 
 def processes_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
-    """Stock Trainers in `k` processes, their first timed step together; from there until the last one's last."""
+    """Runs stock Trainers in `k` processes; times from their common first timed step to the end of the last one."""
     context = multiprocessing.get_context("spawn")
     ready, answers = context.Barrier(cell.k), context.Queue()
-    children = [context.Process(target=_one_of_several, args=(cell, tokens, ready, answers)) for _ in range(cell.k)]
-    for child in children:
-        child.start()
-    found = [answers.get(timeout=300) for _ in children]
-    for child in children:
-        child.join()
+    processes = [context.Process(target=_one_of_several, args=(cell, tokens, ready, answers)) for _ in range(cell.k)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
     errors = sorted({answer for answer in found if isinstance(answer, str)})
     if errors:
         raise (torch.OutOfMemoryError if "OutOfMemoryError" in errors else RuntimeError)("; ".join(errors))
@@ -304,17 +307,17 @@ def _one_of_several(cell: Cell, tokens: int, ready: Any, answers: Any) -> None:
     try:
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder:
-            trainer, watch = make_trainer(cell, tokens, folder, tuned=False)
+            trainer, stopwatch = make_trainer(cell, tokens, folder, tuned=False)
 
-            class Together(TrainerCallback):
+            class StartTogether(TrainerCallback):  # type: ignore[misc]
                 def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                     if state.global_step == WARM - 1:
                         finish()
                         ready.wait(240)
 
-            trainer.add_callback(Together())
+            trainer.add_callback(StartTogether())
             trainer.train()
-        answers.put((watch.start, watch.stop, watch.steps, peak_memory()))
+        answers.put((stopwatch.start, stopwatch.stop, stopwatch.steps, peak_memory()))
     except threading.BrokenBarrierError:
         answers.put("another process failed")
     except Exception as fault:
@@ -335,46 +338,47 @@ def admit(pack: Pack, k: int) -> list[Any]:
     return schedules
 
 
-def gradients(pack: Pack, k: int, batch: dict[str, Tensor], width: int) -> Tensor:
-    parts = [train_pass(pack, start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), width)]
+def gradients(pack: Pack, k: int, batch: dict[str, Tensor], size: int) -> Tensor:
+    """Computes the gradients of the slots 0..k in passes of `size` trials; returns their losses [k]."""
+    parts = [train_pass(pack, start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), size)]
     return torch.cat(parts)
 
 
 def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
-    """K trials a pass, if they fit; and in passes of the width that measurement likes best, which is the arm's time."""
+    """Times passes of the fastest size, which is the arm's time, and one pass of all trials if it fits in memory."""
     batches = itertools.cycle([stack(make_rows(cell.model, cell.batch, tokens))])
     pack = pack_lora(base_model(cell.model), LORA, cell.k, compute=torch.bfloat16)
     schedules = admit(pack, cell.k)
 
-    def step(width: int) -> None:
-        gradients(pack, cell.k, next(batches), width)
+    def step(size: int) -> None:
+        gradients(pack, cell.k, next(batches), size)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()
 
-    def try_out(width: int) -> None:
-        gradients(pack, width, next(batches), width)
+    def one_pass(size: int) -> None:
+        gradients(pack, size, next(batches), size)
 
-    width = Widths().best("", cell.k, try_out)
+    size = PassSizes().fastest("", cell.k, one_pass)
     pack.arena.grads.zero_()
-    seconds = {width: timed(lambda: step(width)) / cell.k}
-    told: dict[str, Any] = {"trials_per_pass": width}
-    if width < cell.k:
+    seconds = {size: timed(lambda: step(size)) / cell.k}
+    extra: dict[str, Any] = {"trials_per_pass": size}
+    if size < cell.k:
         try:
             seconds[cell.k] = timed(lambda: step(cell.k)) / cell.k
         except torch.OutOfMemoryError:
-            told["all_in_one_pass"] = "out of memory"
+            extra["all_in_one_pass"] = "out of memory"
     if cell.k in seconds:
-        told["ms_all_in_one_pass"] = round(1000 * seconds[cell.k], 3)
-    return seconds[width], told
+        extra["ms_all_in_one_pass"] = round(1000 * seconds[cell.k], 3)
+    return seconds[size], extra
 
 
 def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
-    """As packed, K trials a pass, with torch.compile on the decoder; its gradients are held against the eager ones."""
+    """Times passes of all K trials with a compiled decoder, and compares its gradients with the eager ones."""
     batch = stack(make_rows(cell.model, cell.batch, tokens))
     pack = pack_lora(base_model(cell.model), LORA, cell.k, compute=torch.bfloat16)
     schedules = admit(pack, cell.k)
-    for slot in range(cell.k):  # B is zero at first, and then A has no gradient to compare
+    for slot in range(cell.k):  # with B at zero, as it starts, A has no gradient to compare
         for name, weight in pack.arena.read(slot).items():
             if ".lora_B." in name:
                 weight.normal_(std=0.02)
@@ -384,7 +388,7 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     pack.model.get_decoder().compile(dynamic=False)
     start = clock()
     losses = gradients(pack, cell.k, batch, cell.k)
-    told = {
+    extra = {
         "seconds_to_compile": round(clock() - start, 1),
         "gradients_apart": float((pack.arena.grads - eager).norm() / eager.norm()),
         "losses_apart": float((losses / eager_losses - 1).abs().max()),
@@ -398,44 +402,44 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
         for schedule in schedules:
             schedule.step()
 
-    return timed(step) / cell.k, told
+    return timed(step) / cell.k, extra
 
 
 # One run
 
 
 def peak_memory() -> float:
-    """GB allocated at the most."""
+    """Returns the most GB ever allocated."""
     return torch.cuda.max_memory_allocated() / 1e9 if ON_GPU else 0.0
 
 
 def measure(cell: Cell, tokens: int) -> dict[str, Any]:
-    """A cell's entry in the results file; out of memory, and any other fault, is a result too."""
+    """Returns a cell's entry in the results file; an error, like out of memory, is a result, too."""
     entry: dict[str, Any] = {"model": cell.model, "batch": cell.batch, "arm": cell.arm, "k": cell.k}
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     start = clock()
     try:
         if cell.arm == PACKED:
-            seconds, told = packed_arm(cell, tokens)
+            seconds, extra = packed_arm(cell, tokens)
         elif cell.arm == COMPILED:
-            seconds, told = compiled_arm(cell, tokens)
+            seconds, extra = compiled_arm(cell, tokens)
         elif cell.arm == PROCESSES:
-            seconds, told = processes_arm(cell, tokens)
+            seconds, extra = processes_arm(cell, tokens)
         else:
-            seconds, told = trainer_arm(cell, tokens, tuned=cell.arm == TUNED)
+            seconds, extra = trainer_arm(cell, tokens, tuned=cell.arm == TUNED)
         entry |= {
             "ms_per_trial_step": round(1000 * seconds, 3),
             "tokens_per_second": round(cell.batch * tokens / seconds),
             "peak_memory_gb": round(peak_memory(), 2),
-            **told,
+            **extra,
         }
     except torch.OutOfMemoryError:
         entry["failed"] = "out of memory"
     except Exception as fault:
         first_line = (str(fault).strip().splitlines() or [""])[0]
         entry["failed"] = f"{type(fault).__name__}: {first_line[:200]}"
-    # Here the fault, and with it the frames that hold the model, is gone.
+    # Only here is the exception gone, and with it the frames that hold the model.
     gc.collect()
     torch.compiler.reset()
     if ON_GPU:
@@ -445,7 +449,7 @@ def measure(cell: Cell, tokens: int) -> dict[str, Any]:
 
 
 def with_shares(entry: dict[str, Any], peak: float) -> dict[str, Any]:
-    """The entry with its shares of the matmul peak."""
+    """Adds the shares of the matmul peak to an entry."""
     if "failed" in entry:
         return entry
     linear, head = sizes(entry["model"])
@@ -458,7 +462,7 @@ def with_shares(entry: dict[str, Any], peak: float) -> dict[str, Any]:
 
 
 def report(entries: Sequence[dict[str, Any]]) -> None:
-    """Tables by model and batch, and the aims."""
+    """Prints a table by model and batch, and whether the targets are met."""
     stock = {(e["model"], e["batch"]): e["ms_per_trial_step"] for e in entries if e["arm"] == TRAINER and _ran(e)}
     rows = []
     for e in sorted(entries, key=lambda e: (e["model"] == LARGE, e["batch"])):
@@ -480,18 +484,17 @@ def report(entries: Sequence[dict[str, Any]]) -> None:
                 e.get("trials_per_pass", ""),
             ]
         )
-    header = ["", "ms/trial-step", "tokens/s", "over Trainer", "GB", "of peak, 4P", "of peak, done", "trials a pass"]
+    header = ["", "ms/trial-step", "tokens/s", "over Trainer", "GB", "of peak, 4P", "of peak, done", "trials per pass"]
     print("\n" + table(header, rows))
     ours = [e for e in entries if e["arm"] in (PACKED, COMPILED) and _ran(e)]
     if (SMALL, 1) in stock:
         at_one = [stock[SMALL, 1] / e["ms_per_trial_step"] for e in ours if (e["model"], e["batch"]) == (SMALL, 1)]
         if at_one:
-            print(
-                f"aim, 8x over Trainer at {SMALL} B=1: {'met' if max(at_one) >= 8 else 'not met'} ({max(at_one):.2f}x)"
-            )
+            met = "met" if max(at_one) >= 8 else "not met"
+            print(f"target, 8x over Trainer at {SMALL} B=1: {met} ({max(at_one):.2f}x)")
     if ours:
         full = max(e["share_of_peak_done"] for e in ours)
-        print(f"aim, 50 % of the matmul peak when full: {'met' if full >= 0.5 else 'not met'} ({full:.1%} done)")
+        print(f"target, 50 % of the matmul peak when full: {'met' if full >= 0.5 else 'not met'} ({full:.1%} done)")
     alone = {(e["model"], e["batch"]): e["ms_per_trial_step"] for e in ours if e["arm"] == PACKED and e["k"] == 1}
     for e in ours:
         place = (e["model"], e["batch"])
@@ -507,9 +510,9 @@ def _ran(entry: dict[str, Any]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--budget-seconds", type=float, default=540.0, help="no cell is begun that may end after this")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="results of an earlier run, to go on from")
-    parser.add_argument("--smoke", action="store_true", help="a tiny shape, on any machine: does it run?")
+    parser.add_argument("--budget-seconds", type=float, default=540.0, help="skip cells that may end after this")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="continue from these results")
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape on any machine, as a quick test")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     arguments = parser.parse_args()
     begun = time.monotonic()
@@ -533,12 +536,12 @@ def main() -> None:
         entry = with_shares(measure(cell, tokens), peak)
         entries.append(entry)
         save(arguments.out, known | {"left_out": left_out}, cells=entries)
-        told = entry.get("failed") or f"{entry['ms_per_trial_step']:.2f} ms per trial-step"
-        print(f"{time.monotonic() - begun:5.0f} s  {cell}: {told}", flush=True)
+        measured = entry.get("failed") or f"{entry['ms_per_trial_step']:.2f} ms per trial-step"
+        print(f"{time.monotonic() - begun:5.0f} s  {cell}: {measured}", flush=True)
     save(arguments.out, known | {"left_out": left_out}, cells=entries)
     report(entries)
     if left_out:
-        print(f"left out, as the budget was short: {len(left_out)} cells, from {left_out[0]} on")
+        print(f"skipped for lack of time: {len(left_out)} cells, the first is {left_out[0]}")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,31 @@
-"""What the labels of the corpus mean, told from what the diagnosis does not see.
+"""Defines the labels of the corpus from information that the diagnosis does not see.
 
-Of every run is known what was done to it, its siblings (the same setting at other rates and decays), every step's training
-loss, and the probe: the loss of the same held-out rows at sixteen steps, the untouched base's first. A setting's BEST
-run is the one, among those without decay, whose probe ends lowest; FALL is by how much the lowest probe of any of them
-lies below the base's. Then a run is
+For every run this is known: the treatment it got, the other runs of its setting (at other rates and decays), every
+step's training loss, and the probe: the loss of the same held-out rows at sixteen steps, the first before any training.
+BEST is the run of a setting, among those without decay, whose probe ends lowest. FALL is the distance from the base's
+probe to the lowest probe value of any of these runs. A run is
 
-- inert: its setting is broken, and the probe never moves.
+- inert: its setting is broken, and the probe never changes.
 - diverged: a loss or gradient is not finite.
-- over_regularised: decay was added, and both the probe and the training loss end higher than its sibling's without decay
-  (same rate, healthy), by over 15 % of that one's fall. If by under 5 %, the run is judged like one without decay.
-- overfitting: rows are seen three times or more; the probe falls by over 20 % of FALL, then turns for good (its last third
-  stays above the low by over a third of the final rise, and that is over 15 % of its fall and 2 % of the loss) while the
-  training loss of the same stretch goes on falling; and at no time is it above its start, that is, in no eighth of the run
-  is its mean over 105 % of the base's probe.
-- too_high: its rate is above the best's, and the probe comes to lie above the base's by over 15 % of FALL (and 1 % of the
-  loss) and ends with under 80 % of FALL; or, not oscillating, it ends with less than half. Where rows are seen three times
-  or more, the training loss must come above its start, too.
-- oscillating: its rate is above the best's, the probe never rises like that, but after the first fifth of the run takes
-  four turns or more and loses over 30 % of FALL on the way up; and a sibling at a fifth to half the rate ends better by over
-  10 % of FALL.
-- too_low: its rate is below the best's, and the probe falls by less than half of FALL without having turned.
-- healthy: the probe ends with over 85 % of FALL, at no time clearly above its start, less than 5 % of FALL above its low, and
-  does not swing as an oscillating one does.
+- over_regularised: decay was added, and both the probe and the training loss end higher than in the run without decay
+  (same rate, healthy), by over 15 % of that run's fall. If the difference is under 5 %, the run is judged like one
+  without decay.
+- overfitting: each row is seen three times or more; the probe falls by over 20 % of FALL, then turns for good (its last
+  third stays above the minimum by over a third of the final rise, and that rise is over 15 % of its fall and 2 % of the
+  loss), while the training loss over the same steps keeps falling; and the training loss never rises above its start:
+  in no eighth of the run is its mean over 105 % of the base's probe.
+- too_high: its rate is above BEST's, and the probe rises above the base's by over 15 % of FALL (and 1 % of the loss)
+  and ends with under 80 % of FALL; or it does not oscillate and ends with less than half of FALL. Where each row is
+  seen three times or more, the training loss must rise above its start, too.
+- oscillating: its rate is above BEST's, and the probe never rises as far as for too_high, but after the first fifth of
+  the run it turns four times or more and its rises sum to over 30 % of FALL; and a run at a fifth to half the rate ends
+  better by over 10 % of FALL.
+- too_low: its rate is below BEST's, and the probe falls by less than half of FALL without turning.
+- healthy: the probe ends with over 85 % of FALL, is never clearly above its start, ends less than 5 % of FALL above its
+  minimum, and does not swing as in an oscillating run.
 
-They are asked in this order. In a setting whose best rate hardly learns (FALL under 3 % of the base's loss) nothing but
-the first two is asked. What is left fits none of them and has no label.
+The definitions are tried in this order. In a setting whose BEST run hardly learns (FALL is under 3 % of the base's
+loss), only the first two are tried. A run that fits no definition has no label.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,17 +36,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Run = Mapping[str, Any]
-# Ways to break training: adapters scaled to nothing, an optimizer whose eps swallows every step, a base without signal.
+# Ways to break training: adapters scaled to zero, an optimizer whose eps cancels every step, a base without gradients.
 BROKEN = ("scaled away", "no step", "dead base")
 
 
 def label_group(kind: str, epochs: float, runs: Sequence[Run]) -> list[str]:
-    """A setting's labels, "" for none. `epochs` is how often a run sees each of its rows.
+    """Returns the label of each run of a setting; "" is no label.
 
-    A run has `lr`, `weight_decay`, `series.loss` (every step), `probe.steps` and `probe.values`.
+    Args:
+        kind: The setting's kind.
+        epochs: How often a run sees each of its rows.
+        runs: Each has `lr`, `weight_decay`, `series.loss` and `series.grad_norm` (every step), `probe.steps` and
+            `probe.values`.
     """
     if kind in BROKEN:
-        assert all(np.ptp(run["probe"]["values"]) < 1e-5 for run in runs), "broken training moved"
+        assert all(np.ptp(run["probe"]["values"]) < 1e-5 for run in runs), "the probe of a broken setting changed"
         return ["inert"] * len(runs)
     finite = [run for run in runs if _finite(run)]
     plain = [run for run in finite if not run["weight_decay"]]
@@ -69,7 +74,7 @@ def _finite(run: Run) -> bool:
 
 
 def _decayed(run: Run, plain: Sequence[Run], best: Run, fall: float, epochs: float) -> str:
-    """`over_regularised`; `between` where decay matters but not clearly; "" where there is none or it does not matter."""
+    """Returns `over_regularised`, `between` if the effect is unclear, or "" if there is no decay or no effect."""
     if not run["weight_decay"]:
         return ""
     free = next((other for other in plain if other["lr"] == run["lr"]), None)
@@ -83,6 +88,7 @@ def _decayed(run: Run, plain: Sequence[Run], best: Run, fall: float, epochs: flo
 
 
 def _label(run: Run, plain: Sequence[Run], best: Run, fall: float, epochs: float) -> str:
+    """Returns the label of a finite run, decay aside; `between` if it fits no definition."""
     values = np.array(run["probe"]["values"])
     share = float(values[0] - values[-1]) / fall
     risen = float(values.max() - values[0]) > max(0.15 * fall, 0.01 * values[0])
@@ -105,8 +111,8 @@ def _overfits(run: Run, fall: float) -> bool:
     steps, values = np.array(run["probe"]["steps"]), np.array(run["probe"]["values"])
     low = int(values.argmin())
     fell, rise = float(values[0] - values[low]), float(values[-1] - values[low])
-    behind = values[max(low + 1, 2 * len(values) // 3) :]
-    if fell < 0.2 * fall or rise < max(0.15 * fell, 0.02 * values[low]) or behind.min() < values[low] + rise / 3:
+    late = values[max(low + 1, 2 * len(values) // 3) :]
+    if fell < 0.2 * fall or rise < max(0.15 * fell, 0.02 * values[low]) or late.min() < values[low] + rise / 3:
         return False
     losses = np.array(run["series"]["loss"])
     width = max(len(losses) // 8, 1)

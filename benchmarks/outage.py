@@ -1,8 +1,9 @@
-"""MLflow's server dies for a minute in the middle of a sweep: `python benchmarks/outage.py`, ten minutes.
+"""Stops MLflow's server for a minute in the middle of a sweep: `python benchmarks/outage.py`, ten minutes.
 
-The server is a real one, killed with SIGKILL and started again on the same port. The sweep's trainer takes its time by the
-clock, so that a delay of a few percent shows on a busy machine too. With and without the outage, in turn: seconds from start
-to end, and whether each trial's curves are in MLflow whole, each step once, with the values of metrics.jsonl.
+A real server gets a SIGKILL and is started again on the same port. The sweep's trainer sleeps for a fixed time per
+step, so that a delay of a few percent is visible on a busy machine, too. With and without the outage, in turn, this
+measures the total seconds, and checks that each trial's curves are complete in MLflow, each step once, with the values
+of metrics.jsonl.
 """
 
 import argparse
@@ -31,9 +32,9 @@ NAMES = ("loss", "eval_loss", "learning_rate")
 
 
 def sweep(folder: Path, down: float) -> dict[str, Any]:
-    """Runs one sweep against a server of its own, which is gone for `down` seconds once the second trial has begun."""
+    """Runs one sweep against its own server, which is down for `down` seconds after the second trial has begun."""
     folder.mkdir()
-    open_tracker(TrackingConfig(name="mlflow"), folder)  # makes the store
+    open_tracker(TrackingConfig(name="mlflow"), folder)  # creates the store
     server = MlflowServer(folder)
     server.start()
 
@@ -74,7 +75,7 @@ def sweep(folder: Path, down: float) -> dict[str, Any]:
 
 
 def _compared(folder: Path) -> dict[str, int]:
-    """Points of the trials' files that MLflow lacks, has twice, or has with another value; runs that are not FINISHED."""
+    """Counts points of the trials' files that are missing, duplicate or different in MLflow, and runs not FINISHED."""
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
         runs = dict(
             database.execute(
@@ -105,7 +106,7 @@ def _compared(folder: Path) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--down", type=float, default=60.0, help="seconds")
+    parser.add_argument("--down", type=float, default=60.0, help="seconds without a server")
     parser.add_argument("--out", type=Path, default=RESULTS / "outage.json")
     arguments = parser.parse_args()
     parent = Path(tempfile.mkdtemp(prefix="outage-"))
@@ -120,8 +121,8 @@ def main() -> None:
         [f"{r['down']:.0f}", r["seconds"], r["points"], r["missing"], r["twice"], r["other_value"], r["not_finished"]]
         for r in runs
     ]
-    print(table(["s down", "s in all", "points", "missing", "twice", "another value", "not finished"], rows))
-    print(f"more time with the outage: {times[arguments.down] / times[0.0] - 1:.1%}")
+    print(table(["s down", "s in total", "points", "missing", "twice", "other value", "not finished"], rows))
+    print(f"extra time with the outage: {times[arguments.down] / times[0.0] - 1:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""ms per trial-step of packed trials against the ways to train them one by one: `python benchmarks/packing.py`.
+"""Compares packed trials with ways to train them one by one, in ms per trial-step: `python benchmarks/packing.py`.
 
-Eight LoRA trials that differ in learning rate and weight decay, on Llama shapes with random weights and random rows, in
-float32. Every arm trains the same trials on the same batches in the same order, with clipping and a cosine schedule;
-that their losses agree is checked. Models and adapters are built outside the timing, for every arm alike.
+Trains eight LoRA trials that differ in learning rate and weight decay, on Llama shapes with random weights and random
+rows, in float32. Every arm trains the same trials on the same batches in the same order, with clipping and a cosine
+schedule; the script prints how far their losses differ. Building models and adapters is not timed, in any arm.
 
-Trainer.train() collects Python's garbage once a trial, a fifth of a second whatever the model: its arm is shown with
-that, as a sweep pays it, and from its first step to its last.
+Trainer.train() runs Python's garbage collector once per trial, which takes a fifth of a second for any model. Its arm
+is shown with that time, which a sweep has to pay, and also from its first step to its last.
 
-Arms are run in turn, in a new order each repeat; ratios are of minima and of medians over the repeats of one run. All
-arms have torch's default number of threads, waiting as torch has them wait, but the two processes, which have one each.
-A floor that is not met is printed as such, and is no error.
+Arms run in turn, in a new random order in each repeat; ratios are of the minima and of the medians over the repeats.
+All arms use torch's default number of threads and OMP_WAIT_POLICY, except the two processes, which have one thread
+each. A floor that is not met is printed as such, and is no error.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lrsweep.training.data.row_sampler import row_batches
 from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, runs, train_pass
-from lrsweep.training.packing.pass_size import Widths
+from lrsweep.training.packing.pass_size import PassSizes
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 SEED, CLIP = 0, 1.0
@@ -59,9 +59,20 @@ SEED, CLIP = 0, 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama and its batch; the last `labelled` of every row's tokens have labels. `steps` a trial.
+    """A Llama and its batch.
 
-    Rows have `tokens`, or from `shortest` on, log-uniformly; then they are padded to the batch's longest, as a collator does.
+    Attributes:
+        name: Its name.
+        layers: Decoder layers.
+        hidden: Width.
+        intermediate: Width of the MLP.
+        vocabulary: Tokens in the vocabulary.
+        batch: Rows per batch.
+        tokens: Tokens per row, or of the longest rows if `shortest` is set.
+        steps: Default number of steps per trial.
+        labelled: The share of each row's tokens, the last ones, that have labels.
+        tied: Whether the embedding and the output layer share their weight.
+        shortest: If set, row lengths are log-uniform from here to `tokens`, and rows are padded to the batch's longest.
     """
 
     name: str
@@ -88,7 +99,7 @@ SHAPES = (
     Shape("middle", 8, 256, 512, 4096, 1, 64, steps=10),
     Shape("control", 8, 256, 512, 4096, 4, 128, steps=4),
     Shape("embedded", 4, 128, 352, 2048, 8, 64, steps=8, tied=True),
-    # As many labels as the embedded task has.
+    # With as many labels as the embedded task.
     Shape("embedded-quarter", 4, 128, 352, 2048, 8, 64, steps=8, labelled=0.25, tied=True),
     Shape("unequal", 4, 128, 352, 2048, 8, 256, steps=10, tied=True, shortest=16),
 )
@@ -110,7 +121,7 @@ BARE_FUSED = "bare loop, logits at labels, fused AdamW"
 PACKED_1 = "packed K=1"
 PACKED_8 = "packed K=8"
 TWO = "2 HF processes"
-# (shape, over which arm, how many times faster packed K=8 should be); Trainer's with and without what it does once a trial
+# (shape, arm, how many times faster packed K=8 should be); for Trainer with and without its time once per trial.
 FLOORS = (
     ("deep", HF, 5.0),
     ("deep", HF_STEPS, 5.0),
@@ -124,7 +135,7 @@ FLOORS = (
 
 # What an arm returns: seconds for all trials, and each trial's mean loss.
 Run = tuple[float, list[float]]
-# PEFT asks transformers under an old name.
+# PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
@@ -132,7 +143,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 
 def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """The same random weights each time."""
+    """Returns a base model; its random weights are always the same."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -146,7 +157,7 @@ def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCaus
     )
     model = LlamaForCausalLM(config).to(dtype)
     if dtype == torch.float64:
-        # Llama's own norm computes in float32 whatever it gets: a last bit then becomes a difference of 1e-8.
+        # Llama's own norm always computes in float32, which turns a difference of one bit into 1e-8.
         for name, module in list(model.named_modules()):
             if isinstance(module, LlamaRMSNorm):
                 norm = torch.nn.RMSNorm(module.weight.shape, module.variance_epsilon, dtype=dtype)
@@ -156,7 +167,7 @@ def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCaus
 
 
 def peft_model(shape: Shape, dtype: torch.dtype = torch.float32) -> Any:
-    """The base with a fresh adapter, the same each time."""
+    """Returns the base with a new adapter, which is always the same."""
     return copy.deepcopy(_peft_model(shape, dtype))
 
 
@@ -168,14 +179,13 @@ def _peft_model(shape: Shape, dtype: torch.dtype) -> Any:
 
 
 def make_rows(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
-    """One epoch of random rows."""
+    """Returns one epoch of random rows."""
     generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(shape.vocabulary, (steps * shape.batch, shape.tokens), generator=generator)
+    ids = list(torch.randint(shape.vocabulary, (steps * shape.batch, shape.tokens), generator=generator))
     if shape.shortest:
         span = torch.rand(len(ids), generator=generator) * math.log(shape.tokens / shape.shortest)
-        ids = [
-            row[:length] for row, length in zip(ids, (shape.shortest * span.exp()).round().int().tolist(), strict=True)
-        ]
+        lengths = (shape.shortest * span.exp()).round().int().tolist()
+        ids = [row[:length] for row, length in zip(ids, lengths, strict=True)]
     rows = [{"input_ids": row, "labels": row.clone()} for row in ids]
     for row in rows:
         row["labels"][: len(row["labels"]) - round(len(row["labels"]) * shape.labelled)] = -100
@@ -192,17 +202,17 @@ def stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def packed(shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Pack:
-    """As lrsweep's engine makes a pack."""
+    """Returns a pack, built as lrsweep's engine does."""
     model = base_model(shape, dtype)
     longest = lay_end_to_end(model, make_batches(shape, 1)[0])
     return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest)
 
 
 def make_batches(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
-    """The rows in Trainer's order."""
+    """Returns batches of the rows in Trainer's order."""
     rows = make_rows(shape, steps)
-    order = row_batches(len(rows), shape.batch, 1, SEED)
-    return [stack([rows[i] for i in next(order)[0]]) for _ in range(steps)]
+    numbers = row_batches(len(rows), shape.batch, 1, SEED)
+    return [stack([rows[i] for i in next(numbers)[0]]) for _ in range(steps)]
 
 
 def warmup(steps: int) -> int:
@@ -213,7 +223,7 @@ def warmup(steps: int) -> int:
 
 
 def hf_trainers(shape: Shape, steps: int, trials: Sequence[Trial], folder: str) -> list[Trainer]:
-    """Stock Trainers: their own AdamW (fused), no evaluation, no saving, no reports, no progress bar."""
+    """Returns stock Trainers: with their own AdamW (fused), without evaluation, saving, reports and progress bar."""
     trainers = []
     for trial in trials:
         arguments = TrainingArguments(
@@ -242,7 +252,7 @@ def hf_trainers(shape: Shape, steps: int, trials: Sequence[Trial], folder: str) 
     return trainers
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Adds up the time from the first step to the last of every trial."""
 
     def __init__(self) -> None:
@@ -258,7 +268,7 @@ class Stopwatch(TrainerCallback):
 
 
 def hf_arm(shape: Shape, steps: int, folder: str, between: list[float]) -> Run:
-    """Seconds of train(); those from first step to last are added to `between`."""
+    """Times train(); appends the seconds from first step to last to `between`."""
     trainers = hf_trainers(shape, steps, TRIALS, folder)
     watch = Stopwatch()
     for trainer in trainers:
@@ -271,7 +281,7 @@ def hf_arm(shape: Shape, steps: int, folder: str, between: list[float]) -> Run:
 
 
 def label_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The model's loss, with logits only where a label counts; in float64 if the model is."""
+    """Returns the model's loss, with logits only at labels; in float64 if the model is."""
     causal = model.get_base_model()
     hidden = causal.get_decoder()(input_ids=batch["input_ids"]).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
@@ -282,7 +292,7 @@ def label_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 def train_bare(
     model: Any, trial: Trial, batches: Sequence[dict[str, Tensor]], *, at_labels: bool, fused: bool = False
 ) -> Tensor:
-    """The loop that a PEFT user writes; its losses [steps]."""
+    """Trains with the loop that a PEFT user would write; returns its losses [steps]."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=trial.lr, weight_decay=trial.weight_decay, fused=fused or None)
     schedule = get_scheduler("cosine", optimizer, warmup(len(batches)), len(batches))
@@ -321,19 +331,19 @@ def admit(pack: Pack, trials: Sequence[Trial], steps: int) -> list[Any]:
     return schedules
 
 
-def one_step(pack: Pack, count: int, batch: dict[str, Tensor], width: int) -> Tensor:
-    """Gradients of the slots 0..count, `width` of them a pass; their losses [count]."""
-    parts = [train_pass(pack, start, stop, join([batch] * (stop - start))) for start, stop in runs(range(count), width)]
+def one_step(pack: Pack, count: int, batch: dict[str, Tensor], size: int) -> Tensor:
+    """Computes the gradients of the slots 0..count in passes of `size` trials; returns their losses [count]."""
+    parts = [train_pass(pack, start, stop, join([batch] * (stop - start))) for start, stop in runs(range(count), size)]
     return torch.cat(parts)
 
 
 def train_packed(
-    pack: Pack, schedules: Sequence[Any], batches: Sequence[dict[str, Tensor]], width: int
+    pack: Pack, schedules: Sequence[Any], batches: Sequence[dict[str, Tensor]], size: int
 ) -> tuple[Tensor, dict[int, dict[str, Tensor]]]:
-    """Trains what `admit` has put in; losses [steps, trials] and the trained weights. The slots are free afterwards."""
+    """Trains the admitted trials and frees their slots; returns losses [steps, trials] and trained weights by slot."""
     losses, slots = [], range(len(schedules))
     for batch in batches:
-        losses.append(one_step(pack, len(slots), batch, width))
+        losses.append(one_step(pack, len(slots), batch, size))
         pack.arena.step(slots)
         for schedule in schedules:
             schedule.step()
@@ -344,9 +354,9 @@ def train_packed(
 
 
 def packed_1_arm(shape: Shape, steps: int) -> Run:
-    """One slot, one trial after another."""
+    """Times one slot, one trial after another."""
     pack, batches = packed(shape, 1), make_batches(shape, steps)
-    pack.start(LORA, SEED)  # makes the adapter, as get_peft_model does for the others
+    pack.start(LORA, SEED)  # creates the adapter, as get_peft_model does in the other arms
     losses = []
     start = time.perf_counter()
     for trial in TRIALS:
@@ -354,10 +364,10 @@ def packed_1_arm(shape: Shape, steps: int) -> Run:
     return time.perf_counter() - start, torch.stack(losses).tolist()
 
 
-def packed_8_arm(shape: Shape, steps: int, widths_found: list[dict[str, float]]) -> Run:
-    """Eight slots; how many of them a pass takes is measured first, as the engine does once a sweep.
+def packed_8_arm(shape: Shape, steps: int, sizes_found: list[dict[str, float]]) -> Run:
+    """Times eight slots. The pass size is measured first, as the engine does once per sweep.
 
-    That measurement is not in the arm's time: what it found and the seconds it took are added to `widths_found`.
+    That measurement is not part of the arm's time: its result and its seconds are appended to `sizes_found`.
     """
     pack, batches = packed(shape, len(TRIALS)), make_batches(shape, steps)
     pack.start(LORA, SEED)
@@ -365,21 +375,21 @@ def packed_8_arm(shape: Shape, steps: int, widths_found: list[dict[str, float]])
     schedules = admit(pack, TRIALS, steps)
     admitted = time.perf_counter() - start
 
-    def try_out(width: int) -> None:
-        one_step(pack, width, batches[0], width)
+    def one_pass(size: int) -> None:
+        one_step(pack, size, batches[0], size)
         pack.arena.grads.zero_()
 
     start = time.perf_counter()
-    width = Widths().best("", len(TRIALS), try_out)
-    widths_found.append({"width": width, "seconds": time.perf_counter() - start})
+    size = PassSizes().fastest("", len(TRIALS), one_pass)
+    sizes_found.append({"size": size, "seconds": time.perf_counter() - start})
 
     start = time.perf_counter()
-    losses, _ = train_packed(pack, schedules, batches, width)
+    losses, _ = train_packed(pack, schedules, batches, size)
     return admitted + time.perf_counter() - start, losses.mean(0).tolist()
 
 
 class TwoProcesses:
-    """Two processes of one thread, up for the whole run, each training half of the trials on stock Trainers."""
+    """Two processes with one thread each; each trains half of the trials with stock Trainers. Started once per run."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -390,14 +400,14 @@ class TwoProcesses:
             self._pipes.append(ours)
 
     def arm(self, shape: Shape, steps: int) -> Run:
-        """Both build their models, and are timed from a common start until the slower one is done."""
+        """Times both from a common start, after they have built their models, until the slower one is done."""
         for i, pipe in enumerate(self._pipes):
             pipe.send((shape, steps, TRIALS[i::2]))
         for pipe in self._pipes:
             pipe.recv()
         start = time.perf_counter()
         for pipe in self._pipes:
-            pipe.send("go")
+            pipe.send("start")
         halves = [pipe.recv() for pipe in self._pipes]
         seconds = time.perf_counter() - start
         return seconds, [loss for pair in zip(*halves, strict=True) for loss in pair]
@@ -417,19 +427,23 @@ def _half_of_the_trials(pipe: Connection) -> None:
             pipe.send([trainer.train().training_loss for trainer in trainers])
 
 
-# Gates
+# Checks
 
 
 def equivalence(shape: Shape) -> tuple[float, float]:
-    """Largest difference between packed K=8 and the bare loop over 10 steps in float64: of a loss, of a trained weight."""
+    """Compares packed K=8 with the bare loop over 10 steps in float64.
+
+    Returns:
+        The largest difference between losses, and between trained weights.
+    """
     batches = make_batches(shape, 10)
     pack = packed(shape, len(TRIALS), torch.float64)
     losses, weights = train_packed(pack, admit(pack, TRIALS, 10), batches, len(TRIALS))
     of_losses = of_weights = 0.0
     for slot, trial in enumerate(TRIALS):
         model = peft_model(shape, torch.float64)
-        alone = train_bare(model, trial, batches, at_labels=True)
-        of_losses = max(of_losses, float((losses[:, slot] - alone).abs().max()))
+        bare = train_bare(model, trial, batches, at_labels=True)
+        of_losses = max(of_losses, float((losses[:, slot] - bare).abs().max()))
         trained = {name.replace(".default", ""): weight.detach() for name, weight in model.named_parameters()}
         differences = [(weight - trained[name]).abs().max() for name, weight in weights[slot].items()]
         of_weights = max(of_weights, float(torch.stack(differences).max()))
@@ -437,25 +451,25 @@ def equivalence(shape: Shape) -> tuple[float, float]:
 
 
 def nan_isolated(shape: Shape) -> bool:
-    """Whether a trial of NaNs leaves every bit of its neighbours' losses and weights as it was."""
+    """Returns whether a trial with NaN weights leaves every bit of the others' losses and weights unchanged."""
     batches = make_batches(shape, 5)
     pack = packed(shape, len(TRIALS))
-    sick = 3
+    poisoned = 3
     found = []
     for poison in (False, True):
         schedules = admit(pack, TRIALS, 5)
         if poison:
-            for weight in pack.arena.read(sick).values():
+            for weight in pack.arena.read(poisoned).values():
                 weight.fill_(torch.nan)
         found.append(train_packed(pack, schedules, batches, len(TRIALS)))
     (losses, weights), (other_losses, other_weights) = found
-    if not other_losses[:, sick].isnan().all():
+    if not other_losses[:, poisoned].isnan().all():
         return False
     return all(
         torch.equal(losses[:, slot], other_losses[:, slot])
         and all(torch.equal(weight, other_weights[slot][name]) for name, weight in weights[slot].items())
         for slot in range(len(TRIALS))
-        if slot != sick
+        if slot != poisoned
     )
 
 
@@ -463,18 +477,18 @@ def nan_isolated(shape: Shape) -> bool:
 
 
 def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: str) -> dict[str, Any]:
-    """All arms on one shape, as an entry of the results file."""
+    """Runs all arms on one shape; returns an entry of the results file."""
     print(f"\n{shape}; {len(TRIALS)} trials of {steps} steps", flush=True)
     of_losses, of_weights = equivalence(shape)
     isolated = nan_isolated(shape)
-    held = of_losses <= 1e-10 and isolated
+    checks = "passed" if of_losses <= 1e-10 and isolated else "FAILED"
+    nan = "leaves" if isolated else "DOES NOT LEAVE"
     print(
-        f"gates {'held' if held else 'BROKEN'}: packed K=8 against the bare loop in float64, 10 steps: losses differ by "
-        f"{of_losses:.1e}, weights by {of_weights:.1e}; a NaN trial {'leaves' if isolated else 'DOES NOT LEAVE'} the "
-        "others bitwise unchanged",
+        f"checks {checks}: packed K=8 against the bare loop in float64, 10 steps: losses differ by {of_losses:.1e}, "
+        f"weights by {of_weights:.1e}; a NaN trial {nan} the others bitwise unchanged",
         flush=True,
     )
-    widths: list[dict[str, float]] = []
+    sizes: list[dict[str, float]] = []
     between: list[float] = []
     arms: dict[str, Callable[[int], Run]] = {
         HF: lambda steps: hf_arm(shape, steps, folder, between),
@@ -482,12 +496,12 @@ def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: s
         BARE_LABELS: lambda steps: bare_arm(shape, steps, at_labels=True),
         BARE_FUSED: lambda steps: bare_arm(shape, steps, at_labels=True, fused=True),
         PACKED_1: lambda steps: packed_1_arm(shape, steps),
-        PACKED_8: lambda steps: packed_8_arm(shape, steps, widths),
+        PACKED_8: lambda steps: packed_8_arm(shape, steps, sizes),
         TWO: lambda steps: two.arm(shape, steps),
     }
     for arm in arms.values():
         arm(2)
-    widths.clear()
+    sizes.clear()
     between.clear()
     ms: dict[str, list[float]] = {name: [] for name in arms}
     losses: dict[str, list[float]] = {}
@@ -514,9 +528,9 @@ def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: s
     ]
     header = ["ms per trial-step", "min", "median", "packed K=8 is faster by (min)", "(median)"]
     print(table(header, rows))
-    passes = ", ".join(f"{entry['width']:.0f}" for entry in widths)
-    seconds = statistics.median(entry["seconds"] for entry in widths)
-    print(f"trials a pass, as measured in each repeat: {passes}; finding out took {seconds:.2f} s, once a sweep")
+    passes = ", ".join(f"{entry['size']:.0f}" for entry in sizes)
+    seconds = statistics.median(entry["seconds"] for entry in sizes)
+    print(f"trials per pass, as measured in each repeat: {passes}; measuring took {seconds:.2f} s, once per sweep")
     print(f"mean losses of all arms agree within {spread:.1e} of Trainer's")
     return {
         "shape": shape.name,
@@ -531,8 +545,8 @@ def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: s
             for name in ms
             if name != PACKED_8
         },
-        "trials_per_pass": [int(entry["width"]) for entry in widths],
-        "seconds_to_find_them": [round(entry["seconds"], 3) for entry in widths],
+        "trials_per_pass": [int(entry["size"]) for entry in sizes],
+        "seconds_to_find_them": [round(entry["seconds"], 3) for entry in sizes],
         "float64_difference": {"loss": of_losses, "weight": of_weights},
         "nan_isolated": isolated,
         "losses_agree_within": spread,
@@ -540,7 +554,7 @@ def measure(shape: Shape, steps: int, repeats: int, two: TwoProcesses, folder: s
 
 
 def floors(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each floor whose shape was run; met means by minima and by medians."""
+    """Returns each floor whose shape was run; it is met if both the ratio of minima and that of medians reach it."""
     found = []
     for name, arm, factor in FLOORS:
         for entry in (entry for entry in entries if entry["shape"] == name):
@@ -561,7 +575,7 @@ def main() -> None:
         choices=names,
         nargs="+",
         metavar="SHAPE",
-        help=f"some of {', '.join(names)}; the file keeps the others",
+        help=f"only these of {', '.join(names)}; the results file keeps the others",
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "packing.json")
     arguments = parser.parse_args()

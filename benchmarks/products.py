@@ -1,7 +1,7 @@
-"""What the packed engine's small products cost, each taken both ways: `python benchmarks/products.py`, half a minute.
+"""Times the packed engine's small products, each computed two ways: `python benchmarks/products.py`, half a minute.
 
-On a CPU, in float32, for eight trials of 330 tokens: the frozen base's product by torch's own choice and as lrsweep takes it;
-the adapters' products that lrsweep turns round, as they stand in the formula and turned.
+On a CPU, in float32, for eight trials of 330 tokens: the frozen base's products with torch's default and with lrsweep's
+own function; and the adapters' products that lrsweep transposes, as written in the formula and transposed.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from common import RESULTS, about, save, table
 from lrsweep.training.packing.functions import linear
 
 TRIALS, TOKENS, RANK = 8, 330, 8
-# In and out: the embedded model's layers, and those of a model of 0.5 B.
+# Input and output width: the layers of the embedded model, and of a 0.5B model.
 SHAPES = ((128, 128), (128, 352), (352, 128), (896, 896), (896, 4864))
 
 
 def ways(inner: int, outer: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Each product: as it stands, and as lrsweep takes it."""
+    """Returns each product as the formula writes it, and as lrsweep computes it."""
     x, dy = torch.randn(TRIALS, TOKENS, inner), torch.randn(TRIALS, TOKENS, outer)
     weight, b, low = torch.randn(outer, inner), torch.randn(TRIALS, outer, RANK), torch.randn(TRIALS, TOKENS, RANK)
     return {
@@ -70,7 +70,7 @@ def main() -> None:
             rows.append(
                 [f"{inner} to {outer}", name, *(f"{us:.0f}" for us in medians), f"{medians[0] / medians[1]:.2f}x"]
             )
-    print(table(["layer", "product", "us as it stands", "us as taken", "faster"], rows))
+    print(table(["layer", "product", "us by the formula", "us in lrsweep", "faster"], rows))
     save(arguments.out, about("torch") | {"microseconds": ["min", "median"]}, products=entries)
 
 

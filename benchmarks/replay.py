@@ -1,50 +1,57 @@
-"""What search.py and verdict.py share: the measured trials of truth.json, as a sweep would meet them."""
+"""Replays the measured trials of truth.json as a sweep would see them, for search.py and verdict.py."""
 
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from common import RESULTS
+from numpy.typing import NDArray
 
-from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.ranking import Result, Status
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig, replace
 
 STEPS = 40
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """One mode's dense trials: log10 of rates [n], eval losses [seeds, n, evaluations], and the steps of those.
+    """The measured trials of one mode.
 
-    `repeated` are the finals and curves of equal configs: by rate, [repeats, evaluations].
+    Attributes:
+        mode: `lora` or `full`.
+        log_lr: log10 of the measured learning rates [n].
+        evals: Eval losses [seeds, n, evaluations].
+        steps: The step of each evaluation.
+        repeated: Eval losses of equal configs [repeats, evaluations], by learning rate.
     """
 
     mode: str
-    log_lr: np.ndarray
-    evals: np.ndarray
+    log_lr: Floats
+    evals: Floats
     steps: tuple[int, ...]
-    repeated: dict[float, np.ndarray]
+    repeated: dict[float, Floats]
 
     @property
     def seeds(self) -> int:
+        """The number of seeds of every rate."""
         return len(self.evals)
 
-    def curve(self, lr: float, seed: int) -> np.ndarray:
-        """The eval losses [evaluations] of a trial: between measured rates, on a straight line over log lr."""
+    def curve(self, lr: float, seed: int) -> Floats:
+        """Returns a trial's eval losses [evaluations], interpolated linearly over log lr between measured rates."""
         columns = self.evals[seed].T
         return np.array([np.interp(np.log10(lr), self.log_lr, column) for column in columns])
 
     def mean(self, lr: float) -> float:
-        """The true mean of the final loss."""
+        """Returns the true mean of the final loss at a rate."""
         return float(np.mean([self.curve(lr, seed)[-1] for seed in range(self.seeds)]))
 
     @functools.cached_property
     def best(self) -> float:
-        """The lowest true mean of the measured rates."""
+        """The lowest true mean among the measured rates."""
         return float(self.evals[:, :, -1].mean(0).min())
 
     @property
@@ -54,7 +61,7 @@ class Truth:
 
 
 def load(mode: str) -> Truth:
-    """From results/truth.json."""
+    """Loads a mode's trials from results/truth.json."""
     runs = [run for run in json.loads((RESULTS / "truth.json").read_text())["runs"] if run["mode"] == mode]
     steps = tuple(step for step, _ in runs[0]["evals"])
     by_lr: dict[float, dict[int, list[float]]] = defaultdict(dict)
@@ -63,7 +70,7 @@ def load(mode: str) -> Truth:
         by_lr[run["lr"]][run["seed"]] = [loss for _, loss in run["evals"]]
     most = max(map(len, by_lr.values()))
     repeated = {lr: np.array(list(seeds.values())) for lr, seeds in by_lr.items() if len(seeds) == most}
-    # A repeated rate that no dense one equals still belongs to the line, with the seeds that the dense ones have.
+    # A repeated rate that is not among the dense ones is part of the grid, too, with as many seeds as those.
     dense = sorted(by_lr)
     seeds = min(map(len, by_lr.values()))
     evals = np.array([[by_lr[lr][seed] for lr in dense] for seed in range(seeds)])
@@ -72,13 +79,25 @@ def load(mode: str) -> Truth:
 
 @functools.lru_cache(maxsize=2)
 def base(mode: str) -> SweepConfig:
+    """Returns the config of the mode's default sweep."""
     return sweep_config([f"+sweep={mode}_lr"])
 
 
-def result(truth: Truth, number: int, lr: float, curve: Sequence[float], status: str = "complete") -> Result:
-    """A trial as the verdict sees it."""
+def result(truth: Truth, number: int, lr: float, curve: Floats, status: Status = "complete") -> Result:
+    """Returns a trial as the verdict sees it.
+
+    Args:
+        truth: The mode's measured trials.
+        number: The trial's number.
+        lr: Its learning rate.
+        curve: Its eval losses [evaluations]; of a pruned trial the first ones.
+        status: How it ended.
+    """
     evals = tuple(
-        zip(truth.steps[-len(curve) :] if status == "complete" else truth.steps, map(float, curve), strict=False)
+        (step, float(loss))
+        for step, loss in zip(
+            truth.steps[-len(curve) :] if status == "complete" else truth.steps, curve.tolist(), strict=False
+        )
     )
     config = replace(base(truth.mode), {"optimizer.lr": float(lr)})
-    return Result(number, {"optimizer.lr": float(lr)}, config, status, evals[-1][0], evals[-1][1], "", evals=evals[-6:])  # type: ignore[arg-type]
+    return Result(number, {"optimizer.lr": float(lr)}, config, status, evals[-1][0], evals[-1][1], "", evals=evals[-6:])

@@ -1,12 +1,12 @@
-"""How many workers one study bears: `python benchmarks/scale.py`, twenty minutes on two cores.
+"""Measures how many workers one study supports: `python benchmarks/scale.py`, twenty minutes on two cores.
 
-Real: PostgreSQL with its default settings (but for the number of connections), Optuna's storage, our own Study, asked and told
-as a worker does it, with a worker's signs of life. Simulated: the training, which is sleep; a trial of 60 s reports
-four evaluations. Every worker has a Study, connections and a name of its own; up to eight processes share them as threads, so
-that the workers' own arithmetic (Optuna's, in Python) takes place on the cores of this one machine, and the database with it:
-on a cluster each worker brings its own.
+Real: PostgreSQL with its default settings (except for the number of connections), Optuna's storage, and lrsweep's
+WorkerStudy, used as a worker uses it, with heartbeats. Simulated: the training, which is a sleep; a trial of 60 s
+reports four evaluations. Every worker has its own WorkerStudy, connections and name. The workers are threads of up to
+eight processes, so their own computations (Optuna's, in Python) share the cores of this one machine with the database;
+on a cluster each worker has its own.
 
-Part `saturation`: trials of no length at all, as many a second as there can be; part `minutes`: trials of 60 s, not scaled.
+Part `saturation`: trials of no length, as many per second as possible. Part `minutes`: trials of 60 s, in real time.
 """
 
 import argparse
@@ -29,17 +29,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psycopg
 from common import RESULTS, about, save, table
-from tests.executors import postgres
 
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
 from lrsweep.orchestration.worker import start_beating
-from lrsweep.search.controller_study import Study
+from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.records import Record
 from lrsweep.search.study_lifecycle import join_study, open_study
 from lrsweep.search.sync_halving import EvalReport
+from tests.orchestration.executors import postgres
 
 WORKERS = (1, 8, 64, 256)
 PROCESSES, EVALS = 8, 4
@@ -50,19 +50,24 @@ SEARCHES = {
 
 
 def config_of(search: str, trials: int, url: str) -> SweepConfig:
-    words = [*SEARCHES[search], f"name={search}", f"search={search}", f"search.n_trials={trials}"]
-    return sweep_config([*words, f"search.storage='{url}'", "pruner=none", "tracking=none"])
+    """Returns the config of a sweep with this search method and so many trials, with its study at `url`."""
+    overrides = [*SEARCHES[search], f"name={search}", f"search={search}", f"search.n_trials={trials}"]
+    return sweep_config([*overrides, f"search.storage='{url}'", "pruner=none", "tracking=none"])
 
 
 def work(config: SweepConfig, folder: Path, seconds: float, start: float) -> dict[str, Any]:
-    """One worker until nothing is left; how long each call took, what it told, how long it slept and was there."""
+    """Runs one worker until no trial is left.
+
+    Returns:
+        The seconds of each call, the numbers of the trials it finished, and how long it slept and ran.
+    """
     axes = search_space.axes(config)
-    presence = Liveness(folder, new_worker_name())
-    study = join_study(config, axes, folder, "none", presence)
-    start_beating(study)
+    liveness = Liveness(folder, new_worker_name())
+    study = join_study(config, axes, folder, "none", liveness)
+    start_beating(study, liveness.worker)
     time.sleep(max(0.0, start - time.time()))
     took: dict[str, list[float]] = {"ask": [], "report": [], "tell": []}
-    told: list[int] = []
+    finished: list[int] = []
     slept, begun = 0.0, time.monotonic()
 
     def timed(name: str, call: Any, *arguments: Any) -> Any:
@@ -72,7 +77,7 @@ def work(config: SweepConfig, folder: Path, seconds: float, start: float) -> dic
         return answer
 
     while (taken := timed("ask", study.next)) is not None:
-        number, point = taken
+        number, spec = taken
         loss = 3.0
         for step in range(1, EVALS + 1):
             pause = seconds / EVALS * random.uniform(0.8, 1.2)
@@ -81,41 +86,41 @@ def work(config: SweepConfig, folder: Path, seconds: float, start: float) -> dic
             slept += time.monotonic() - at
             loss = 4.0 - step / EVALS + random.random()
             timed("report", study.report, [EvalReport(number, step, EVALS, 0, loss)])
-        timed("tell", study.tell, Record(number, point, "complete", EVALS, loss, "", "sleep"))
-        told.append(number)
-    took["ask"].pop()  # the one that says that there is nothing left
-    there = time.monotonic() - begun
-    presence.close()
-    return {"took": took, "told": told, "slept": slept, "there": there}
+        timed("tell", study.tell, Record(number, spec, "complete", EVALS, loss, "", "sleep"))
+        finished.append(number)
+    took["ask"].pop()  # the last one, which found no trial left
+    ran = time.monotonic() - begun
+    liveness.close()
+    return {"took": took, "finished": finished, "slept": slept, "ran": ran}
 
 
 def several(config: SweepConfig, folder: Path, count: int, seconds: float, start: float) -> list[dict[str, Any]]:
-    """So many workers as threads of this process."""
+    """Runs `count` workers as threads of this process."""
     with ThreadPoolExecutor(count) as threads:
         return [done.result() for done in [threads.submit(work, config, folder, seconds, start) for _ in range(count)]]
 
 
 def measure(url: str, search: str, workers: int, trials: int, seconds: float) -> dict[str, Any]:
-    """A sweep of so many trials on so many workers."""
+    """Runs a sweep of so many trials on so many workers; returns an entry of the results file."""
     config = config_of(search, trials, url)
     with tempfile.TemporaryDirectory() as place, connections(url) as most:
         folder = Path(place)
         study = open_study(config, search_space.axes(config), folder, "none")
-        keeper = Liveness(folder, new_worker_name())
-        study.keep(keeper)
+        controller = Liveness(folder, new_worker_name())
+        study.open(controller.worker, {})
         shares = [len(range(i, workers, PROCESSES)) for i in range(min(PROCESSES, workers))]
         load_before = os.getloadavg()[0]
-        # Imports and joining are not what is measured.
+        # Imports and joining the study are not measured.
         start = time.time() + 20 + workers * 0.4
         with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as pool:
             cpu = os.times()
             jobs = [pool.submit(several, config, folder, share, seconds, start) for share in shares]
             while not all(job.done() for job in jobs):
-                # As the keeper does.
+                # As the controller does.
                 study.finished(), study.trials(), study.records()
                 time.sleep(1.0)
             done = [one for job in jobs for one in job.result()]
-        keeper.close()
+        controller.close()
         used = os.times()
         row = {
             "search": search,
@@ -134,36 +139,38 @@ def measure(url: str, search: str, workers: int, trials: int, seconds: float) ->
     return row
 
 
-def check(study: Study, done: Sequence[dict[str, Any]], trials: int) -> dict[str, int]:
-    """Trials that are lost (begun or asked for, and not in the study as complete), and told by more than one worker."""
-    times = Counter(number for one in done for number in one["told"])
+def check(study: ControllerStudy, done: Sequence[dict[str, Any]], trials: int) -> dict[str, int]:
+    """Counts trials that are lost (not complete in the study), and that were finished by more than one worker."""
+    times = Counter(number for one in done for number in one["finished"])
     complete = {record.number for record in study.records() if record.status == "complete"}
     return {"lost": trials - len(complete), "repeated": sum(count - 1 for count in times.values())}
 
 
 def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the times and rates of an entry of the results file."""
     found: dict[str, Any] = {}
     for name in ("ask", "report", "tell"):
         took = sorted(second for one in done for second in one["took"][name])
         found[f"{name}_ms"] = round(1000 * took[len(took) // 2], 1)
         found[f"{name}_ms_p95"] = round(1000 * took[int(len(took) * 0.95)], 1)
-    there, slept = sum(one["there"] for one in done), sum(one["slept"] for one in done)
-    found["seconds"] = round(max(one["there"] for one in done), 1)
-    found["trials_per_second"] = round(sum(len(one["told"]) for one in done) / max(one["there"] for one in done), 2)
-    # Waiting for the study: from the first question, all workers' at once, to the answer that nothing is left; and of that,
-    # what comes after a worker's first trial has begun.
-    found["idle_percent"] = round(100 * (1 - slept / there), 2)
+    ran, slept = sum(one["ran"] for one in done), sum(one["slept"] for one in done)
+    longest = max(one["ran"] for one in done)
+    found["seconds"] = round(longest, 1)
+    found["trials_per_second"] = round(sum(len(one["finished"]) for one in done) / longest, 2)
+    # Time spent waiting for the study: from the first call, made by all workers at once, to the call that finds no
+    # trial left; and the part of it after a worker's first trial has begun.
+    found["idle_percent"] = round(100 * (1 - slept / ran), 2)
     began = sum(one["took"]["ask"][0] for one in done if one["took"]["ask"])
-    found["idle_percent_once_begun"] = round(100 * (1 - slept / (there - began)), 2)
+    found["idle_percent_once_begun"] = round(100 * (1 - slept / (ran - began)), 2)
     return found
 
 
 @contextlib.contextmanager
 def connections(url: str) -> Iterator[list[int]]:
-    """How many connections there are, looked at ten times a second."""
+    """Counts the connections to the database ten times a second, in the list that it yields."""
     counts, stop = [0], threading.Event()
 
-    def look() -> None:
+    def count() -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             while not stop.wait(0.1):
                 row = connection.execute(
@@ -171,7 +178,7 @@ def connections(url: str) -> Iterator[list[int]]:
                 ).fetchone()
                 counts.append(row[0] - 1 if row else 0)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=count)
     thread.start()
     try:
         yield counts
@@ -181,12 +188,12 @@ def connections(url: str) -> Iterator[list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, nargs="*", default=WORKERS)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--each", type=int, default=3, help="trials a worker")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="*", default=WORKERS, help="numbers of workers, one sweep each")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a trial in part minutes")
+    parser.add_argument("--each", type=int, default=3, help="trials per worker in part minutes")
     parser.add_argument("--searches", nargs="*", default=["tpe"], choices=sorted(SEARCHES))
-    parser.add_argument("--parts", nargs="*", default=["saturation", "minutes"])
+    parser.add_argument("--parts", nargs="*", default=["saturation", "minutes"], choices=["saturation", "minutes"])
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []

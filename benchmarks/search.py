@@ -1,11 +1,14 @@
-"""How good is the learning rate that a sweep of at most 12 trials recommends: `python benchmarks/search.py`, minutes.
+"""Measures how good the rate is that a sweep of at most 12 trials recommends: `python benchmarks/search.py`, minutes.
 
-Replays the measured trials of `results/truth.json` (run `truth.py` first), LoRA and full fine-tuning apart. A sweep has one
-seed for all its trials, and its replicates have the others; its range is five decades with random ends, its grid has a
-random phase. Regret is how far the recommended rate's true mean eval loss lies above the lowest true mean, in percent of
-that. Arms: lrsweep's verdict over a grid, over a grid with replicates, over a Gaussian process (four trials at a time, as its
-packs are, and one by one) and TPE (both beginning at the rule of thumb), over TPE with the lockstep pruner in packs of 4;
-Optuna's TPE, Gaussian process, random search and grid, where the lowest eval loss is the answer.
+Replays the measured trials of `results/truth.json` (run `truth.py` first), separately for LoRA and full fine-tuning.
+The trials of a sweep share one seed, and its replicates have the others. The range of rates covers up to four decades
+and has random ends; a grid has a random phase. Regret is how far the recommended rate's true mean eval loss is above
+the lowest true mean, in percent of that.
+
+Arms: lrsweep's verdict on a grid, on a grid with replicates, on a Gaussian process (four trials at a time, as in a
+pack, and one by one), on TPE, and on TPE with the sync_halving pruner in packs of four; the Gaussian process and TPE
+start at the rule of thumb. For comparison, the rate with the lowest eval loss from Optuna's TPE, Gaussian process,
+random search and grid.
 """
 
 import argparse
@@ -34,7 +37,7 @@ warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
 class Sweep:
-    """One replayed sweep: a seed, a range of rates, and what has been trained."""
+    """One replayed sweep: a seed, a range of rates, and the trained trials."""
 
     def __init__(self, truth: Truth, seed: int) -> None:
         self.truth = truth
@@ -42,13 +45,13 @@ class Sweep:
         self.seed = seed
         self._own = int(self.draw.integers(truth.seeds))
         low, high = truth.log_lr[0], truth.log_lr[-1]
-        # Up to a third of a decade is missing at either end.
+        # Each end is cut by up to a third of a decade.
         self.low, self.high = low + self.draw.uniform(0, 1 / 3), high - self.draw.uniform(0, 1 / 3)
         self.results: list[Result] = []
         self.steps = 0
 
     def train(self, lr: float, of: Result | None = None) -> Result:
-        """A whole trial, or a replicate with another seed."""
+        """Trains a full trial, or a replicate of `of` with another seed."""
         again = 0 if of is None else 1 + sum(r.of == of.number for r in self.results)
         curve = self.truth.curve(lr, (self._own + again) % self.truth.seeds)
         found = result(self.truth, len(self.results), lr, curve)
@@ -59,32 +62,33 @@ class Sweep:
         return found
 
     def grid(self, count: int) -> list[float]:
-        """Rates evenly spaced over the range, with a random phase."""
-        width = (self.high - self.low) / count
-        return [float(10**place) for place in self.low + width * (np.arange(count) + self.draw.uniform())]
+        """Returns rates at even distances over the range, with a random phase."""
+        distance = (self.high - self.low) / count
+        return [float(10**place) for place in self.low + distance * (np.arange(count) + self.draw.uniform())]
 
     def verdict(self) -> float:
-        """What lrsweep recommends."""
+        """Returns the rate that lrsweep recommends."""
         best = judge(self.results, self.truth.base_loss).best
         assert best is not None
         return best.lr
 
     def lowest(self) -> float:
-        """The rate of the lowest loss."""
+        """Returns the rate with the lowest loss."""
         return min(self.results, key=lambda r: r.eval_loss or 0.0).lr
 
 
-# An arm takes a sweep and its number of trials, trains, and answers a rate.
+# An arm takes a sweep and its number of trials, trains them, and returns a rate.
 
 
 def our_grid(sweep: Sweep, trials: int) -> float:
+    """Returns lrsweep's verdict on a grid."""
     for lr in sweep.grid(trials):
         sweep.train(lr)
     return sweep.verdict()
 
 
 def our_grid_replicated(sweep: Sweep, trials: int) -> float:
-    """Two thirds of the trials are a grid, the others second and third seeds of its best."""
+    """Uses two thirds of the trials for a grid, and the others for second and third seeds of its best two."""
     extra = trials // 3
     for lr in sweep.grid(trials - extra):
         sweep.train(lr)
@@ -95,13 +99,14 @@ def our_grid_replicated(sweep: Sweep, trials: int) -> float:
 
 
 def their_grid(sweep: Sweep, trials: int) -> float:
+    """Returns the rate with the lowest loss on a grid."""
     for lr in sweep.grid(trials):
         sweep.train(lr)
     return sweep.lowest()
 
 
 def ours(method: Literal["tpe", "gp"], at_once: int) -> Callable[[Sweep, int], float]:
-    """Our search, so many trials at once, which begins at the rule of thumb; asks the verdict."""
+    """Returns an arm: lrsweep's search and verdict, `at_once` trials at a time, starting at the rule of thumb."""
 
     def arm(sweep: Sweep, trials: int) -> float:
         search = SearchConfig(method=method, n_trials=trials, seed=sweep.seed)
@@ -121,7 +126,7 @@ def ours(method: Literal["tpe", "gp"], at_once: int) -> Callable[[Sweep, int], f
 
 
 def theirs(sampler: Callable[[int], Any]) -> Callable[[Sweep, int], float]:
-    """Trials asked of an Optuna sampler one by one; the lowest loss."""
+    """Returns an arm: an Optuna sampler, one trial at a time, and the lowest loss."""
 
     def arm(sweep: Sweep, trials: int) -> float:
         study = optuna.create_study(sampler=sampler(sweep.seed))
@@ -135,11 +140,11 @@ def theirs(sampler: Callable[[int], Any]) -> Callable[[Sweep, int], float]:
 
 
 def our_pruned(sweep: Sweep, trials: int) -> float:
-    """TPE in packs of four, whose worse half stops at each rung."""
+    """Searches with TPE in packs of four; at each rung, the worse half stops."""
     study = optuna.create_study()
     search = SearchConfig(method="tpe", n_trials=trials, seed=sweep.seed)
     study.enqueue_trial({"lr": rule_of_thumb(sweep)})
-    lockstep = SyncHalving(Rungs())
+    halving = SyncHalving(Rungs())
     warmup = base(sweep.truth.mode).scheduler.warmup(STEPS)
     numbers = iter(range(trials))
     while pack := [number for number, _ in zip(numbers, range(4), strict=False)]:
@@ -154,8 +159,8 @@ def our_pruned(sweep: Sweep, trials: int) -> float:
             if step == 0:
                 continue
             sweep.steps += (step - sweep.truth.steps[i - 1]) * len(running)
-            heard = [EvalReport(n, step, STEPS, warmup, float(curves[n][i])) for n in running]
-            for n in lockstep.hear(heard) if step < STEPS else ():
+            evals = [EvalReport(n, step, STEPS, warmup, float(curves[n][i])) for n in running]
+            for n in halving.report(evals) if step < STEPS else ():
                 running.remove(n)
                 sweep.results.append(result(sweep.truth, n, lrs[n], curves[n][: i + 1], "pruned"))
                 asked[n].report(float(curves[n][i]), step)
@@ -167,8 +172,9 @@ def our_pruned(sweep: Sweep, trials: int) -> float:
 
 
 def rule_of_thumb(sweep: Sweep) -> float:
+    """Returns the rate of lrsweep's rule of thumb, within the sweep's range."""
     config = base(sweep.truth.mode)
-    known = priors.look(config.model)
+    known = priors.read_size(config.model)
     assert known is not None
     return float(np.clip(priors.prior(config, *known).lr, 10**sweep.low, 10**sweep.high))
 
@@ -185,6 +191,7 @@ def random_search(seed: int) -> Any:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
+# "lockstep" is the sync_halving pruner: the name in results files.
 ARMS: dict[str, Callable[[Sweep, int], float]] = {
     "lrsweep grid": our_grid,
     "lrsweep grid, a third replicates": our_grid_replicated,
@@ -199,12 +206,12 @@ ARMS: dict[str, Callable[[Sweep, int], float]] = {
 }
 
 
-# A Gaussian process takes a third of a second a trial: a fifth of the sweeps.
+# A Gaussian process takes a third of a second per trial: these arms run a fifth of the sweeps.
 SLOW = ("lrsweep gp", "lrsweep gp, one by one", "Optuna gp")
 
 
 def measure(truth: Truth, arm: str, trials: int, sweeps: int) -> dict[str, Any]:
-    """An entry of the results file: the regrets of so many sweeps."""
+    """Returns an entry of the results file: the regrets of so many sweeps."""
     regrets, steps = [], []
     sweeps = sweeps // 5 if arm in SLOW else sweeps
     for seed in range(sweeps):
@@ -247,7 +254,7 @@ def show(entries: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sweeps", type=int, default=200)
-    parser.add_argument("--only", choices=list(ARMS), nargs="+", help="some of the arms; nothing is saved")
+    parser.add_argument("--only", choices=list(ARMS), nargs="+", help="only these arms; writes no file")
     parser.add_argument("--out", type=Path, default=RESULTS / "search.json")
     arguments = parser.parse_args()
     entries = []
@@ -263,9 +270,8 @@ def main() -> None:
     for entry in entries:
         if entry["arm"].startswith("lrsweep grid") and entry["trials"] == TRIALS:
             verdict = "met" if entry["within_1_percent"] >= OFTEN else "not met"
-            print(
-                f"{entry['mode']}, {entry['arm']}: within 1 % in {entry['within_1_percent']:.1%}, aim 95 %: {verdict}"
-            )
+            share = f"within 1 % in {entry['within_1_percent']:.1%}, target 95 %"
+            print(f"{entry['mode']}, {entry['arm']}: {share}: {verdict}")
     if not arguments.only:
         save(arguments.out, about("optuna", "scikit-learn") | {"sweeps": arguments.sweeps}, arms=entries)
 

@@ -1,7 +1,7 @@
-"""Seconds until a command that trains nothing has answered: `python benchmarks/startup.py`, about a minute.
+"""Measures the seconds that a command without training takes: `python benchmarks/startup.py`, about a minute.
 
-Each command is a fresh process, run in turn; beside them the interpreter alone, and one that imports torch, which says
-what a careless import would cost.
+Each command runs in a new process, in random order. For comparison: the interpreter alone, and the interpreter with
+torch imported, which is the cost of an unnecessary import.
 """
 
 import argparse
@@ -21,12 +21,13 @@ COMMANDS = {
     "lrsweep --version": ["-m", "lrsweep", "--version"],
     "lrsweep export --help": ["-m", "lrsweep", "export", "--help"],
     "lrsweep +sweep=lora_lr --cfg job": ["-m", "lrsweep", "+sweep=lora_lr", "--cfg", "job"],
-    "a mistake: optimizer.lr=-1": ["-m", "lrsweep", "+sweep=lora_lr", "optimizer.lr=-1"],
+    "an error: optimizer.lr=-1": ["-m", "lrsweep", "+sweep=lora_lr", "optimizer.lr=-1"],
     "python -c 'import torch'": ["-c", "import torch"],
 }
 
 
 def seconds(arguments: list[str], folder: str) -> float:
+    """Returns the seconds that Python takes with these arguments."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, check=False)
     return time.perf_counter() - start

@@ -1,23 +1,21 @@
-"""A whole sweep, lrsweep's against `Trainer.hyperparameter_search(backend="optuna")`: `python benchmarks/sweep.py`.
+"""Compares a whole sweep with `Trainer.hyperparameter_search(backend="optuna")`: `python benchmarks/sweep.py`.
 
 Both train the same 32 trials of the embedded model and task: 8 learning rates, 2 weight decays, 2 beta2; LoRA, 60 steps
-of 8 rows, cosine with warm-up, evaluated on the same 128 rows after 20, 40 and 60 steps. Each run has a fresh process
-and a temporary folder; its time is from the call to the return, with data and models loaded in it and imports not. No
-adapters are saved, on either side.
+of 8 rows, cosine with warm-up, evaluated on the same 128 rows after 20, 40 and 60 steps. Each run has a new process and
+a temporary folder. Its time includes loading data and models, but not imports. Neither side saves adapters.
 
-Part a: no pruning, time to finish all 32. Its lines take the gain apart, one change after another: logits only at
-labels (given to Trainer too), lrsweep's packed engine with one slot, with all its slots, with MLflow.
+Part a: no pruning, time to finish all 32 trials. Its lines add one change after another to show where the gain comes
+from: logits only at labels (in Trainer, too), lrsweep's packed engine with one slot, with all its slots, with MLflow.
 
-Part parts: the packed engine alone on the same trials, without workers, study and report: as it is, with rows padded, with
-products as torch takes them, with neither.
+Part parts: only the packed engine on the same trials, without workers, study and report: unchanged, with padded rows,
+with torch's own matrix products, with both.
 
-Part b: each seed orders the trials anew (theirs by GridSampler's seed; ours by shuffling the axes and the values of
-each, as a grid is run in the order it is written) and seeds the adapters and the order of rows. The grid is run in full
-(packed, without pruning; `--part full` does only that, and its time does not count), which says what is best and what is
-within 1 % of it; then with pruning on both sides: lockstep, and Optuna's MedianPruner with its defaults. Measured: the
-time until a trial within 1 % of the full grid's
-best is complete, and whether the true best survived. Which trials are within 1 % is looked up in the full grid, for
-both sides alike.
+Part b: each seed gives a new order of trials (theirs by GridSampler's seed; ours by shuffling the axes and their
+values, because a grid runs in the order in which it is written) and seeds the adapters and the order of rows. First the
+full grid runs (packed, without pruning; `--part full` does only that; its time does not count). It determines, for both
+sides, the true best trial and the trials within 1 % of it. Then both sides run with pruning: sync_halving here,
+Optuna's MedianPruner with its defaults there. This measures the time until a trial within 1 % of the best is complete,
+and whether the true best trial survived.
 """
 
 import argparse
@@ -38,8 +36,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-# As `python -m lrsweep` sets them, for both sides alike; threads wait as torch has them wait.
+# As `python -m lrsweep` sets them, on both sides; OMP_WAIT_POLICY is left as it is.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -48,19 +47,18 @@ import torch.nn.functional as F
 from common import RESULTS, about, save, table
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-import lrsweep.orchestration.controller
-import lrsweep.training.engines.pack_loader
-import lrsweep.training.packing.functions
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.schema import replace as with_keys
+from lrsweep.orchestration import controller
 from lrsweep.report.screen import Screen
 from lrsweep.tracking import default_uri
 from lrsweep.training.data.loading import collate
-from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
+from lrsweep.training.engines import Measurement, Outcome, Stop, Trial, pack_loader
 from lrsweep.training.engines.packed import PackedEngine
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import load_model, make_trainable
+from lrsweep.training.packing import functions
 
 LR, DECAY, BETAS = "optimizer.lr", "optimizer.weight_decay", "optimizer.betas"
 AXES: dict[str, list[Any]] = {
@@ -72,19 +70,20 @@ SMOKE_AXES: dict[str, list[Any]] = {LR: [1e-4, 3e-3], DECAY: [0.0], BETAS: [[0.9
 BASE = ["training.max_steps=60", "training.eval_every=20", "training.save_adapter=false"]
 SMOKE_BASE = ["training.max_steps=6", "training.eval_every=2", "training.save_adapter=false", "data.max_eval_rows=16"]
 CLOSE = 1.01
-AIM_EQUAL, AIM_BEST = 3, 8
-# PEFT asks transformers under an old name.
+TARGET_EQUAL, TARGET_BEST = 3, 8
+# PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 STOCK, STOCK_LABELS = "HF search", "HF search, logits at labels"
 PACKED_1, PACKED, MLFLOW = "lrsweep, packed, 1 slot", "lrsweep, packed", "lrsweep, packed, with MLflow"
 ENGINE, PADDED, MATMUL, NEITHER = "engine", "engine, rows padded", "engine, F.linear", "engine, rows padded, F.linear"
+# "lockstep" is the sync_halving pruner: the name in results files.
 STOCK_PRUNED, PACKED_PRUNED = "HF search, median pruner", "lrsweep, packed, lockstep pruner"
 OVERRIDES = {
     PACKED_1: ["engine=packed", "engine.slots=1", "tracking=none"],
     PACKED: ["engine=packed", "tracking=none"],
     MLFLOW: ["engine=packed", "tracking=mlflow"],
-    PACKED_PRUNED: ["engine=packed", "tracking=none", "pruner=lockstep"],
+    PACKED_PRUNED: ["engine=packed", "tracking=none", "pruner=sync_halving"],
 }
 
 # A trial's place in the grid, and how it ended: status, eval loss, steps, seconds since the start.
@@ -97,26 +96,27 @@ Result = dict[str, Any]
 
 
 def in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """The function's result, from a fresh process in a temporary working folder."""
+    """Returns the function's result from a new process in a temporary working folder."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, context, os.chdir, (folder,)) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def trial_config(seed: int, smoke: bool, axes: Mapping[str, Sequence[Any]], *overrides: str) -> SweepConfig:
+    """Returns the config of the sweep over these axes."""
     space = [f"space.{key}={json.dumps(values)}" for key, values in axes.items()]
     base = SMOKE_BASE if smoke else BASE
     return sweep_config([*base, "search=grid", f"training.seed={seed}", "name=benchmark", *space, *overrides])
 
 
 def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
-    """Ours: `python -m lrsweep`, but for the terminal.
+    """Runs our sweep: `python -m lrsweep`, except for the terminal.
 
-    MLflow's database is made first, and timed by itself: it is made once a working folder, not once a sweep.
+    MLflow's database is created first and timed separately: it is created once per working folder, not once per sweep.
     """
     config = trial_config(seed, smoke, shuffled_axes(seed, smoke), *OVERRIDES[name])
     notes = Notes()
-    # What lrsweep imports when it comes to it.
+    # Modules that lrsweep imports only when it needs them.
     for module in ("lrsweep.training.engines.factory", "matplotlib.pyplot", "mlflow"):
         importlib.import_module(module)
     start = time.perf_counter()
@@ -124,29 +124,31 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
         importlib.import_module("mlflow").MlflowClient(default_uri(Path.cwd())).search_experiments()
     database = time.perf_counter() - start
     start = time.perf_counter()
-    lrsweep.orchestration.controller.run(config, notes)
+    controller.run(config, notes)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "database_seconds": database, "trials": notes.ended(start)}
 
 
 def run_engine(name: str, seed: int, smoke: bool) -> Result:
-    """The packed engine alone, with the trials handed to it."""
-    if name in (PADDED, NEITHER):
-        lrsweep.training.engines.pack_loader.lay_end_to_end = lambda *_: 0
-    if name in (MATMUL, NEITHER):
-        lrsweep.training.packing.functions._ONEDNN = False
+    """Runs only the packed engine, with the trials handed to it."""
     axes = SMOKE_AXES if smoke else AXES
     config = trial_config(seed, smoke, axes, "engine=packed", "tracking=none")
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    host = Handing([with_keys(config, point) for point in points])
+    host = ListHost([with_keys(config, point) for point in points])
     inputs(config.model, config.data)
-    start = time.perf_counter()
-    PackedEngine("auto", config.finetune.r).run(host)
-    return {"seconds": time.perf_counter() - start, "losses": host.losses}
+    with contextlib.ExitStack() as changes:
+        if name in (PADDED, NEITHER):
+            changes.enter_context(mock.patch.object(pack_loader, "lay_end_to_end", return_value=0))
+        if name in (MATMUL, NEITHER):
+            changes.enter_context(mock.patch.object(functions, "_ONEDNN", False))
+        start = time.perf_counter()
+        PackedEngine("auto", config.finetune.r).run(host)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "losses": host.losses}
 
 
-class Handing:
-    """A host that hands trials out and keeps their last eval losses."""
+class ListHost:
+    """A host that hands out a list of trials and keeps their last eval losses."""
 
     def __init__(self, configs: Sequence[SweepConfig]) -> None:
         self._waiting = [Trial(i, config, Path(str(i))) for i, config in enumerate(configs)]
@@ -165,7 +167,7 @@ class Handing:
 
 
 class Notes(Screen):
-    """A screen that notes when each trial ended, and with what."""
+    """A screen that records when and how each trial ended."""
 
     def __init__(self) -> None:
         self._trials: dict[int, Ended] = {}
@@ -188,19 +190,22 @@ class Notes(Screen):
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         self._trials[number] |= {"status": status, "at": time.perf_counter()}
 
+    def trial_interrupted(self, number: int) -> None: ...
+
     def ended(self, start: float) -> list[Ended]:
+        """Returns all trials; `start` is the time of the sweep's start."""
         return [trial | {"at": trial["at"] - start} for trial in self._trials.values()]
 
 
 def shuffled_axes(seed: int, smoke: bool) -> dict[str, list[Any]]:
-    """The axes and the values of each in an order of the seed's: ours runs a grid in the order it is written."""
+    """Shuffles the axes and their values by the seed: lrsweep runs a grid in the order in which it is written."""
     shuffle = random.Random(seed)
     axes = SMOKE_AXES if smoke else AXES
     return {key: shuffle.sample(axes[key], len(axes[key])) for key in shuffle.sample(list(axes), len(axes))}
 
 
 def run_hf(name: str, seed: int, smoke: bool) -> Result:
-    """Theirs: one Trainer, a study over a GridSampler, which shuffles by its seed."""
+    """Runs their sweep: one Trainer, and a study with a GridSampler, which shuffles by its seed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = SMOKE_AXES if smoke else AXES
     config = trial_config(seed, smoke, axes)
@@ -237,7 +242,7 @@ def run_hf(name: str, seed: int, smoke: bool) -> Result:
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    # Under Trainer's names; beta1 is the same throughout.
+    # Trainer's names; beta1 is always the same.
     values = {
         "learning_rate": axes[LR],
         "weight_decay": axes[DECAY],
@@ -256,21 +261,25 @@ def run_hf(name: str, seed: int, smoke: bool) -> Result:
     )
     seconds = time.perf_counter() - start
     study = optuna.load_study(study_name="benchmark", storage=storage)
-    trials = [
-        {
-            "point": (trial.params["learning_rate"], trial.params["weight_decay"], (0.9, trial.params["adam_beta2"])),
-            "status": trial.state.name.lower(),
-            "eval_loss": trial.intermediate_values[trial.last_step],
-            "step": trial.last_step,
-            "at": (trial.datetime_complete - started).total_seconds(),
-        }
-        for trial in study.trials
-    ]
-    return {"seconds": seconds, "trials": trials}
+    return {"seconds": seconds, "trials": [hf_trial(trial, started) for trial in study.trials]}
 
 
-class LabelLogitsTrainer(Trainer):
-    """Stock, but the output layer sees only the places that a label is predicted from."""
+def hf_trial(trial: optuna.trial.FrozenTrial, started: datetime.datetime) -> Ended:
+    """Returns how one of Trainer's trials ended; `started` is the time of the sweep's start."""
+    params = trial.params
+    assert trial.last_step is not None
+    assert trial.datetime_complete is not None
+    return {
+        "point": (params["learning_rate"], params["weight_decay"], (0.9, params["adam_beta2"])),
+        "status": trial.state.name.lower(),
+        "eval_loss": trial.intermediate_values[trial.last_step],
+        "step": trial.last_step,
+        "at": (trial.datetime_complete - started).total_seconds(),
+    }
+
+
+class LabelLogitsTrainer(Trainer):  # type: ignore[misc]
+    """Stock Trainer, but it computes logits only at positions that predict a label."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -288,6 +297,7 @@ class LabelLogitsTrainer(Trainer):
 
 
 def run(name: str, seed: int, smoke: bool) -> Result:
+    """Runs an arm in a new process."""
     function = run_hf if name.startswith("HF") else run_engine if name.startswith("engine") else run_lrsweep
     result = in_a_process(function, name, seed, smoke)
     print(f"  {name}, seed {seed}: {result['seconds']:.1f} s", flush=True)
@@ -295,7 +305,7 @@ def run(name: str, seed: int, smoke: bool) -> Result:
 
 
 def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
-    """Time to finish all trials, without pruning, by arm."""
+    """Measures the time to finish all trials without pruning; returns an entry per arm."""
     print("a: all trials, no pruning", flush=True)
     names = [STOCK, STOCK_LABELS, PACKED_1, PACKED, MLFLOW]
     shuffle = random.Random(0)
@@ -330,26 +340,26 @@ def part_a(repeats: int, smoke: bool) -> list[dict[str, Any]]:
                 "database_seconds": [round(result.get("database_seconds", 0.0), 2) for result in results[name]],
             }
         )
-    print(table(["a: no pruning", "trials", "seconds", "faster than HF search", "best lr", "eval losses apart"], rows))
+    print(
+        table(["a: no pruning", "trials", "seconds", "faster than HF search", "best lr", "eval losses differ by"], rows)
+    )
     for what, before, after in (
         ("logits only at labels, in Trainer", STOCK, STOCK_LABELS),
-        ("the packed engine's loop and its base loaded once, one trial at a time", STOCK_LABELS, PACKED_1),
+        ("the packed engine with one trial at a time, and the base loaded once", STOCK_LABELS, PACKED_1),
         ("packing", PACKED_1, PACKED),
         ("MLflow", PACKED, MLFLOW),
     ):
         print(f"{what}: {lows[before] / lows[after]:.2f}x ({before} -> {after})")
-    print(f"aim, {AIM_EQUAL}x at equal trials: {_verdict(lows[STOCK] / lows[PACKED], AIM_EQUAL)}")
+    print(f"target, {TARGET_EQUAL}x at equal trials: {_verdict(lows[STOCK] / lows[PACKED], TARGET_EQUAL)}")
     database = min(result["database_seconds"] for result in results[MLFLOW])
-    print(f"Not in these: MLflow's database, made once a working folder in {database:.1f} s.")
-    print(
-        "HF's eval loss is a mean of batch means, lrsweep's a mean over tokens: so far apart are their eval losses.\n"
-    )
+    print(f"Not included: creating MLflow's database, once per working folder, took {database:.1f} s.")
+    print("The eval losses differ because HF's is a mean of batch means, and lrsweep's is a mean over tokens.\n")
     return entries
 
 
 def part_parts(repeats: int, smoke: bool) -> list[dict[str, Any]]:
-    """The engine alone, with and without what it does to a pass."""
-    print("parts: the engine alone", flush=True)
+    """Measures the engine alone, with and without its two changes to a pass; returns an entry per arm."""
+    print("parts: only the engine", flush=True)
     names = [ENGINE, PADDED, MATMUL, NEITHER]
     shuffle = random.Random(0)
     results: dict[str, list[Result]] = {name: [] for name in names}
@@ -380,17 +390,17 @@ def part_parts(repeats: int, smoke: bool) -> list[dict[str, Any]]:
         ]
         for e in entries
     ]
-    print(table(["parts: no pruning", "seconds", "the engine is faster by", "eval losses apart (median)"], rows))
+    print(table(["parts: no pruning", "seconds", "the engine is faster by", "eval losses differ by (median)"], rows))
     return entries
 
 
 def losses(result: Result) -> dict[Point, float]:
-    """The complete trials' eval losses."""
+    """Returns the complete trials' eval losses."""
     return {trial["point"]: trial["eval_loss"] for trial in result["trials"] if trial["status"] == "complete"}
 
 
 def full_grids(seeds: int, smoke: bool, file: Path) -> dict[int, dict[Point, float]]:
-    """The eval losses of every seed's full grid: those in `file`, and what that lacks, which is added to it."""
+    """Returns the eval losses of every seed's full grid; runs the grids that `file` lacks, and adds them to it."""
     entries = json.loads(file.read_text())["grids"] if file.exists() else []
     for seed in range(seeds):
         if not any(entry["seed"] == seed for entry in entries):
@@ -406,7 +416,14 @@ def full_grids(seeds: int, smoke: bool, file: Path) -> dict[int, dict[Point, flo
 def part_b(
     seeds: int, smoke: bool, grids: Mapping[int, Mapping[Point, float]], keep: Callable[[list[dict[str, Any]]], None]
 ) -> None:
-    """Time to a complete trial within 1 % of the best, and whether the best survived; `keep` gets the entries."""
+    """Measures the time to a complete trial within 1 % of the best, and whether the best survived.
+
+    Args:
+        seeds: Number of seeds.
+        smoke: As a quick test.
+        grids: The eval losses of the full grid, by seed.
+        keep: Gets the entries so far after each seed.
+    """
     print("b: with pruning", flush=True)
     entries = []
     for seed in range(seeds):
@@ -448,15 +465,14 @@ def part_b(
                 f"{sum(e['trial_steps'] for e in lines) / steps:.0%}",
             ]
         )
-    print(table([f"b: {seeds} seeds", "s to within 1 %", "s in all", "true best survived", "trial-steps run"], rows))
+    print(table([f"b: {seeds} seeds", "s to within 1 %", "s in total", "true best survived", "trial-steps run"], rows))
     for key, what in (("seconds_to_within_1_percent", "to within 1 % of the best"), ("seconds", "to the end")):
         pairs = zip(of[STOCK_PRUNED], of[PACKED_PRUNED], strict=True)
         ratios = [theirs[key] / ours[key] for theirs, ours in pairs if theirs[key] and ours[key]]
-        print(
-            f"{what}, {PACKED_PRUNED} is faster than {STOCK_PRUNED} by (min / median / max over seeds): {_spread(ratios)}"
-        )
+        spread = f"{_spread(ratios)} (min / median / max over seeds)"
+        print(f"{what}, {PACKED_PRUNED} is faster than {STOCK_PRUNED} by {spread}")
         if key == "seconds_to_within_1_percent" and ratios:
-            print(f"aim, {AIM_BEST}x to the best: {_verdict(statistics.median(ratios), AIM_BEST)}")
+            print(f"target, {TARGET_BEST}x to the best: {_verdict(statistics.median(ratios), TARGET_BEST)}")
 
 
 def _verdict(ratio: float, aim: float) -> str:
@@ -474,10 +490,10 @@ def _spread(values: Sequence[float | None]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=("a", "parts", "full", "b"), help="default: all")
-    parser.add_argument("--seeds", type=int, default=5, help="of part b")
-    parser.add_argument("--repeats", type=int, default=1, help="of the parts a and parts")
-    parser.add_argument("--smoke", action="store_true", help="4 trials of 6 steps: does it run?")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="for sweep_*.json")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds in part b")
+    parser.add_argument("--repeats", type=int, default=1, help="repeats of the parts a and parts")
+    parser.add_argument("--smoke", action="store_true", help="4 trials of 6 steps, as a quick test")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where sweep_*.json go")
     arguments = parser.parse_args()
     known = about("torch", "transformers", "peft", "accelerate", "optuna", "mlflow")
     print(f"{known['hardware']}, {known['threads']} threads")

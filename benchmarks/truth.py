@@ -1,9 +1,9 @@
-"""The ground truth of the embedded task: `python benchmarks/truth.py`, about fifteen minutes.
+"""Measures the ground truth of the embedded task: `python benchmarks/truth.py`, about twenty minutes.
 
-Loss over learning rate, densely: 25 rates, 3 seeds, LoRA and full fine-tuning; and single rates with 16 seeds each, which
-say how far apart equal configs end. Trained by the packed engine with the default sweep's settings, but for 40 steps and
-64 rows to evaluate on, every 10 steps. `search.py` and `verdict.py` replay it; what is measured is written to
-`results/truth.json`: every trial's eval losses by step.
+Trains at 25 learning rates with 3 seeds each, with LoRA and full fine-tuning, and at one rate of each mode with 16
+seeds, which shows how much equal configs differ. Uses the packed engine and the default sweep's settings, but with 40
+steps, 64 eval rows and an evaluation every 10 steps. Writes every trial's eval losses by step to `results/truth.json`;
+`search.py` and `verdict.py` replay them.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from lrsweep.training.engines.packed import PackedEngine
 
 LRS = {"lora": np.logspace(-5, -1, 25), "full": np.logspace(-6, -2, 25)}
 SEEDS = 3
-# Rates around each mode's best.
+# A rate near each mode's best.
 REPEATED = {"lora": (3.162e-3,), "full": (3.162e-4,)}
 REPEATS = 16
-# Shorter than the default sweep's trials, and fewer rows to evaluate on: this is many of them.
+# Shorter than the default sweep's trials and with fewer eval rows, because there are many.
 TRIAL = ("training.max_steps=40", "training.eval_every=10", "data.max_eval_rows=64")
 
 
 class Host:
-    """Gives the trials, and keeps their eval losses."""
+    """Hands out the trials, and keeps their eval losses."""
 
     def __init__(self, configs: Iterator[SweepConfig], folder: Path) -> None:
         self._trials = enumerate(configs)
@@ -67,7 +67,7 @@ class Host:
 
 
 def configs(smoke: bool) -> Iterator[SweepConfig]:
-    """Dense rates first, then the repeated ones with the seeds that those do not have."""
+    """Yields the dense rates first, then the repeated ones with the seeds that are still missing."""
     own = ["training.save_adapter=false", "training.checkpoint_seconds=null", *TRIAL]
     bases = {mode: sweep_config([f"+sweep={mode}_lr", *own]) for mode in LRS}
     for mode, base in bases.items():
@@ -81,7 +81,7 @@ def configs(smoke: bool) -> Iterator[SweepConfig]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--smoke", action="store_true", help="four trials of each mode: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="only four trials of each mode, as a quick test")
     parser.add_argument("--out", type=Path, default=RESULTS / "truth.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""Does the verdict tell luck from gain: `python benchmarks/verdict.py`, a minute.
+"""Measures whether the verdict separates luck from gain: `python benchmarks/verdict.py`, a minute.
 
-Simulated sweeps of real trials from `results/truth.json` (run `truth.py` first). Equal: each sweep's trials are runs of one
-config that differ in their seed only, drawn without repetition; right is to call all of them tied. Better: one of the
-trials, and its replicates, get their losses lowered by five times the deviation between seeds; right is that it wins (and,
-shown beside it, that it wins alone). With replicates the best three get two more seeds each, as search.replicates=3
-does; without, the noise is guessed from the last evaluations.
+Simulates sweeps with real trials from `results/truth.json` (run `truth.py` first). Equal: a sweep's trials are runs of
+one config that differ only in their seed, drawn without replacement; the right verdict is that all are tied. Better:
+the losses of one trial and its replicates are lowered by five times the standard deviation between seeds; the right
+verdict is that this trial wins (the table also shows how often it wins alone). With replicates, the best three trials
+get two more seeds each, as with search.replicates=3; without, the noise is estimated from the last evaluations.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, about, save, table
-from replay import Truth, load, result
+from replay import Floats, Truth, load, result
 
 from lrsweep.analysis.noise import estimate
 from lrsweep.analysis.ranking import Result, Verdict, judge, ranked
@@ -22,8 +22,8 @@ TRIALS, REPLICATES, FEW, GAIN = 6, 3, 3, 5.0
 OFTEN = 0.95
 
 
-def sweep(truth: Truth, curves: np.ndarray, draw: np.random.Generator, gain: float, *, replicated: bool) -> Verdict:
-    """A sweep over equal configs; the trial 0 is better by `gain`."""
+def sweep(truth: Truth, curves: Floats, draw: np.random.Generator, gain: float, *, replicated: bool) -> Verdict:
+    """Returns the verdict on a sweep over equal configs; trial 0 is better by `gain`."""
     order = iter(draw.permutation(len(curves)))
     results: list[Result] = []
     for number in range(TRIALS):
@@ -40,11 +40,12 @@ def sweep(truth: Truth, curves: np.ndarray, draw: np.random.Generator, gain: flo
 
 
 def truth_lr(number: int) -> float:
-    """Rates that only tell the trials apart."""
+    """Returns a rate that only serves to distinguish the trials."""
     return float(f"{1e-3 * 10 ** (number / 2):.3g}")
 
 
 def measure(truth: Truth, lr: float, sweeps: int, *, replicated: bool) -> dict[str, Any]:
+    """Returns an entry of the results file."""
     curves = truth.repeated[lr]
     deviation = float(curves[:, -1].std(ddof=1))
     guesses = [estimate([(0.0,)], [list(zip(truth.steps, map(float, curve), strict=True))]) for curve in curves]
@@ -87,14 +88,13 @@ def main() -> None:
         ]
         for e in entries
     ]
-    print(table(["equal configs", "deviation", "guessed", "tied", "better wins", "alone"], rows))
+    print(table(["equal configs", "deviation", "estimated", "tied", "better wins", "alone"], rows))
     for what in ("tied", "better_wins"):
         for replicated in (True, False):
             share = min(e[what] for e in entries if e["replicated"] == replicated)
             kind = "with" if replicated else "without"
-            print(
-                f"{what}, {kind} replicates, at worst {share:.0%}, aim 95 %: {'met' if share >= OFTEN else 'not met'}"
-            )
+            met = "met" if share >= OFTEN else "not met"
+            print(f"{what}, {kind} replicates, in the worst case {share:.0%}, target 95 %: {met}")
     save(arguments.out, about("scikit-learn", "scipy") | {"sweeps": arguments.sweeps}, sweeps_of=entries)
 
 

@@ -1,14 +1,18 @@
-"""The faults a user can meet, each with its exit code. Their text is one line: key, value, rule, fix."""
+"""The errors that users see, each with its exit code. A message is one line: key, value, rule, fix."""
 
 
 class LrsweepError(Exception):
-    """A fault with an exit code; its message is shown as one line, without a traceback."""
+    """An error with an exit code. The command line prints its message as one line, without a traceback.
+
+    Attributes:
+        exit_code: The exit code of the process.
+    """
 
     exit_code = 1
 
 
 class InputError(LrsweepError):
-    """Bad input: a config, a data file, a model folder, a command. Nothing has been created."""
+    """Invalid input: a config, a data file, a model folder or a command. Nothing has been created."""
 
     exit_code = 2
 
@@ -20,12 +24,12 @@ class NoWinnerError(LrsweepError):
 
 
 class WorkerError(LrsweepError):
-    """No worker stays alive; the same command resumes."""
+    """Workers keep dying; the same command resumes."""
 
     exit_code = 4
 
 
 class StorageError(LrsweepError):
-    """A disk, database or lock fault; the same command resumes."""
+    """A disk, a database or a lock failed; the same command resumes."""
 
     exit_code = 4

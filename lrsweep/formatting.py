@@ -1,10 +1,10 @@
-"""Numbers and values as people write them."""
+"""Numbers and values as text for people."""
 
 from typing import Any
 
 
 def format_value(value: Any) -> str:
-    """A config value in few characters: 0.0003 stays, 3e-05 too; a list is joined by commas."""
+    """A config value as short text: floats have 4 significant digits, lists are joined by commas."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
@@ -13,12 +13,12 @@ def format_value(value: Any) -> str:
 
 
 def format_loss(value: float | None) -> str:
-    """A loss with four decimals, or a dash."""
+    """A loss with four decimals; a dash for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def format_duration(seconds: float) -> str:
-    """2:05 or 1:02:05."""
+    """Seconds as 2:05 or 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs and CPUs that this process may use, and what the kernel has killed for lack of memory."""
+"""This machine: the GPUs and CPUs that this process may use, and the kernel's out-of-memory kills."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; creates no CUDA context.
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Creates no CUDA context.
 
-    As CUDA reads that variable, the first entry that names no device hides all after it: -1 alone hides every GPU.
+    CUDA ignores every entry from the first invalid one on, so -1 hides all GPUs.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
@@ -24,15 +24,15 @@ def gpus() -> list[str]:
 
 
 def cpu_count() -> int:
-    """The CPUs that this process may use: by its affinity and its container's quota."""
-    # joblib takes a moment to import.
+    """The number of CPUs that this process may use, by its affinity and its container's quota."""
+    # joblib is slow to import.
     from joblib import cpu_count as available
 
     return int(available())
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed a process because memory ran out, the container's or the machine's."""
+    """The number of processes that the kernel has killed because the container or the machine ran out of memory."""
     total = 0
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"):
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""The libraries that lrsweep stands on: their versions, and how they behave in processes that are lrsweep's own."""
+"""The libraries that lrsweep uses: their versions, and their settings in lrsweep's own processes."""
 
 import importlib.metadata
 import logging
 import os
 
-# Told by `lrsweep doctor`, and kept as tags of every run.
+# Shown by `lrsweep doctor`, and stored as tags of every run.
 PACKAGES = (
     "torch",
     "transformers",
@@ -27,14 +27,14 @@ def version(package: str) -> str | None:
 
 
 def quiet() -> None:
-    """Progress bars off, telemetry off, log records kept from the terminal, and torch's threads told how to wait.
+    """Turns off progress bars and telemetry, keeps log records off the terminal, and limits spinning of torch's threads.
 
-    For the command line and worker processes, before the libraries are imported. It changes the process's environment, so
-    a program that only uses lrsweep does not call it.
+    For the command line and worker processes, before the libraries are imported. It changes the process's environment,
+    so a program that uses lrsweep as a library should not call it.
     """
     settings = [
-        # How long torch's waiting threads spin. As long as by default, on a shared machine, they take the cores from each
-        # other and a trial of 4 s takes minutes; not at all, a quiet machine is up to four times slower on small layers.
+        # How long torch's idle threads spin. With the default, threads on a shared machine take the cores from each
+        # other, and a trial of 4 s takes minutes. Without spinning, small layers are up to four times slower.
         ("GOMP_SPINCOUNT", "3000"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
@@ -44,10 +44,10 @@ def quiet() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ]
     if "OMP_WAIT_POLICY" in os.environ:
-        del settings[0]  # the user has said how threads wait
+        del settings[0]  # the user has set how threads wait
     for name, value in settings:
         os.environ.setdefault(name, value)
-    # A log that cannot be written (the disk is full) is no news for the terminal.
+    # If a log cannot be written (the disk is full), the terminal does not need a traceback for it.
     logging.raiseExceptions = False
-    # Without a handler of its own, Python would print warnings to stderr.
+    # Without a handler, Python would print warnings to stderr.
     logging.getLogger().addHandler(logging.NullHandler())

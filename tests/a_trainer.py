@@ -1,6 +1,7 @@
 """Somebody's training script: transformers' Trainer on the embedded model, its arguments from a YAML file.
 
-`python a_trainer.py FILE [--sleep SECONDS] [--fail-above LR]`; it writes trainer_log.jsonl as it goes, as LLaMA-Factory does.
+`python a_trainer.py FILE [--sleep SECONDS] [--fail-above LR]`. It writes trainer_log.jsonl as it trains, as LLaMA-Factory
+does.
 """
 
 import argparse
@@ -8,10 +9,20 @@ import functools
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import distributed
-from transformers import HfArgumentParser, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    HfArgumentParser,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.training.data.loading import collate
@@ -27,7 +38,14 @@ class Log(TrainerCallback):
         self._path = Path(folder) / "trainer_log.jsonl"
         self._pause = pause
 
-    def on_log(self, args, state, control, logs, **_):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float],
+        **_: Any,
+    ) -> None:
         if not state.is_world_process_zero:
             return
         row = {

@@ -57,7 +57,7 @@ class FinishedSweep:
 
 @pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> FinishedSweep:
-    """One real sweep, run once; tests that use it share a process (xdist_group "finished_sweep") and leave it as it is."""
+    """One real sweep, run once; its tests share a process (xdist_group "finished_sweep") and do not change it."""
     folder = tmp_path_factory.mktemp("sweep")
     run = lrsweep(*SMALL, cwd=folder)
     assert run.returncode == 0, run.stderr

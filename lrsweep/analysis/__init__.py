@@ -1,1 +1,1 @@
-"""What the numbers say: ranking, noise, loss over learning rate, priors, diagnosis."""
+"""Evaluation of results: ranking, noise, loss over learning rate, priors, range test and diagnosis of loss curves."""

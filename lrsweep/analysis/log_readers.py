@@ -1,4 +1,4 @@
-"""Loss histories as training programs leave them: transformers', LLaMA-Factory's (both generations) and ours."""
+"""Readers for the training logs of transformers, LLaMA-Factory (both generations) and lrsweep."""
 
 import json
 import math
@@ -11,18 +11,23 @@ from lrsweep.analysis.diagnosis import Curve, curve
 from lrsweep.errors import InputError
 
 Row = Mapping[str, Any]
-# LLaMA-Factory's first generation has names of its own; its second writes transformers'.
+# LLaMA-Factory's first generation uses its own names; the second uses transformers' names.
 _LLAMAFACTORY = {"current_steps": "step", "lr": "learning_rate"}
-# Of a longer log every k-th step is read: so many points say what a million do. What is rare is always read.
+# Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
 _MOST_STEPS = 20_000
 _RARE = ("eval_", "NaN", "Infinity")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def read(source: str, mlflow_run: Callable[[str], list[Row]]) -> Curve:
-    """The curve in a file, or of an MLflow run by its id (`mlflow_run` looks it up).
+    """Reads the curve in a log file or of an MLflow run.
 
-    Raises InputError, in one line, for a file that is not there, is empty, cut off, or holds no losses.
+    Args:
+        source: A trainer_state.json, a *.jsonl log, or an MLflow run id of 32 hex digits.
+        mlflow_run: Returns the rows of the MLflow run with that id.
+
+    Raises:
+        InputError: The file is missing, empty, cut off, or holds no losses.
     """
     path = Path(source)
     of_mlflow = not path.exists() and _RUN_ID.fullmatch(source)
@@ -40,7 +45,7 @@ def _rows(path: Path) -> Iterator[Row]:
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; name the trainer_state.json or *.jsonl in it") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text file") from None
+        raise InputError(f"{path}: is not a text file") from None
     except OSError as fault:
         raise InputError(f"{path}: {fault.strerror}") from None
     if not text.strip():
@@ -52,7 +57,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _is_one_object(text: str) -> bool:
-    """Whether this is one JSON document over several lines, not a JSON object a line."""
+    """Returns whether this is one JSON document, and not one JSON object per line."""
     first = text.lstrip().split("\n", 1)[0].rstrip()
     return not first.endswith("}") or '"log_history"' in first
 
@@ -74,7 +79,7 @@ def _trainer_state(path: Path, text: str) -> Iterator[Row]:
 
 
 def _is_rare(row: Row) -> bool:
-    """Whether it is no plain training step, or one with a loss or gradient that is not finite."""
+    """Returns whether a row is not a plain training step, or has a loss or gradient norm that is not finite."""
     loss, norm = row.get("loss"), row.get("grad_norm", 0.0)
     return not (isinstance(loss, float) and isinstance(norm, float) and math.isfinite(loss) and math.isfinite(norm))
 
@@ -83,12 +88,12 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
     lines = text.split("\n")
     every = -(-len(lines) // _MOST_STEPS)
     for number, line in enumerate(lines, 1):
-        if (number % every and not any(word in line for word in _RARE)) or not line.strip():
+        if (number % every and not any(mark in line for mark in _RARE)) or not line.strip():
             continue
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            # A run that was killed leaves its last line torn.
+            # A killed run may leave an incomplete last line.
             if number == len(lines):
                 return
             raise InputError(f"{path}: line {number} is not JSON") from None
@@ -100,7 +105,7 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
 def _renamed(row: Row) -> Row:
     row = {_LLAMAFACTORY.get(key, key): value for key, value in row.items()}
     if "eval_loss" not in row:
-        # Several eval sets: transformers writes eval_NAME_loss for each; the first stands for all.
+        # With several eval sets, transformers logs eval_NAME_loss for each; the first one counts.
         named = next((key for key in row if key.startswith("eval_") and key.endswith("_loss")), None)
         if named is not None:
             row["eval_loss"] = row[named]

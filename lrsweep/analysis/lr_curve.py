@@ -1,4 +1,4 @@
-"""Eval loss over the logarithm of the learning rate, fitted with a band."""
+"""A Gaussian-process fit of the eval loss over the logarithm of the learning rate."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,26 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Fewer rates than these have no shape.
+# Fewer learning rates than these do not show a shape.
 _FEWEST = 4
-# Points of the fitted line, and how far the rate of a real run may be off what was asked for, as a factor either way.
+# Number of points on the fitted line.
 _POINTS = 161
+# The best learning rate of the full run is assumed to be within this factor of the trials' best, either way.
 _ABOUT = 2.0
-# Of the fit: variances, in those of the losses, and length scales in decades. Shorter than the usual grid's half decade, the
-# fit would have a minimum at every point.
+# Candidate kernels: variances, in units of the squared range of the losses, and length scales in decades. With a scale
+# shorter than the usual grid's half decade, the fit would have a minimum at every point.
 _VARIANCES, _SCALES = (0.1, 0.3, 1.0, 3.0, 10.0), (0.4, 0.6, 0.9, 1.3, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
 class LrCurve:
-    """The fit at learning rates `lr` [n]: loss `mean` [n] with standard deviation `deviation` [n], in nats."""
+    """The fitted curve on a grid of learning rates.
+
+    Attributes:
+        lr: The grid [n], evenly spaced on the log scale from the lowest to the highest learning rate tried.
+        mean: Expected eval loss [n] in nats per token.
+        deviation: Standard deviation of that expectation [n], in nats per token.
+    """
 
     lr: Floats
     mean: Floats
@@ -29,11 +36,17 @@ class LrCurve:
 
     @property
     def centre(self) -> float:
-        """The learning rate that risks least."""
+        """The learning rate on the grid with the lowest risk."""
         return float(self.lr[int(np.argmin([self.risk(lr) for lr in self.lr]))])
 
     def risk(self, lr: float) -> float:
-        """The mean over half to twice `lr` of the loss, one deviation up: what is steep or unknown nearby counts against it."""
+        """Mean of `mean + deviation` between half and twice a learning rate, in nats per token.
+
+        A region that is steep or little explored raises the risk.
+
+        Args:
+            lr: A learning rate within the grid.
+        """
         near = (self.lr >= lr / _ABOUT) & (self.lr <= lr * _ABOUT)
         return float((self.mean + self.deviation)[near].mean())
 
@@ -41,15 +54,23 @@ class LrCurve:
 def fit(
     losses: Mapping[float, float], diverged: Sequence[float], noise: float | None, base_loss: float | None
 ) -> LrCurve | None:
-    """A Gaussian process over log10 lr, through the `losses` at their learning rates; None with fewer than four rates.
+    """Fits a Gaussian process with a Matern-3/2 kernel to the losses over log10 of the learning rate.
 
-    What lies above the loss before training (`base_loss`, in nats) tells no more than that it is bad, and stands there
-    with the `diverged` rates: a cliff of any height would otherwise bend the whole curve. `noise` is the standard
-    deviation of a loss.
+    A loss above the one before training shows only that the rate is bad. Such losses are clipped to just above that
+    loss, and diverged rates are put there too; otherwise a few very high losses would bend the whole curve.
+
+    Args:
+        losses: Best eval loss of each learning rate, in nats per token.
+        diverged: Learning rates of diverged trials without a loss.
+        noise: Standard deviation of one loss; None if it is not known.
+        base_loss: Eval loss before training; None if it is not known, which clips at the highest loss.
+
+    Returns:
+        The fit; None with fewer than four learning rates, or fewer than two losses.
     """
     if len(losses) + len(diverged) < _FEWEST or len(losses) < 2:
         return None
-    # sklearn takes a second to import.
+    # Importing sklearn takes a second.
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -61,8 +82,9 @@ def fit(
     span = max(float(np.ptp(y)), 1e-12)
     scaled = (y - y.mean()) / span
     alpha = max((noise or 0.0) / span, 1e-3) ** 2
-    # Matern's once-differentiable paths do not swing below the points beside a cliff, as smoother ones do. Of a few scales
-    # the likeliest is taken: an optimizer's last digits would depend on the number of threads, and the picture on them.
+    # A Matern-3/2 process, differentiable once, does not overshoot below the points next to a cliff, as smoother ones
+    # do. The likeliest of a few fixed kernels is used: the last digits of an optimizer's result would depend on the
+    # number of threads, and so would the figure.
     processes = [
         GaussianProcessRegressor(ConstantKernel(variance) * Matern(scale, nu=1.5), alpha=alpha, optimizer=None).fit(
             x[:, None], scaled

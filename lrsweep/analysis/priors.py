@@ -1,8 +1,9 @@
-"""What others have measured about learning rates, as numbers with their source: a first guess, and whether it held.
+"""A first guess of the learning rate from published measurements, and a check of the guess against the sweep's result.
 
-A prior is no law. It is one more trial of a sweep, and the sweep says whether it was right. The formula's own authors have
-a table of swept rates in some versions of get_lr: for Llama 3.1 8B it says 3e-4 (the formula: 2.9e-4), for Qwen3 8B 1e-3
-(4.7e-4).
+A prior is only a guess. It is one more trial of a sweep, and the sweep shows whether it was right. Some versions of the
+formula's source, get_lr of tinker-cookbook (https://github.com/thinking-machines-lab/tinker-cookbook), also hold a
+table of swept rates: 3e-4 for Llama 3.1 8B, where the formula gives 2.9e-4, and 1e-3 for Qwen3 8B, where it gives
+4.7e-4.
 """
 
 import json
@@ -14,23 +15,33 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import ModelConfig
 from lrsweep.embedded import BASE
 
-_TINKER = "tinker-cookbook, get_lr's formula: fitted to LoRA runs on Llama and Qwen at batch 128, alpha 32"
-_SQRT = "square-root scaling of Adam's lr with the batch, from the fits' batch of 128"
+_TINKER = (
+    "the formula of tinker-cookbook's get_lr, fitted to LoRA runs of Llama and Qwen at batch size 128 and alpha 32"
+)
+_SQRT = "square-root scaling of Adam's lr with the batch size, from 128, the batch size of those runs"
 
+# The formula's constants: the lr of full fine-tuning, and the factor for LoRA.
 FULL_LR = 5e-5
 LORA_FACTOR = 10.0
 REFERENCE_HIDDEN, REFERENCE_BATCH = 2000, 128
-# The lr falls with the hidden size to this power; model types by their first letters. Others were not fitted: no trend.
+# The lr falls with the hidden size to this power, by the start of the model type. Other models were not fitted: no
+# trend.
 SIZE_POWERS = {"llama": 0.781, "qwen": 0.0775}
-# Adam's steps are about as long as the lr, whatever the gradients; of other optimizers these numbers say nothing.
+# The size of Adam's updates is about the lr, whatever the gradients; the numbers do not apply to other optimizers.
 ADAM_KINDS = ("adamw", "adam", "nadam", "radam", "adamax")
-# A guess this close to the recommended lr is a neighbour on the ladder 1e-5, 3e-5, 1e-4.
+# A guess within this factor of the recommended lr is at most one rung off on the ladder 1e-5, 3e-5, 1e-4.
 NEAR = 3.0
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One number that the prior is a product of, and who says so."""
+    """One factor of a prior.
+
+    Attributes:
+        name: What the factor stands for.
+        value: The factor.
+        source: Where the number comes from.
+    """
 
     name: str
     value: float
@@ -39,15 +50,26 @@ class Factor:
 
 @dataclass(frozen=True)
 class Prior:
-    """A first guess of the lr, with two digits, and the factors that it is the product of."""
+    """A first guess of the learning rate.
+
+    Attributes:
+        lr: The learning rate, rounded to two significant digits.
+        factors: The factors whose product it is.
+    """
 
     lr: float
     factors: tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
-class Held:
-    """Whether a prior was right: `ratio` is the prior's lr over the recommended one, `text` a clause for people."""
+class PriorCheck:
+    """A prior compared with the result of a sweep.
+
+    Attributes:
+        right: Whether the prior was right.
+        ratio: The prior's learning rate divided by the recommended one.
+        text: A clause that completes "The rule of thumb ...".
+    """
 
     right: bool
     ratio: float
@@ -55,14 +77,20 @@ class Held:
 
 
 def applies(config: SweepConfig) -> bool:
-    """Whether the priors are about such an optimizer."""
+    """Returns whether the prior applies to the config's optimizer."""
     return config.optimizer.name in ADAM_KINDS
 
 
 def prior(config: SweepConfig, hidden_size: int, model_type: str) -> Prior:
-    """5e-5 x (10 for LoRA) x (2000 / hidden size)^p x sqrt(batch / 128): see `Factor.source` of each.
+    """Returns the prior 5e-5 x (10 for LoRA) x (2000 / hidden size)^p x sqrt(batch / 128).
 
-    The batch is what one optimizer step sees. `model_type` is transformers' (`llama`, `qwen2`).
+    The batch is the number of rows in one optimizer step, on one device. p is 0.781 for Llama, 0.0775 for Qwen, and 0
+    for other models. `Factor.source` names the source of each factor.
+
+    Args:
+        config: The sweep's base config.
+        hidden_size: The model's hidden size.
+        model_type: transformers' model type, such as `llama` or `qwen2`.
     """
     power = next((power for kind, power in SIZE_POWERS.items() if model_type.lower().startswith(kind)), 0.0)
     batch = config.training.batch_size * config.training.gradient_accumulation_steps
@@ -76,10 +104,11 @@ def prior(config: SweepConfig, hidden_size: int, model_type: str) -> Prior:
     return Prior(_two_digits(math.prod(factor.value for factor in factors)), tuple(factors))
 
 
-def look(model: ModelConfig) -> tuple[int, str] | None:
-    """Hidden size and model type from the model's config.json; None for a hub id, and where they are not in it.
+def read_size(model: ModelConfig) -> tuple[int, str] | None:
+    """Reads the hidden size and the model type from the model's config.json, without torch or transformers.
 
-    Imports neither torch nor transformers.
+    Returns:
+        Hidden size and model type; None for a hub id, or if the file does not hold them.
     """
     folder = BASE if model.path == "embedded" else Path(model.path).expanduser()
     try:
@@ -88,7 +117,7 @@ def look(model: ModelConfig) -> tuple[int, str] | None:
         return None
     if not isinstance(config, dict):
         return None
-    # A model that sees too keeps its language model's numbers one level down; GPT-2 calls them otherwise.
+    # A multimodal model has its language model's numbers under text_config; GPT-2 and others use other names.
     text = config.get("text_config")
     places = [config, text] if isinstance(text, dict) else [config]
     sizes = [place[key] for place in places for key in ("hidden_size", "n_embd", "d_model") if key in place]
@@ -97,22 +126,30 @@ def look(model: ModelConfig) -> tuple[int, str] | None:
     return None if hidden is None or not isinstance(kind, str) else (hidden, kind)
 
 
-def held(prior: Prior, recommended_lr: float, safe_range: tuple[float, float] | None = None) -> Held:
-    """Whether the prior's lr lies in the range that a sweep found safe (ends included), or within 3 times of its best."""
+def check(prior: Prior, recommended_lr: float, safe_range: tuple[float, float] | None = None) -> PriorCheck:
+    """Checks a prior: it is right within a factor of 3 of the recommended learning rate, or in the safe range.
+
+    Args:
+        prior: The prior.
+        recommended_lr: The learning rate that the sweep recommends.
+        safe_range: The lowest and highest learning rate that the sweep found safe, both included; None if not known.
+    """
     ratio = prior.lr / recommended_lr
-    # The ladder's rungs are 3 and 3.33 apart; a rounded prior on the next rung is near.
+    # The tolerance is for rounding: a prior on the next rung may be a factor of 3 away.
     near = max(ratio, 1 / ratio) <= NEAR * 1.001
     safe = safe_range is not None and safe_range[0] <= prior.lr <= safe_range[1]
     if near:
-        return Held(True, ratio, f"held: {prior.lr:g} is within a factor of {NEAR:g} of {recommended_lr:.4g}")
+        return PriorCheck(
+            True, ratio, f"was right: {prior.lr:g} is within a factor of {NEAR:g} of {recommended_lr:.4g}"
+        )
     if safe:
         assert safe_range is not None
-        return Held(
-            True, ratio, f"held: {prior.lr:g} lies in the safe range {safe_range[0]:.4g} to {safe_range[1]:.4g}"
+        return PriorCheck(
+            True, ratio, f"was right: {prior.lr:g} is in the safe range {safe_range[0]:.4g} to {safe_range[1]:.4g}"
         )
     factor, side = (ratio, "high") if ratio > 1 else (1 / ratio, "low")
-    return Held(
-        False, ratio, f"was off: {prior.lr:g} is {factor:.2g} times too {side}, the best is {recommended_lr:.4g}"
+    return PriorCheck(
+        False, ratio, f"was off: {prior.lr:g} is {factor:.2g} times too {side}; the best is {recommended_lr:.4g}"
     )
 
 

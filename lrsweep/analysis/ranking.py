@@ -1,4 +1,4 @@
-"""Who won, and how sure: the best held-out loss among complete trials, what cannot be told from it, and the lr_curve around."""
+"""Ranking of a sweep's trials: the best eval loss, the trials within noise of it, and the recommended one."""
 
 import itertools
 import math
@@ -12,16 +12,26 @@ from lrsweep.config.schema import SweepConfig, key_facts
 from lrsweep.config.search_space import LR, trained
 
 Status = Literal["complete", "pruned", "diverged", "failed"]
-# Why a trial exists: the search chose it, rules of thumb gave its rate, or it followed from results.
+# Why a trial exists: the search chose it, the rule of thumb gave its rate, or it followed from earlier results.
 Role = Literal["search", "prior", "extension", "rescue", "replicate"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial: the config it ran, its axis values by key, how it ended and its last eval loss.
+    """A finished trial.
 
-    `evals` are its last eval losses, step and value, in order. `overrides` are config keys that set it apart beside its
-    axes, `of` the trial that it repeats or rescues.
+    Attributes:
+        number: The trial's number.
+        values: Its axis values, by dotted key.
+        config: The config that it ran with.
+        status: How it ended.
+        step: Its last step.
+        eval_loss: Its last eval loss in nats per token; None if it has none.
+        reason: Why it ended, if it did not complete.
+        role: Why the trial exists.
+        overrides: Config keys besides its axes that the trial changes, by dotted key.
+        of: The number of the trial that it repeats or rescues; None for others.
+        evals: Its last evaluations as (step, eval loss), in order.
     """
 
     number: int
@@ -38,18 +48,24 @@ class Result:
 
     @property
     def lr(self) -> float:
-        """Its peak learning rate."""
+        """The trial's peak learning rate."""
         return self.config.optimizer.lr
 
     @property
     def trained(self) -> dict[str, Any]:
-        """Its axis values as it was trained with them."""
+        """The axis values that the trial was trained with, by dotted key."""
         return trained(self.values, self.config)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A complete trial with its replicates: their eval losses, its own first; `diverged` more of its seeds did not complete."""
+    """A complete trial with its replicates.
+
+    Attributes:
+        result: The trial.
+        losses: The eval losses of its seeds, its own first, in nats per token.
+        diverged: Number of its replicates that diverged.
+    """
 
     result: Result
     losses: tuple[float, ...]
@@ -63,7 +79,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Edge:
-    """The best value of an axis is its lowest or highest one: the true best may lie beyond."""
+    """The best value of an axis is the lowest or highest one tried, so a better one may lie beyond.
+
+    Attributes:
+        key: The axis, as a dotted key.
+        value: The best value.
+        side: Which end of the axis it is.
+    """
 
     key: str
     value: float
@@ -72,10 +94,16 @@ class Edge:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`candidates` are ranked, best first; `ties` are those that noise cannot tell from the first, it among them.
+    """The result of a sweep.
 
-    `recommended` is the tie that risks least. `safe_range` are the lowest and highest learning rate among the ties.
-    `inconclusive` says in words why the sweep does not answer the question; empty where it does.
+    Attributes:
+        candidates: The complete trials of the longest budget, best first.
+        ties: The candidates whose loss is within noise of the best one's, which is among them.
+        recommended: The tie with the lowest risk (see `LrCurve.risk`); None if no trial completed.
+        noise: Noise of one trial's eval loss; None if it is not known.
+        lr_curve: The loss over the learning rate; None if it was not searched or too few rates were tried.
+        edges: Axes whose best value is the lowest or highest tried.
+        inconclusive: Why the sweep gives no clear answer; empty if it does.
     """
 
     candidates: tuple[Candidate, ...]
@@ -88,26 +116,31 @@ class Verdict:
 
     @property
     def ranking(self) -> tuple[Result, ...]:
-        """The complete trials, best first, a replicated one by its mean."""
+        """The ranked trials without their replicates, best first."""
         return tuple(candidate.result for candidate in self.candidates)
 
     @property
     def best(self) -> Result | None:
-        """The recommended trial."""
+        """The recommended trial; None if no trial completed."""
         return None if self.recommended is None else self.recommended.result
 
     @property
     def safe_range(self) -> tuple[float, float] | None:
-        """Learning rates, lowest and highest, among the ties."""
+        """The lowest and the highest learning rate among the ties; None if no trial completed."""
         lrs = [candidate.result.lr for candidate in self.ties]
         return (min(lrs), max(lrs)) if lrs else None
 
 
 def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
-    """Ranks complete trials of the longest budget by mean eval loss; `base_loss` is the one before training.
+    """Ranks a sweep's trials and recommends one.
 
-    Where some trials have replicates, the winner is one of those: a single lucky run does not beat a mean. What diverged with
-    one seed wins only where nothing else completed.
+    Trials are ranked by their mean eval loss over seeds, within the longest budget. If some trials have replicates, the
+    winner is one of them: a single lucky run does not beat a mean. A trial of which one seed diverged wins only if all
+    others have diverged seeds too.
+
+    Args:
+        results: The finished trials.
+        base_loss: Eval loss before training, in nats per token; None if it is not known.
     """
     candidates = ranked(results)
     if not candidates:
@@ -124,15 +157,15 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     return Verdict(candidates, ties, recommended, noise, lr_curve, edges, _inconclusive(candidates, ties, noise, edges))
 
 
-# From so many of the best trials the noise is read where there are no replicates.
+# Without replicates, the noise is estimated from this many of the best trials.
 _FEW = 5
 
 
 def ranked(results: Sequence[Result]) -> tuple[Candidate, ...]:
-    """The complete trials of the longest budget with their replicates, the best mean first.
+    """Returns the complete trials of the longest budget with their replicates, best first.
 
-    Those with most seeds come first, those that diverged with a seed last; equal losses go by lower learning rate, then
-    by number.
+    Trials with a diverged seed come last. If any trial has replicates, those with replicates come before those without.
+    Then the mean eval loss counts, then the lower learning rate, then the lower number.
     """
     complete = [r for r in results if r.status == "complete" and r.eval_loss is not None and math.isfinite(r.eval_loss)]
     longest = max((_budget(result) for result in complete), default=(0, 0))
@@ -163,7 +196,7 @@ def _repeats(result: Result, of: Result) -> bool:
 
 
 def _budget(result: Result) -> tuple[int, int]:
-    """Losses compare at equal steps of equal schedules only."""
+    """Steps trained and steps of the schedule: losses can only be compared if both are equal."""
     return result.config.training.max_steps, result.config.training.schedule_steps
 
 
@@ -177,7 +210,7 @@ def _tied(candidate: Candidate, best: Candidate, noise: Noise | None, among: int
 def _lr_curve(
     results: Sequence[Result], candidates: Sequence[Candidate], noise: Noise | None, base_loss: float | None
 ) -> LrCurve | None:
-    """The loss over the learning rate: of each rate the best that the other axes allow."""
+    """The loss over the learning rate, with the best loss that the other axes allow for each rate."""
     if LR not in candidates[0].result.values:
         return None
     lowest: dict[float, float] = {}
@@ -189,7 +222,7 @@ def _lr_curve(
 
 
 def _risk(candidate: Candidate, lr_curve: LrCurve | None) -> float:
-    """The loss to expect if the real run's best rate were another one nearby."""
+    """The loss to expect if the full run's best rate differs a little from the trials' one."""
     return candidate.mean if lr_curve is None else lr_curve.risk(candidate.result.lr)
 
 
@@ -199,18 +232,20 @@ def _inconclusive(
     if len(candidates) >= 3 and len(ties) == len(candidates):
         return f"all {len(candidates)} complete trials are within noise of each other"
     if any(edge.key == LR for edge in edges):
-        return "the lowest loss is at the end of the learning rates tried, so that the best rate is not known to be among them"
+        return "the lowest loss is at the lowest or highest learning rate tried, so the best rate may lie beyond"
     if noise is None and len(candidates) > 1:
-        return "how much of the difference is noise is not known: evaluate more often, or set search.replicates=3"
+        return (
+            "the noise is not known, so the differences may be chance: evaluate more often, or set search.replicates=3"
+        )
     return ""
 
 
 def _edges(best: Result, results: Sequence[Result]) -> list[Edge]:
-    """Numeric axes whose best value is the lowest or highest tried: of at least three values, or two learning rates."""
+    """The numeric axes, with at least three values or two learning rates, whose best value is the lowest or highest."""
     found = []
     for key, value in best.values.items():
         tried = sorted({result.values[key] for result in results if _is_number(result.values[key])})
-        # Weight decay 0 or warm-up 0 has nothing below it.
+        # There is nothing below a weight decay of 0 or a warm-up of 0.
         if (
             not key_facts(key).tuned
             or not _is_number(value)
@@ -228,7 +263,10 @@ def _is_number(value: Any) -> bool:
 
 
 def by_budget(results: Sequence[Result]) -> dict[tuple[int, int], float]:
-    """The best learning rate of each budget (steps trained, steps of the schedule), where several were tried."""
+    """Returns the best learning rate of each budget; empty if there is only one budget.
+
+    A budget is the steps trained and the steps of the schedule.
+    """
     complete = [r for r in results if r.status == "complete" and r.eval_loss is not None]
     budgets = itertools.groupby(sorted(complete, key=_budget), key=_budget)
     found = {budget: min(group, key=lambda r: (r.eval_loss, r.lr)).lr for budget, group in budgets}

@@ -1,15 +1,14 @@
-"""The door: argv -> Hydra -> SweepConfig. DictConfig does not go past this file.
+"""Composes the config: argv -> Hydra -> SweepConfig. DictConfig is used in this file only.
 
 Groups come from the packaged `conf/` and the user's own `./conf`; sweeps from the packaged `sweeps/` and `./sweeps`.
 """
 
 import contextlib
-import difflib
 import io
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,21 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lrsweep.config import yaml_safety
-from lrsweep.config.schema import SweepConfig, did_you_mean, flatten, validate
+from lrsweep.config.hydra_errors import first_line, one_line
+from lrsweep.config.schema import SweepConfig, flatten, validate
 from lrsweep.errors import InputError
-from lrsweep.files import redaction
+from lrsweep.files.redaction import mask, masked
 
 _PACKAGE = Path(__file__).parent.parent
 
 
 def _packaged(installed: str, checkout: str) -> Path:
-    """A folder of configs: inside the wheel, or beside the package in a checkout (editable installs have only that)."""
+    """A folder of configs: inside the wheel, or next to the package in a checkout, where editable installs find it."""
     folder = _PACKAGE / installed
     return folder if folder.is_dir() else _PACKAGE.parent / checkout
 
@@ -40,7 +39,8 @@ CONF = _packaged("_conf", "conf")
 SWEEPS = _packaged("_sweeps", "sweeps")
 _SHOWN = ("job", "hydra", "all")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-# Hydra's flags that print something, and the words that may follow them; the others run things, or change where configs lie.
+# Hydra's flags that print something, with the values that may follow them. Its other flags run something, or change
+# where configs are found.
 _FLAGS: dict[str, tuple[str, ...]] = {
     "--help": (),
     "--hydra-help": (),
@@ -51,22 +51,33 @@ _FLAGS: dict[str, tuple[str, ...]] = {
     "-c": _SHOWN,
     "-i": _INFO,
 }
-# A secret is of use there, and masked wherever the config is shown.
+# Keys that may hold a secret: they need it, and it is masked wherever the config is shown.
 _MAY_BE_SECRET = ("search.storage", "tracking.uri", "engine.command")
+_GLOBAL = re.compile(r"^#\s*@package\s+_global_", re.MULTILINE)
 
 
 def sweep_config(overrides: Sequence[str]) -> SweepConfig:
-    """The composed, validated config. Raises InputError with one line for anything wrong with it."""
+    """The composed, validated config.
+
+    Args:
+        overrides: The command line's arguments: +sweep=NAME, group=option, key=value.
+
+    Raises:
+        InputError: The config is invalid; the message is one line.
+    """
     given = [_normal(override) for override in overrides]
-    config, choices = _composed(list(given))
-    _refuse_ignored(given, config)
+    chosen = _chosen_sweep(given)
+    sweep = chosen or DictConfig({})
+    config, choices = _composed(_ranges_replace_lists(given, sweep))
+    if chosen is not None:
+        _refuse_ignored(given, chosen, config)
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise InputError(f"{missing[0]}: missing; set {missing[0]}=...")
         tree: Any = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, RecursionError) as fault:
-        raise InputError(_one_line(fault)) from None
+        raise InputError(one_line(fault, CONF, sweep_names())) from None
     if tree.get("name") is None:
         tree["name"] = choices.get("sweep") or "sweep"
     validated = validate(tree)
@@ -75,14 +86,15 @@ def sweep_config(overrides: Sequence[str]) -> SweepConfig:
 
 
 def hydra_flags(argv: Sequence[str]) -> None:
-    """Hydra's own flags (--help, --cfg job, --info): printed by Hydra itself, and nothing is run."""
+    """Handles Hydra's own flags (--help, --cfg job, --info): Hydra prints, and nothing is run. Raises InputError."""
     if "-m" in argv or "--multirun" in argv:
         raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
     _check_flags(argv)
     arguments = [_normal(argument) for argument in argv]
-    # Composed here first, so that what is wrong with it is told as everywhere else.
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     flags = [argument for argument in arguments if argument not in overrides]
+    overrides = _ranges_replace_lists(overrides, _chosen_sweep(overrides) or DictConfig({}))
+    # Composed here first, so that errors are reported as everywhere else: Hydra's main would print them itself.
     _composed(overrides)
     sys.argv = ["lrsweep", *_own_conf(), *overrides, *flags]
     printed = io.StringIO()
@@ -90,109 +102,25 @@ def hydra_flags(argv: Sequence[str]) -> None:
         with contextlib.redirect_stdout(printed):
             hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
     finally:
-        print(redaction.mask(printed.getvalue()), end="")
+        print(mask(printed.getvalue()), end="")
 
 
 def sweep_names() -> list[str]:
-    """Every sweep that +sweep= can name here."""
+    """Every name that +sweep= accepts in this folder, sorted."""
     return sorted(_sweep_files())
 
 
 def _check_flags(argv: Sequence[str]) -> None:
-    """Raises InputError for a flag that is none, or would run something, and for a value that its flag does not take."""
+    """Raises InputError for an unknown flag, a flag that would run something, or a flag without its value."""
     before = ""
     for argument in (*argv, ""):
-        words = _FLAGS.get(before, ())
-        if words == _SHOWN and argument not in words:
-            raise InputError(f"{before} {argument}: needs one of {', '.join(words)}")
-        if argument and argument not in _FLAGS and argument not in words and "=" not in argument:
+        values = _FLAGS.get(before, ())
+        if values == _SHOWN and argument not in values:
+            raise InputError(f"{before} {argument}: needs one of {', '.join(values)}")
+        if argument and argument not in _FLAGS and argument not in values and "=" not in argument:
             known = ", ".join(flag for flag in _FLAGS if flag.startswith("--"))
             raise InputError(f"{argument}: no such flag (choices: {known}); a sweep is run without one")
         before = argument
-
-
-def _refuse_ignored(overrides: Sequence[str], config: DictConfig) -> None:
-    """Raises InputError for a group's option of which a sweep file that says the whole group itself leaves nothing."""
-    sweep = next((override for override in overrides if override.startswith("+sweep=")), None)
-    if sweep is None:
-        return
-    # Of several options of one group, Hydra takes the last.
-    chosen = {group: override for override in overrides if (CONF / (group := override.partition("=")[0])).is_dir()}
-    for group, override in chosen.items():
-        others = [other for other in overrides if other.partition("=")[0] != group]
-        options = [other for name, other in chosen.items() if name != group]
-        try:
-            if _composed(list(others))[0] != config:
-                continue
-            default, wanted = (flatten(_plain(_composed(words)[0])) for words in (list(options), [*options, override]))
-        except InputError:
-            continue  # without the option nothing fits together: so it does say something
-        # What is lost may be what the sweep file says anyway, or the command line.
-        own = flatten(_plain(config))
-        given = {other.partition("=")[0].lstrip("+") for other in others} | {
-            key for key, value in wanted.items() if value == "???"
-        }
-        lost = [key for key, value in wanted.items() if key not in given and default.get(key) != value != own.get(key)]
-        if lost:
-            key = next((key for key in lost if key.endswith((".mode", ".name", ".quantization"))), lost[0])
-            raise InputError(
-                f"{override}: {sweep.lstrip('+')} says all of it itself, and nothing of the option is left; set its keys "
-                f"({key}={wanted[key]}), or take them out of the sweep file"
-            )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    tree: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-    return tree
-
-
-def _refuse_secrets(config: SweepConfig) -> None:
-    """Whatever masking would change cannot be written and work: it must not be there. Raises InputError."""
-    for key, value in flatten(config.model_dump()).items():
-        if key not in _MAY_BE_SECRET and redaction.masked({key: value}) != {key: value}:
-            shown = redaction.masked({key: value})[key]
-            raise InputError(
-                f"{key}={' '.join(str(shown).split())[:200]}: holds a secret, and the config is written into the sweep's "
-                "files; take it out, use the environment"
-            )
-
-
-def _composed(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """Hydra's config, and the option chosen in each group. Puts into `overrides` what Hydra needs besides."""
-    with warnings.catch_warnings():
-        # A sweep file's header is read by _offer_sweeps; Hydra has no way to be told so.
-        warnings.simplefilter("ignore", UserWarning)
-        _offer_sweeps(overrides)
-        config = None
-        while config is None:
-            try:
-                with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
-                    config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
-            # What Hydra is given is the user's; beside its own errors, its parsers let Python's through.
-            except (
-                HydraException,
-                OmegaConfBaseException,
-                yaml.YAMLError,
-                ValueError,
-                TypeError,
-                RecursionError,
-            ) as fault:
-                if not _made_way(overrides, fault):
-                    raise InputError(_one_line(fault, overrides)) from None
-    choices = dict(config.hydra.runtime.choices)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return config, choices
-
-
-def _made_way(overrides: list[str], fault: Exception) -> bool:
-    """Takes away the sweep file's list of choices that a range is to replace: Hydra would merge the two, and cannot."""
-    match = re.search(r"Error merging override \+\+(space\.[^=\s]+)=", str(fault))
-    if match is None or f"~{match[1]}" in overrides:
-        return False
-    at = next(i for i, override in enumerate(overrides) if override.startswith(f"++{match[1]}="))
-    overrides.insert(at, f"~{match[1]}")
-    return True
 
 
 def _run_nothing(_: DictConfig) -> None:
@@ -200,11 +128,36 @@ def _run_nothing(_: DictConfig) -> None:
 
 
 def _normal(override: str) -> str:
-    """Lets `sweep=x` stand for `+sweep=x`, and new keys be set where the config is open: space, kwargs, columns, options."""
+    """Accepts `sweep=x` for `+sweep=x`, and new keys where the config is open: space, kwargs, columns, options."""
     if override.startswith("sweep="):
         return f"+{override}"
     open_places = r"(space|data\.columns|executor\.options|\w+\.kwargs)[.=]"
     return f"++{override}" if re.match(open_places, override) else override
+
+
+def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """Hydra's config, and the option chosen in each group. Raises InputError."""
+    with warnings.catch_warnings():
+        # Hydra warns about the @package header of sweep files, which _offer_sweeps applies itself.
+        warnings.simplefilter("ignore", UserWarning)
+        _offer_sweeps()
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
+                config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
+        # The input is the user's: besides Hydra's own errors, its parsers let Python's through.
+        except (
+            HydraException,
+            OmegaConfBaseException,
+            yaml.YAMLError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as fault:
+            raise InputError(one_line(fault, CONF, sweep_names(), overrides)) from None
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config, choices
 
 
 def _own_conf() -> list[str]:
@@ -216,35 +169,41 @@ def _own_conf() -> list[str]:
     return [f"hydra.searchpath=[file://{own}]"]
 
 
+# Sweep files
+
+
 def _sweep_files() -> dict[str, Path]:
     folders = [SWEEPS, Path.cwd() / "sweeps"]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def _offer_sweeps(overrides: Sequence[str]) -> None:
-    """Registers every sweep file as an option of the group `sweep`; a broken one counts only if it is asked for."""
-    chosen = {
-        value for key, _, value in (override.lstrip("+").partition("=") for override in overrides) if key == "sweep"
-    }
+def _offer_sweeps() -> None:
+    """Registers every sweep file as an option of the group `sweep`; skips broken ones.
+
+    If the user asked for a broken one, `_chosen_sweep` has already rejected it.
+    """
     store = ConfigStore.instance()
     for name, path in _sweep_files().items():
-        try:
-            node = _sweep_file(path)
-        except InputError:
-            if name in chosen:
-                raise
-            continue
-        store.store(group="sweep", name=name, node=node, package="_global_", provider="sweeps")
+        with contextlib.suppress(InputError):
+            store.store(group="sweep", name=name, node=_read_sweep(path), package="_global_", provider="sweeps")
 
 
-def _sweep_file(path: Path) -> DictConfig:
+def _chosen_sweep(overrides: Sequence[str]) -> DictConfig | None:
+    """The sweep file that the overrides name; None if there is no such file. Raises InputError for a broken one."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    names = [value for key, _, value in pairs if key == "sweep"]
+    path = _sweep_files().get(names[-1]) if names else None
+    return None if path is None else _read_sweep(path)
+
+
+def _read_sweep(path: Path) -> DictConfig:
     yaml_safety.check_file(path, _shown(path))
     try:
         node = OmegaConf.load(path)
     except OSError as fault:
         raise InputError(f"{_shown(path)}: {fault.strerror}") from None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as fault:
-        raise InputError(f"{_shown(path)}: not valid YAML: {_first_line(fault)}") from None
+        raise InputError(f"{_shown(path)}: not valid YAML: {first_line(fault)}") from None
     if not isinstance(node, DictConfig):
         raise InputError(f"{_shown(path)}: a sweep file is a mapping of config keys")
     return node
@@ -254,54 +213,80 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _first_line(fault: Exception) -> str:
-    mark = getattr(fault, "problem_mark", None)
-    if mark is not None:
-        return f"line {mark.line + 1}: {getattr(fault, 'problem', '')}"
-    return str(fault).strip().splitlines()[0]
+def _ranges_replace_lists(overrides: Sequence[str], sweep: DictConfig) -> list[str]:
+    """Removes the sweep file's list of choices where the command line gives a range: Hydra would merge the two."""
+    lists = {key for key, value in flatten(_plain(sweep)).items() if isinstance(value, list)}
+    found = []
+    for override in overrides:
+        key, _, value = override.removeprefix("++").partition("=")
+        if override.startswith("++space.") and key in lists and value.lstrip().startswith("{"):
+            found.append(f"~{key}")
+        found.append(override)
+    return found
 
 
-def _culprit(overrides: Sequence[str]) -> str:
-    """The override that cannot be read or is no choice of its group's, where Hydra's error does not say which it was."""
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            parsed = parser.parse_override(text)
-        except (HydraException, ValueError, RecursionError):
-            return text
-        if (
-            (CONF / parsed.key_or_group).is_dir()
-            and not parsed.is_delete()
-            and not isinstance(parsed.value(), str | list)
-        ):
-            return text
-    return ""
+# Options that have no effect
 
 
-def _one_line(fault: Exception, overrides: Sequence[str] = ()) -> str:
-    """Hydra's error as one line that names the key, the rule and the choices."""
-    text = str(fault)
-    if isinstance(fault, MissingConfigException) and fault.missing_cfg_file:
-        file = str(fault.missing_cfg_file)
-        group, _, option = file.partition("/") if ".." in file else file.rpartition("/")
-        choices = sweep_names() if group == "sweep" else sorted(fault.options or [])
-        near = difflib.get_close_matches(option, choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{group}={option}: no such option{hint} (choices: {', '.join(choices)})"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1]
-        groups = [child.name for child in CONF.iterdir() if child.is_dir() and "." not in key]
-        near = difflib.get_close_matches(key, groups, n=1)
-        return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else did_you_mean(key))
-    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        key, _, values = match[1].partition("=")
-        return f"{match[1]}: several values make an axis; write space.{key.lstrip('+')}=[{values}]"
-    if isinstance(fault, OverrideParseException):
-        return f"{fault.override}: not an override; write key=value, and quote values that have spaces or brackets"
-    if isinstance(fault, yaml.YAMLError):
-        where = getattr(getattr(fault, "problem_mark", None), "name", "config")
-        return f"{where}: not valid YAML: {_first_line(fault)}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
-    key = key or _culprit(overrides)[:100]
-    return f"{key}: {lines[0]}" if key else lines[0]
+def _refuse_ignored(overrides: Sequence[str], sweep: DictConfig, config: DictConfig) -> None:
+    """Raises InputError for a group's option that has no effect, because the sweep file sets all of its keys."""
+    by_sweep, own = flatten(_plain(sweep)), flatten(_plain(config))
+    by_user = {override.partition("=")[0].lstrip("+") for override in overrides}
+    name = next(override for override in reversed(overrides) if override.startswith("+sweep=")).lstrip("+")
+    # Of several options of one group, Hydra takes the last.
+    chosen = {group: option for group, _, option in (o.partition("=") for o in overrides) if (CONF / group).is_dir()}
+    for group, option in chosen.items():
+        wanted, default = _option(group, option), _option(group, _default_option(group, sweep))
+        changed = {key for key in wanted.keys() | default.keys() if wanted.get(key) != default.get(key)} - by_user
+        lost = [key for key in wanted if key in changed and wanted[key] not in ("???", own.get(key))]
+        if not lost or changed - by_sweep.keys():
+            continue
+        key = next((key for key in lost if key.endswith((".mode", ".name", ".quantization"))), lost[0])
+        raise InputError(
+            f"{group}={option}: {name} sets all of its keys itself, so the option has no effect; set its keys on the "
+            f"command line ({key}={wanted[key]}), or remove them from the sweep file"
+        )
+
+
+def _option(group: str, option: str) -> dict[str, Any]:
+    """The dotted keys that an option of a group sets; empty if its file is not found."""
+    for folder in (Path.cwd() / "conf", CONF):
+        path = folder / group / f"{option}.yaml"
+        if not path.is_file():
+            continue
+        tree = _plain(_read_sweep(path))
+        found: dict[str, Any] = {}
+        for entry in tree.pop("defaults", []):
+            if isinstance(entry, str) and entry != "_self_":
+                found |= _option(group, entry.partition("@")[0])
+        prefix = "" if _GLOBAL.search(path.read_text(encoding="utf-8")) else f"{group}."
+        return found | {prefix + key: value for key, value in flatten(tree).items()}
+    return {}
+
+
+def _default_option(group: str, sweep: DictConfig) -> str:
+    """The option of a group if the command line gave none: the sweep file's, or the base config's."""
+    base = _plain(_read_sweep(CONF / "config.yaml"))
+    entries = [*base.get("defaults", []), *_plain(sweep).get("defaults", [])]
+    found = ""
+    for entry in entries:
+        for key, value in entry.items() if isinstance(entry, Mapping) else ():
+            if re.fullmatch(rf"(override\s+)?/?{re.escape(group)}", str(key)):
+                found = str(value)
+    return found
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    tree: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    return tree
+
+
+def _refuse_secrets(config: SweepConfig) -> None:
+    """Raises InputError for a secret in a key that needs none: the saved config is masked, so it could not be used."""
+    for key, value in flatten(config.model_dump()).items():
+        if key not in _MAY_BE_SECRET and masked({key: value}) != {key: value}:
+            shown = " ".join(str(masked({key: value})[key]).split())[:200]
+            raise InputError(
+                f"{key}={shown}: holds a secret; a secret in this key is rejected, because the config is saved: remove "
+                "it and use an environment variable"
+            )

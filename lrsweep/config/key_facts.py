@@ -1,7 +1,7 @@
-"""What each config key affects: written once, at the key (`trial_schema.py`, `schema.py`), and derived here.
+"""What each config key affects: stated once, at the key (`trial_schema.py`, `schema.py`), and read here.
 
-Five parts of lrsweep ask: what a checkpoint belongs to, what makes two runs the same sweep, which trials can share a
-pack, what can be searched, and which losses compare.
+Five parts of lrsweep use it: which trial a checkpoint belongs to, whether two runs are the same sweep, which trials can
+share a pack, which keys can be searched, and which losses are comparable.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 # What a key decides: what a trial measures, which trials a sweep has, or only how and where they run.
 Scope = Literal["trial", "sweep", "run"]
-# In a pack: whether each trial may have its own value, or all need the same one.
+# Whether each trial of a pack may have its own value, or all need the same one.
 InPack = Literal["own", "same"]
 
 _EXTRA = "lrsweep"
@@ -29,7 +29,8 @@ class KeyFacts:
             change between two runs of one sweep.
         in_pack: Whether trials of one pack may differ in it. Only for scope `trial`.
         tuned: Its best value may lie inside a range, so a best value at the end of the range is worth a warning.
-        comparable: Eval losses of trials that differ in it compare: it leaves the eval rows and their tokens alone.
+        comparable: Eval losses of trials that differ in it are comparable: it does not change the eval rows or their
+            tokens.
     """
 
     scope: Scope
@@ -68,7 +69,7 @@ def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fi
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field holds, whether or not it may be missing; None for a value."""
+    """The section that a field holds, optional or not; None if the field holds a value."""
     for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -77,7 +78,7 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 @cache
 def facts_by_key(section: type[BaseModel]) -> Mapping[str, KeyFacts]:
-    """The facts of every key of a schema. Raises KeyError for a key that states none."""
+    """The facts of every key of a schema. Raises KeyError for a key without facts."""
     found = {}
     for key, field in leaves(section):
         extra = field.json_schema_extra

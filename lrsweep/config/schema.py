@@ -1,6 +1,6 @@
-"""The schema of a sweep: frozen, typed, validated once. Nobody past this point sees a DictConfig.
+"""The schema of a sweep's config: frozen, typed, validated once. No other code sees a DictConfig.
 
-The sections that decide what a trial trains are in `trial_schema.py`. The text under a key says what it means.
+The sections that decide what a trial trains are in `trial_schema.py`. The text under a key is its description.
 """
 
 import difflib
@@ -42,27 +42,27 @@ class SearchConfig(Section):
     """How trials are chosen."""
 
     method: Annotated[str, sweep_key()]
-    """`grid`, one of Optuna's samplers (tpe, random, qmc, gp, cmaes), or `auto`: what fits the axes and the budget."""
+    """`grid`, one of Optuna's samplers (tpe, random, qmc, gp, cmaes), or `auto`: chosen by the axes and the budget."""
     n_trials: Annotated[Count | None, run_key()] = None
     """Trials in total, over all runs of the sweep. Null is the whole grid."""
     seed: Annotated[Seed, sweep_key()] = 0
     """The sampler's seed."""
     lr_scaling: Annotated[Literal["none", "sqrt", "linear"], sweep_key()] = "none"
-    """Scales a trial's learning rate by its batch over the base config's batch (`linear`) or its square root (`sqrt`)."""
+    """Scales a trial's learning rate by its batch size over the base config's (`linear`), or its root (`sqrt`)."""
     storage: Annotated[str | None, run_key()] = None
     """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
     extend: Annotated[bool, run_key()] = False
     """Adds learning rates to a grid while the best one is the lowest or the highest."""
     replicates: Annotated[int, Field(ge=1, le=20), run_key()] = 1
-    """Trains the best few trials with so many seeds each, to measure the noise."""
+    """Trains the best few trials with this many seeds each, to measure the noise."""
     rescue: Annotated[bool, run_key()] = False
-    """Where trials diverge, tries the lowest such rate with beta1 = 0.8 and with a longer warm-up."""
+    """If trials diverge, retries the lowest such learning rate with beta1 = 0.8 and with a longer warm-up."""
     prior: Annotated[bool, run_key()] = True
     """Starts a search at the learning rate that rules of thumb give."""
     preflight: Annotated[bool, run_key()] = True
     """Checks the gradients on a few rows before trial 0."""
     max_failures: Annotated[Count | None, run_key()] = None
-    """Ends the sweep after so many failed trials. Null: it goes on with the others."""
+    """Ends the sweep after this many failed trials. Null: it continues with the others."""
 
     @model_validator(mode="after")
     def _samplers_need_a_total(self) -> Self:
@@ -76,12 +76,12 @@ class SearchConfig(Section):
 
 
 def current_value(key: str, value: Any) -> Any:
-    """The value as this version writes it; 0.1.0 called the pruner for packs `lockstep`."""
+    """The value by its current name: lrsweep 0.1.0 called the pruner for packs `lockstep`."""
     return "sync_halving" if (key, value) == ("pruner.name", "lockstep") else value
 
 
 class PrunerConfig(Section):
-    """Stops trials early, by eval_loss at every evaluation."""
+    """Stops trials early, by their eval_loss at each evaluation."""
 
     name: Annotated[
         Literal["auto", "none", "sync_halving", "median", "successive_halving", "hyperband"],
@@ -99,18 +99,18 @@ class EngineConfig(Section):
 
     name: Annotated[str, run_key()]
     """`trainer`: stock transformers Trainer and PEFT, one trial at a time. `packed`: many trials at once over one base.
-    `auto`: packed where possible. `external`: the user's own command."""
+    `auto`: packed if possible. `external`: the user's own command."""
     slots: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=256)], run_key()] = "auto"
-    """Trials in a pack, or commands at once; `auto` is what memory allows."""
+    """Trials in a pack, or commands at once; `auto` is as many as fit in memory."""
     compile: Annotated[bool, run_key()] = False
-    """torch.compile: minutes at first, then faster steps on a GPU."""
+    """Uses torch.compile: it takes minutes at first, then steps on a GPU are faster."""
     command: Annotated[str | None, sweep_key()] = None
-    """For `external`: the trainer's command, with {config} where its config file goes."""
+    """For `external`: the trainer's command, with {config} in place of its config file."""
     dialect: Annotated[str | None, sweep_key()] = None
     """For `external`: the trainer whose config file it is."""
 
     @model_validator(mode="after")
-    def _command_is_words(self) -> Self:
+    def _command_can_be_split(self) -> Self:
         try:
             shlex.split(self.command or "")
         except ValueError as fault:
@@ -124,15 +124,15 @@ class ExecutorConfig(Section):
     name: Annotated[str, run_key()]
     """`local`: processes on this machine. `inline`: a thread of this process. `ray`: actors. `slurm`: an array job."""
     workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], run_key()] = "auto"
-    """Workers; `auto` is one for each GPU, or one."""
+    """The number of workers; `auto` is one for each GPU, or one without GPUs."""
     gpus_per_worker: Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=64)], run_key()] = "auto"
-    """GPUs of a worker on Ray or SLURM."""
+    """GPUs for each worker on Ray or SLURM."""
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024), run_key()] = 1
-    """CPUs of a worker on Ray or SLURM."""
+    """CPUs for each worker on Ray or SLURM."""
     address: Annotated[str | None, run_key()] = None
-    """The Ray cluster. Null starts a Ray on this machine."""
+    """The address of a Ray cluster. Null starts Ray on this machine."""
     cluster: Annotated[Literal["auto", "slurm", "local", "debug"], run_key()] = "auto"
-    """submitit's cluster; `auto` is slurm where there is one, else local."""
+    """submitit's cluster; `auto` is slurm if this machine has srun, else local."""
     options: Annotated[dict[str, Any], run_key()] = Field(default_factory=dict)
     """submitit's parameters, such as {partition: gpu}."""
 
@@ -158,7 +158,7 @@ class OriginConfig(Section):
     file: Annotated[str, sweep_key()]
     """The imported file."""
     rest: Annotated[str, sweep_key()] = ""
-    """What lrsweep has no keys for, as YAML: an export gives it back."""
+    """The keys that lrsweep does not have, as YAML: an export writes them back."""
 
 
 class SweepConfig(Section):
@@ -174,7 +174,7 @@ class SweepConfig(Section):
     training: TrainingConfig
     search: SearchConfig
     space: Annotated[dict[str, Any], sweep_key()]
-    """The axes: mirrors this tree, with lists of choices or ranges as leaves."""
+    """The axes: the same tree as this config, with lists of choices or ranges as leaves."""
     pruner: PrunerConfig
     engine: EngineConfig
     executor: ExecutorConfig
@@ -184,20 +184,20 @@ class SweepConfig(Section):
     """What happens to an earlier sweep of this name: `auto` resumes it, `fresh` renames it and starts over."""
 
     @model_validator(mode="after")
-    def _a_trial_comes_past_its_warmup(self) -> Self:
+    def _trials_outlast_their_warmup(self) -> Self:
         training = self.training
         warmup = self.scheduler.warmup(training.schedule_steps)
         # A trial that is the whole run may warm up as long as the run does.
         if training.max_steps < min(2 * warmup, training.schedule_steps):
             raise ValueError(
-                f"training: max_steps ({training.max_steps}) is too few for horizon ({training.horizon}): the warm-up alone "
-                f"takes {warmup} steps, and no trial would train at its rate; set training.max_steps to {2 * warmup} or "
-                "more, or a shorter warm-up (scheduler.warmup_ratio)"
+                f"training: max_steps ({training.max_steps}) is too few for horizon ({training.horizon}): the warm-up "
+                f"alone takes {warmup} steps, so no trial would train at its full learning rate; set "
+                f"training.max_steps to {2 * warmup} or more, or shorten the warm-up (scheduler.warmup_ratio)"
             )
         return self
 
     @model_serializer(mode="wrap")
-    def _origin_only_where_there_is_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_missing_origin(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = handler(self)
         if tree.get("origin") is None:
             tree.pop("origin", None)
@@ -205,11 +205,11 @@ class SweepConfig(Section):
 
     @property
     def redactor(self) -> Redactor:
-        """Masks secrets, the passwords in this config's URLs among them."""
+        """Masks secrets, including the passwords in this config's URLs."""
         return Redactor.of_urls(self.search.storage, self.tracking.uri)
 
     def masked(self) -> dict[str, Any]:
-        """The config as a plain tree, passwords and tokens masked."""
+        """The config as a plain tree with passwords and tokens masked."""
         tree: dict[str, Any] = self.redactor.masked(self.model_dump())
         return tree
 
@@ -218,7 +218,7 @@ def validate(tree: Mapping[str, Any]) -> SweepConfig:
     """The tree as a SweepConfig.
 
     Raises:
-        InputError: Something is wrong with it: the first bad key, its value, the rule and the nearest name.
+        InputError: The tree is invalid. The message names the first bad key, its value, the rule and the nearest name.
     """
     try:
         return SweepConfig.model_validate(dict(tree))
@@ -227,7 +227,7 @@ def validate(tree: Mapping[str, Any]) -> SweepConfig:
 
 
 def replace(config: SweepConfig, changes: Mapping[str, Any]) -> SweepConfig:
-    """The config with dotted keys set (`{"optimizer.lr": 1e-4}`), validated again."""
+    """The config with dotted keys set (`{"optimizer.lr": 1e-4}`), validated again. Raises InputError."""
     tree = config.model_dump()
     for key, value in changes.items():
         *parents, leaf = key.split(".")
@@ -249,9 +249,11 @@ def key_facts(key: str) -> KeyFacts:
 
 
 def trial_part(config: SweepConfig, *, same_in_pack: bool = False) -> dict[str, dict[str, Any]]:
-    """The keys that change what a trial measures, by section; `same_in_pack`: only those that a pack's trials share.
+    """The keys that change what a trial measures, as {section: {key: value}}; sections without such a key are left out.
 
-    Sections without such a key are left out.
+    Args:
+        config: The trial's config.
+        same_in_pack: Returns only the keys that all trials of a pack share.
     """
     found: dict[str, dict[str, Any]] = {}
     for section in TRIAL_SECTIONS:
@@ -263,7 +265,7 @@ def trial_part(config: SweepConfig, *, same_in_pack: bool = False) -> dict[str, 
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys; lists stay whole, and so does an empty mapping."""
+    """A nested mapping as dotted keys; lists and empty mappings are kept as values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -274,7 +276,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def did_you_mean(key: str) -> str:
-    """A hint with the schema's nearest key, or nothing."""
+    """A hint with the schema's nearest key; empty if no key is near."""
     known = keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:
@@ -284,7 +286,7 @@ def did_you_mean(key: str) -> str:
 
 def _one_line(fault: ValidationError) -> str:
     error = fault.errors()[0]
-    # Union branches and validators add parts to the location that are no config keys.
+    # Union branches and validators add parts to the location that are not config keys.
     key = ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))
     if error["type"] == "extra_forbidden":
         key = ".".join(str(part) for part in error["loc"])

@@ -1,6 +1,6 @@
-"""Axes: what a sweep searches. `space` in the config mirrors the config's tree; its leaves become axes.
+"""Axes: what a sweep searches. `space` in the config has the same tree as the config; its leaves become axes.
 
-A value has two forms: what the config takes (0.1, [0.9, 0.999]), and what Optuna stores, where a list is its JSON text.
+A value has two forms: the config's (0.1, [0.9, 0.999]), and the one that Optuna stores, where a list is JSON text.
 """
 
 import itertools
@@ -14,17 +14,23 @@ from lrsweep.config.schema import SweepConfig, did_you_mean, key_facts, keys, re
 from lrsweep.errors import InputError
 
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
-# Each point of a grid is looked at before the first trial.
+# Every point of a grid is validated before the first trial.
 _MOST_POINTS = 10_000
-# A grid of this key may grow.
+# The only axis that a sweep may extend.
 LR = "optimizer.lr"
-# Up to so many trials, over so many ranges, a Gaussian process is worth its time.
+# The most trials and the most ranges for which `auto` picks a Gaussian process: its cost grows with both.
 _GP_TRIALS, _GP_AXES = 24, 2
 
 
 @dataclass(frozen=True)
 class Choices:
-    """An axis with listed values, in the order given; numbers in a grid may `grow` by more."""
+    """An axis with listed values.
+
+    Attributes:
+        key: The dotted config key.
+        values: The config's values, in the order given.
+        grows: Whether the sweep may add values; only for a grid's learning rates.
+    """
 
     key: str
     values: tuple[Any, ...]
@@ -35,7 +41,7 @@ class Choices:
         return self.values
 
     def ends(self) -> tuple[Any, ...]:
-        """Values among which the lowest and the highest are."""
+        """Values that include the lowest and the highest."""
         return self.values
 
     def value(self, stored: Any) -> Any:
@@ -45,7 +51,17 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """An axis from `low` to `high`, both included; `num` is the number of grid points along it."""
+    """An axis from `low` to `high`, both included.
+
+    Attributes:
+        key: The dotted config key.
+        low: The lowest value.
+        high: The highest value.
+        log: Whether values are spaced by their logarithm.
+        integer: Whether values are whole numbers.
+        num: The number of grid points; None if there is no grid.
+        step: The spacing of sampled values; None is continuous, or 1 for whole numbers.
+    """
 
     key: str
     low: float
@@ -77,11 +93,17 @@ Axis = Choices | Range
 
 
 def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig, str]:
-    """The config with `search.method: auto` replaced by what fits axes and budget, and why; any other stays as it is.
+    """Replaces `search.method: auto` by a method that suits the axes and the budget.
 
-    `before` is what it was for the trials that there are: a search goes on as it began.
+    Args:
+        config: The sweep's config.
+        before: The method of the sweep's existing trials, which stays; None if there are none.
 
-    Raises InputError for axes that are wrong, and for ranges without a total.
+    Returns:
+        The config, and a line that gives the method and the reason; empty if the method was not `auto`.
+
+    Raises:
+        InputError: An axis is invalid, or a range is searched without `search.n_trials`.
     """
     search = config.search
     if search.method != "auto":
@@ -95,19 +117,21 @@ def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig,
     elif points is not None and (search.n_trials is None or points <= search.n_trials):
         method, why = "grid", f"all {points} points fit"
     elif search.n_trials is None:
-        raise InputError("search.n_trials: missing; a range is searched for as many trials as that says")
+        raise InputError(
+            "search.n_trials: missing; set search.n_trials=..., the number of trials to search a range with"
+        )
     elif len(ranges) == len(found) <= _GP_AXES and search.n_trials <= _GP_TRIALS:
         method, why = "gp", f"{search.n_trials} trials over {len(found)} range{'s' * (len(found) > 1)}"
     else:
         method, why = "tpe", f"{search.n_trials} trials over {len(found)} axes"
     changes: dict[str, Any] = {"search.method": method}
     if method != "grid" and search.extend:
-        changes["search.extend"] = False  # it grows a grid, if there is one
+        changes["search.extend"] = False  # only a grid can be extended
     return replace(config, changes), f"search.method=auto: {method} ({why})"
 
 
 def axes(config: SweepConfig) -> tuple[Axis, ...]:
-    """The config's axes, each value of each checked against the schema. Raises InputError."""
+    """The config's axes, with every value checked against the schema. Raises InputError."""
     found = tuple(_axes(config, config.space, ""))
     if not found:
         raise InputError(
@@ -117,8 +141,8 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
         points = math.prod(len(axis.points()) for axis in found)
         if points > _MOST_POINTS:
             raise InputError(
-                f"space: {points} points, and a grid has at most {_MOST_POINTS}; take fewer values, or search=tpe with "
-                "search.n_trials=..."
+                f"space: {points} points, but a grid has at most {_MOST_POINTS}; list fewer values, or use search=tpe "
+                "with search.n_trials=..."
             )
         found = tuple(_growing(axis) if axis.key == LR else axis for axis in found)
         for point in grid(found):
@@ -129,14 +153,14 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
 
 
 def reach(config: SweepConfig, key: str) -> tuple[float, float] | None:
-    """The lowest and the highest number that the space has for a key; None for no axis of numbers."""
+    """The lowest and the highest number that the space has for a key; None if it is not an axis of numbers."""
     found = [axis for axis in _axes(config, config.space, "") if axis.key == key]
     numbers = [end for axis in found for end in axis.ends() if isinstance(end, int | float)]
     return (min(numbers), max(numbers)) if numbers else None
 
 
 def with_more_lrs(axes: Sequence[Axis], lrs: Sequence[float]) -> tuple[Axis, ...]:
-    """The axes with more learning rates, which are a list that may grow."""
+    """The axes with `lrs` added to the learning-rate axis, if that may grow."""
     return tuple(
         Choices(axis.key, axis.values + tuple(lrs), grows=True)
         if isinstance(axis, Choices) and axis.key == LR and axis.grows
@@ -147,7 +171,7 @@ def with_more_lrs(axes: Sequence[Axis], lrs: Sequence[float]) -> tuple[Axis, ...
 
 def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
     """Every combination of the axes' points, as Optuna stores them; the last axis changes fastest."""
-    # Axes that a pack's trials must agree in change slowest, so that trials that can share a pack follow each other.
+    # Keys that a pack's trials must share change slowest, so that trials that can share a pack are adjacent.
     ordered = sorted(axes, key=lambda axis: key_facts(axis.key).in_pack != "same")
     columns = [[to_stored(value) for value in axis.points()] for axis in ordered]
     points = (dict(zip([axis.key for axis in ordered], row, strict=True)) for row in itertools.product(*columns))
@@ -160,7 +184,7 @@ def values(axes: Sequence[Axis], stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trained(values: Mapping[str, Any], trial: SweepConfig) -> dict[str, Any]:
-    """A trial's axis values as it is trained with them: `search.lr_scaling` fits an axis's learning rate to the batch."""
+    """A trial's axis values as trained: with `search.lr_scaling`, the learning rate is the scaled one."""
     scaled = trial.search.lr_scaling != "none"
     return {key: trial.optimizer.lr if key == LR and scaled else value for key, value in values.items()}
 
@@ -168,9 +192,16 @@ def trained(values: Mapping[str, Any], trial: SweepConfig) -> dict[str, Any]:
 def trial_config(
     config: SweepConfig, axes: Sequence[Axis], stored: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> SweepConfig:
-    """The sweep's config with one trial's axis values in place, and lr scaled to the batch if `search.lr_scaling` says so.
+    """One trial's config: the sweep's with the trial's values, and with lr scaled as `search.lr_scaling` asks.
 
-    `overrides` are what sets the trial apart beside its axes: a replicate's seed, say.
+    Args:
+        config: The sweep's config.
+        axes: The sweep's axes.
+        stored: The trial's parameters, as Optuna stores them.
+        overrides: Config keys that distinguish the trial besides its axes, such as a replicate's seed.
+
+    Raises:
+        InputError: The values contradict each other.
     """
     trial = replace(config, {**values(axes, stored), **(overrides or {})})
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
@@ -179,7 +210,7 @@ def trial_config(
 
 
 def _growing(axis: Axis) -> Axis:
-    """The points of a learning-rate axis as a list that may grow."""
+    """A learning-rate axis as a list of its grid points that may grow."""
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in axis.points()):
         return axis
     return Choices(axis.key, axis.points(), grows=True)
@@ -266,7 +297,7 @@ def _check_value(config: SweepConfig, key: str, value: Any) -> None:
         replace(config, {key: value})
     except InputError as fault:
         if "." not in str(fault).partition(": ")[0]:
-            return  # a rule about several keys: it is for the combinations to break
+            return  # a rule about several keys: checked for each combination, not here
         raise InputError(
             f"space.{fault}" if str(fault).startswith(key) else f"space.{key}={value!r}: {fault}"
         ) from None

@@ -1,7 +1,7 @@
 """The sections of the config that decide what a trial trains: model, data, finetune, optimizer, scheduler, training.
 
-Names are the field's: torch's for optimizers, transformers' for schedules and metrics, PEFT's for LoRA. The text under a
-key says what it means; `trial_key` and `run_key` say what it affects (`key_facts.py`).
+Names are torch's for optimizers, transformers' for schedules and metrics, PEFT's for LoRA. The text under a key is its
+description; `trial_key` and `run_key` state what it affects (`key_facts.py`).
 """
 
 import math
@@ -46,7 +46,7 @@ _OWN = trial_key(in_pack="own")
 
 
 class Section(BaseModel):
-    """A group of config keys: frozen, strictly typed, and without keys that it does not know."""
+    """A group of config keys: frozen and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -61,7 +61,7 @@ class ModelConfig(Section):
     revision: Annotated[str | None, _BASE] = None
     """The branch, tag or commit of a hub model."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float64"], _NUMERICS] = "auto"
-    """What the model computes in. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """The model's dtype. `auto` is bfloat16 on a GPU that supports it, else float32."""
     attn_implementation: Annotated[str | None, _NUMERICS] = None
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
@@ -83,15 +83,15 @@ class DataConfig(Section):
     """A file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`. For `llamafactory`, the folder of a
     dataset_info.json."""
     format: Annotated[DataFormat, _ROWS]
-    """How a row looks."""
+    """The format of a row."""
     name: Annotated[str | None, _ROWS] = None
     """The hub data set's config. For `llamafactory`, names in dataset_info.json, joined by commas."""
     eval_name: Annotated[str | None, _ROWS] = None
     """For `llamafactory`: the data sets to evaluate on, as in `name`."""
     template: Annotated[str | None, _ROWS] = None
-    """For `llamafactory`: its template, which the tokenizer's chat template has to agree with."""
+    """For `llamafactory`: its template, which must agree with the tokenizer's chat template."""
     max_rows_per_set: Annotated[Count | None, _ROWS] = None
-    """For `llamafactory`: only the first so many rows of each data set count."""
+    """For `llamafactory`: uses only the first this many rows of each data set."""
     split: Annotated[str, _ROWS] = "train"
     """The hub data set's split to train on."""
     eval_path: Annotated[str | None, _ROWS] = None
@@ -99,17 +99,17 @@ class DataConfig(Section):
     eval_split: Annotated[str | None, _ROWS] = None
     """The hub data set's split to evaluate on."""
     eval_fraction: Annotated[Fraction, _ROWS] = 0.1
-    """The share of the rows that is held out to evaluate on, the same rows for every trial."""
+    """The share of the rows that is held out to evaluate on: the same rows for every trial."""
     max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
     max_train_rows: Annotated[Count | None, _BATCHES] = None
-    """Trains on so many rows at most."""
+    """Trains on at most this many rows."""
     max_eval_rows: Annotated[Count | None, _ROWS] = None
-    """Evaluates on so many rows at most."""
+    """Evaluates on at most this many rows."""
     packing: Annotated[bool, _BATCHES] = False
-    """Joins short rows into blocks of up to `max_length` tokens; rows in a block do not see each other."""
+    """Joins short rows into blocks of up to `max_length` tokens; rows in a block do not attend to each other."""
     columns: Annotated[Mapping[str, str], Strict(False), _ROWS] = Field(default_factory=dict)
-    """Other column names, as {instruction: question}."""
+    """Names of columns that differ from the format's, such as {instruction: question}."""
 
 
 class FinetuneConfig(Section):
@@ -126,9 +126,9 @@ class FinetuneConfig(Section):
     target_modules: Annotated[
         Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)], _SHAPE
     ] = "all-linear"
-    """The modules that get an adapter, by name."""
+    """The names of the modules that get an adapter."""
     dora: Annotated[bool, _SHAPE] = False
-    """DoRA: learns magnitude and direction apart."""
+    """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False
     """rsLoRA: scales by alpha / sqrt(r)."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
@@ -147,7 +147,7 @@ class OptimizerConfig(Section):
     eps: Annotated[Positive, _TUNED] = 1e-8
     """Adam's epsilon, for optimizers that have it."""
     weight_decay: Annotated[NonNegative, _TUNED] = 0.0
-    """Weight decay. Norms and biases have none, as in transformers' Trainer."""
+    """Weight decay. It does not apply to norms and biases, as in transformers' Trainer."""
     kwargs: Annotated[dict[str, Any], _TUNED] = Field(default_factory=dict)
     """More arguments of the optimizer, such as {momentum: 0.9}."""
 
@@ -160,7 +160,7 @@ class SchedulerConfig(Section):
     warmup_steps: Annotated[int | None, Field(ge=0), _TUNED] = None
     """Warm-up in optimizer steps."""
     warmup_ratio: Annotated[Fraction | None, _TUNED] = None
-    """Warm-up as a share of the schedule. Give this or `warmup_steps`, not both."""
+    """Warm-up as a share of the schedule. Set this or `warmup_steps`, not both."""
     kwargs: Annotated[dict[str, Any], _TUNED] = Field(default_factory=dict)
     """More arguments of the schedule, such as {min_lr_rate: 0.1}."""
 
@@ -171,7 +171,7 @@ class SchedulerConfig(Section):
         return self
 
     def warmup(self, schedule_steps: int) -> int:
-        """Warm-up steps of a schedule of `schedule_steps` optimizer steps; a ratio is rounded up, as in transformers."""
+        """Warm-up steps of a schedule of `schedule_steps` optimizer steps; a ratio rounds up, as in transformers."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         return math.ceil((self.warmup_ratio or 0.0) * schedule_steps)
@@ -187,7 +187,7 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: Annotated[Count, _BATCHES] = 1
     """Forward passes in one optimizer step."""
     max_grad_norm: Annotated[NonNegative, _OWN] = 1.0
-    """Clips the gradients' norm; 0 is off."""
+    """Clips the gradients' norm; 0 turns clipping off."""
     eval_every: Annotated[Count, _OWN]
     """Optimizer steps between two evaluations."""
     eval_batch_size: Annotated[Count, _BATCHES] = 32
@@ -197,14 +197,14 @@ class TrainingConfig(Section):
     gradient_checkpointing: Annotated[bool, _NUMERICS] = False
     """Recomputes activations in the backward pass: less memory, more time."""
     horizon: Annotated[Count | None, _OWN] = None
-    """Optimizer steps of the real run. Trials follow the real run's schedule and stop early in it."""
+    """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`."""
     save_adapter: Annotated[bool, run_key()] = True
     """Keeps the adapters of complete trials."""
     checkpoint_seconds: Annotated[NonNegative | None, run_key()] = 60.0
     """Checkpoints a trial at an evaluation if its last checkpoint is this old; null is never."""
 
     @model_validator(mode="after")
-    def _horizon_reaches_past_the_trial(self) -> Self:
+    def _horizon_is_at_least_max_steps(self) -> Self:
         if self.horizon is not None and self.horizon < self.max_steps:
             raise ValueError(f"horizon ({self.horizon}) is the real run's steps: at least max_steps ({self.max_steps})")
         return self

@@ -1,4 +1,4 @@
-"""How large a YAML file may be: aliases of aliases make gigabytes of a few lines, deep nesting ends the parser."""
+"""Limits for YAML files: nested aliases can expand a few lines to gigabytes, and deep nesting crashes the parser."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_file(path: Path, where: str) -> None:
-    """Raises InputError for a file beyond the limits, and for one that is no text; others are their reader's to refuse."""
+    """Checks a file before it is parsed. A file that cannot be read or parsed passes: its reader reports that.
+
+    Args:
+        path: The file.
+        where: How messages name the file.
+
+    Raises:
+        InputError: The file exceeds a limit, or is not UTF-8.
+    """
     try:
         size = path.stat().st_size
         text = path.read_bytes().decode() if size <= _MOST_BYTES else ""
@@ -21,51 +29,69 @@ def check_file(path: Path, where: str) -> None:
     except UnicodeDecodeError:
         raise InputError(f"{where}: not UTF-8; save the file as UTF-8") from None
     if size > _MOST_BYTES:
-        raise InputError(f"{where}: {size} bytes, and a config has at most {_MOST_BYTES}; cut it down")
+        raise InputError(f"{where}: {size} bytes, but a config has at most {_MOST_BYTES}; shorten it")
     check(text, where)
 
 
 def check(text: str, where: str) -> None:
-    """Raises InputError for text beyond the limits, its aliases written out; what is no YAML is its reader's to refuse."""
+    """Checks text before it is parsed. Text that is not YAML passes: its reader reports that.
+
+    Args:
+        text: The text.
+        where: How messages name it.
+
+    Raises:
+        InputError: The text exceeds a limit with its aliases expanded.
+    """
     if len(text) > _MOST_BYTES:
-        raise InputError(f"{where}: {len(text)} characters, and a config has at most {_MOST_BYTES}; cut it down")
+        raise InputError(f"{where}: {len(text)} characters, but a config has at most {_MOST_BYTES}; shorten it")
+    counter = _Counter(where)
     try:
-        _count(text, where)
+        for event in yaml.parse(text, Loader=_Loader):
+            counter.count(event)
     except yaml.YAMLError:
         return
 
 
-def _count(text: str, where: str) -> None:
-    # Of each collection that is open: its values so far, and its anchor.
-    open_ones: list[tuple[int, str | None]] = [(0, None)]
-    sizes: dict[str, int] = {}
+class _Counter:
+    """Counts the values of a YAML document as if its aliases were expanded.
 
-    def line(event: yaml.Event) -> int:
-        return event.start_mark.line + 1 if event.start_mark else 1
+    Args:
+        where: How messages name the document.
+    """
 
-    def add(values: int) -> None:
-        size, anchor = open_ones[-1]
-        open_ones[-1] = (size + values, anchor)
-        if size + values > _MOST_VALUES:
-            raise InputError(
-                f"{where}:{line(event)}: more than {_MOST_VALUES} values with its aliases written out; cut it down"
-            )
+    def __init__(self, where: str) -> None:
+        self._where = where
+        # For each open collection: its values so far, and its anchor.
+        self._open: list[tuple[int, str | None]] = [(0, None)]
+        # For each anchor: the values under it.
+        self._sizes: dict[str, int] = {}
 
-    for event in yaml.parse(text, Loader=_Loader):
+    def count(self, event: yaml.Event) -> None:
+        """Takes the parser's next event. Raises InputError if the document exceeds a limit."""
         if isinstance(event, yaml.CollectionStartEvent):
-            open_ones.append((1, event.anchor))
-            if len(open_ones) > _DEEPEST:
-                raise InputError(f"{where}:{line(event)}: nested deeper than {_DEEPEST} levels; flatten it")
+            self._open.append((1, event.anchor))
+            if len(self._open) > _DEEPEST:
+                raise self._error(event, f"nested deeper than {_DEEPEST} levels; flatten it")
         elif isinstance(event, yaml.CollectionEndEvent):
-            size, anchor = open_ones.pop()
-            if anchor is not None:
-                sizes[anchor] = size
-            add(size)
+            size, anchor = self._open.pop()
+            self._add(event, size, anchor)
         elif isinstance(event, yaml.ScalarEvent):
-            if event.anchor is not None:
-                sizes[event.anchor] = 1
-            add(1)
+            self._add(event, 1, event.anchor)
         elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for _, anchor in open_ones):
-                raise InputError(f"{where}:{line(event)}: *{event.anchor} stands within itself; write it out")
-            add(sizes.get(event.anchor or "", 0))
+            if any(anchor == event.anchor for _, anchor in self._open):
+                raise self._error(event, f"*{event.anchor} contains itself; write it out")
+            self._add(event, self._sizes.get(event.anchor or "", 0))
+
+    def _add(self, event: yaml.Event, values: int, anchor: str | None = None) -> None:
+        """Adds values to the innermost open collection, and notes their number under `anchor`."""
+        if anchor is not None:
+            self._sizes[anchor] = values
+        size, own_anchor = self._open[-1]
+        self._open[-1] = (size + values, own_anchor)
+        if size + values > _MOST_VALUES:
+            raise self._error(event, f"more than {_MOST_VALUES} values with its aliases expanded; shorten it")
+
+    def _error(self, event: yaml.Event, text: str) -> InputError:
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        return InputError(f"{self._where}:{line}: {text}")

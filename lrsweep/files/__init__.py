@@ -1,1 +1,1 @@
-"""The files of a sweep: where they are, and how they are written so that a kill leaves each whole or absent."""
+"""The files of a sweep: their paths, and writing them so that a kill leaves each file complete or absent."""

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and naming the path when the disk refuses."""
+"""Writes files atomically, and turns disk errors into one line that names the path."""
 
 import contextlib
 import errno
@@ -16,18 +16,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: temporary file, fsync, rename.
+    """Writes a file atomically: temporary file, fsync, rename.
 
     Args:
-        path: The file. Its folder is made if it is missing.
+        path: The file. Its folder is created if it is missing.
         text: The content, written as UTF-8.
 
     Raises:
-        StorageError: The disk is full, or refuses.
+        StorageError: The disk is full or fails.
     """
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Random, because machines that share a filesystem reuse each other's process ids.
+        # Random, because process ids are not unique among machines that share a filesystem.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         try:
             with open(temporary, "x", encoding="utf-8") as file:
@@ -41,10 +41,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turns a full or failing disk into one line that names `path`.
+    """Turns the errors of a full or failing disk into one line that names `path`.
 
     Raises:
-        StorageError: An OSError or a SafetensorError was raised inside.
+        StorageError: The block raised an OSError or a SafetensorError.
     """
     try:
         yield
@@ -53,7 +53,7 @@ def disk_faults(path: Path) -> Iterator[None]:
             raise _disk_full(path) from None
         raise StorageError(f"{path}: {fault.strerror or fault}") from None
     except SafetensorError as fault:
-        # It carries the system's error number in its text only.
+        # Only its text has the system's error number.
         found = re.search(r"os error (\d+)", str(fault))
         if found and int(found[1]) in _FULL:
             raise _disk_full(path) from None

@@ -1,7 +1,7 @@
-"""A trial's checkpoint: on disk whole or not at all, known to be what was written, and never code.
+"""A trial's checkpoint: written atomically, verified when it is read, and never executed as code.
 
-A folder of three files: tensors.safetensors, state.json (everything else, with a reference where a tensor was), and, last,
-manifest.json with the sha256 of both. The one before is kept beside it.
+A checkpoint is a folder with three files: tensors.safetensors, state.json (everything else, with references to the
+tensors), and manifest.json with the sha256 of both, which is written last. The previous checkpoint is kept too.
 """
 
 import hashlib
@@ -27,9 +27,13 @@ _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.jso
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that the rest of a trial depends on after `step` optimizer steps; `engine` is the one that can go on with it.
+    """The state of a trial after some optimizer steps: everything that the rest of the trial depends on.
 
-    `trial` is a digest of all that decides what the trial measures: another trial must not go on from here.
+    Attributes:
+        engine: The engine that made it, which alone can resume it.
+        trial: A digest of all keys that change what the trial measures: no other trial may resume from it.
+        step: Optimizer steps done.
+        state: The engine's state: mappings, lists, tuples, tensors, numbers, strings, booleans and None.
     """
 
     engine: str
@@ -39,9 +43,15 @@ class Checkpoint:
 
 
 def save(trial_folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `trial_folder`/checkpoint; the one that was there becomes checkpoint.previous. Raises StorageError.
+    """Writes `trial_folder`/checkpoint; an existing one becomes checkpoint.previous.
 
-    The state may hold mappings, lists, tuples, tensors, numbers, strings, booleans and None.
+    Args:
+        trial_folder: The trial's folder.
+        checkpoint: The checkpoint.
+
+    Raises:
+        StorageError: The disk is full or fails.
+        TypeError: The state holds something that a checkpoint cannot store.
     """
     current, previous, new = _places(trial_folder)
     tensors: dict[str, torch.Tensor] = {}
@@ -55,7 +65,7 @@ def save(trial_folder: Path, checkpoint: Checkpoint) -> None:
         (new / _MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
         for path in (*(new / name for name in (_TENSORS, _STATE, _MANIFEST)), new):
             _to_disk(path)
-        # A kill between these lines leaves the previous one, which is whole.
+        # A kill between these lines leaves checkpoint.previous, which is complete.
         if current.exists():
             shutil.rmtree(previous, ignore_errors=True)
             current.rename(previous)
@@ -64,9 +74,15 @@ def save(trial_folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(trial_folder: Path, engine: str, trial: str) -> Checkpoint | None:
-    """The last checkpoint that is whole, if `engine` made it of this trial; None where there is none.
+    """The last complete checkpoint. A damaged one is logged, and the previous one is used instead.
 
-    One that is damaged is told to the log and passed over for the one before.
+    Args:
+        trial_folder: The trial's folder.
+        engine: The engine that wants to resume.
+        trial: The digest of the trial that wants to resume.
+
+    Returns:
+        The checkpoint; None if there is none, or if another engine or another trial made it.
     """
     for folder in _places(trial_folder)[:2]:
         if not folder.is_dir():
@@ -74,35 +90,36 @@ def load(trial_folder: Path, engine: str, trial: str) -> Checkpoint | None:
         try:
             found = _read(folder)
         except (OSError, ValueError, KeyError, TypeError) as fault:
-            log.warning("%s is damaged (%s); the one before it is used, if there is one", folder, fault)
+            log.warning("%s is damaged (%s); using the previous one, if there is one", folder, fault)
             continue
         if (found.engine, found.trial) == (engine, trial):
             return found
-        log.warning("%s is another engine's or another trial's: the trial begins anew", folder)
+        log.warning("%s is from another engine or another trial: the trial starts again", folder)
         return None
     return None
 
 
 def _places(trial_folder: Path) -> tuple[Path, Path, Path]:
-    """Where the last checkpoint is, the one before it, and the one being written."""
+    """The folders of the last checkpoint, of the previous one, and of the one being written."""
     last, previous, new = (trial_folder / name for name in CHECKPOINTS)
     return last, previous, new
 
 
 def _read(folder: Path) -> Checkpoint:
+    """Reads and verifies a checkpoint. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
     sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     for name in (_TENSORS, _STATE):
         if sums[name] != _sha256(folder / name):
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match its checksum")
     tree = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     return Checkpoint(tree["engine"], tree["trial"], tree["step"], _full(tree["state"], load_file(folder / _TENSORS)))
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The value as JSON can say it, its tensors put into `tensors`. What JSON has no word for is a pair [kind, content]."""
+    """The value as JSON, with its tensors moved into `tensors`. Types that JSON lacks are pairs [type, content]."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        # A copy of its own: safetensors refuses two names for one memory.
+        # A copy: safetensors refuses tensors that share memory.
         tensors[name] = value.detach().cpu().clone().contiguous()
         return ["tensor", name]
     if isinstance(value, Mapping):
@@ -115,6 +132,7 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _full(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of `_plain`."""
     if not isinstance(value, list):
         return value
     kind, content = value
@@ -132,7 +150,7 @@ def _sha256(path: Path) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    """Returns when a file, or a folder's list of names, is on the disk."""
+    """Flushes a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

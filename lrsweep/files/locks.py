@@ -1,4 +1,4 @@
-"""Locks between processes: held by the kernel, and released by it however a process ends."""
+"""Locks between processes, which the kernel releases however a process ends."""
 
 import contextlib
 import fcntl
@@ -13,10 +13,10 @@ _POLL = 0.01
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock file, then holds it. The file stays behind.
+    """Waits until no other process holds the lock, then holds it. The file remains afterwards.
 
     Args:
-        path: The lock file, made if it is missing. Its folder must exist.
+        path: The lock file, created if it is missing. Its folder must exist.
     """
     with FileLock(path, poll_interval=_POLL, mode=0o644, thread_local=False):
         yield
@@ -24,7 +24,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive_or_none(path: Path) -> Iterator[bool]:
-    """Holds the lock file if no other process does; yields whether it does."""
+    """Holds the lock if no other process does; yields whether it is held."""
     lock = FileLock(path, timeout=0, mode=0o644, thread_local=False)
     try:
         lock.acquire()
@@ -38,10 +38,10 @@ def exclusive_or_none(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock file. Any number of processes may ask at once.
+    """Returns whether another process holds the lock. Any number of processes may call this at once.
 
-    The lock taken to find out is a shared one: two that ask at the same time must not take each other for the holder.
-    filelock has exclusive locks only.
+    It tries a shared lock, so that two callers do not mistake each other for the holder; filelock has exclusive locks
+    only.
     """
     try:
         with open(path, "rb") as file:

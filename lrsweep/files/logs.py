@@ -1,4 +1,4 @@
-"""The sweep's log file, where warnings, tracebacks and the libraries' chatter go."""
+"""The sweep's log file, for warnings, tracebacks and the libraries' log records."""
 
 import contextlib
 import logging
@@ -11,10 +11,18 @@ from lrsweep.files.redaction import Redactor
 
 @contextlib.contextmanager
 def logging_to(folder: SweepFolder, redactor: Redactor) -> Iterator[None]:
-    """Sends warnings and log records to lrsweep.log instead of the terminal, with secrets masked."""
+    """Sends warnings and log records to lrsweep.log instead of the terminal, with secrets masked.
+
+    Args:
+        folder: The sweep's folder.
+        redactor: Masks the secrets.
+
+    Raises:
+        StorageError: The log file cannot be opened.
+    """
     with disk_faults(folder.log):
         handler = logging.FileHandler(folder.log)
-    handler.setFormatter(_MaskingFormatter(redactor))
+    handler.setFormatter(_RedactingFormatter(redactor))
     root = logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(True)
@@ -26,12 +34,13 @@ def logging_to(folder: SweepFolder, redactor: Redactor) -> Iterator[None]:
         handler.close()
 
 
-class _MaskingFormatter(logging.Formatter):
-    """Masks secrets in a log's lines, tracebacks included."""
+class _RedactingFormatter(logging.Formatter):
+    """Masks secrets in log records, including their tracebacks."""
 
     def __init__(self, redactor: Redactor) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as text, with secrets masked."""
         return self._redactor.mask(super().format(record))

@@ -1,4 +1,4 @@
-"""A trial's metrics.jsonl: what it measured, one JSON object a line, on disk before anyone hears of it."""
+"""A trial's metrics.jsonl: its metrics, one JSON object per line, on disk before the study gets them."""
 
 import contextlib
 import json
@@ -14,15 +14,19 @@ from lrsweep.files.atomic import disk_faults, write_text
 class MetricsLog:
     """A trial's metrics.jsonl: append-only, and on disk once `sync` returns.
 
-    `time` in a row is when it was written, in milliseconds since the epoch. Rows of an earlier attempt before the step
-    `first` stay, as `kept`; the trial measures the rest again.
+    A row's `time` is when it was written, in milliseconds since the epoch.
 
     Args:
-        trial_folder: The trial's own folder.
-        first: The first step that this attempt reports.
+        trial_folder: The trial's folder.
+        first: The first step that this attempt reports. Earlier rows of a previous attempt stay; later ones are removed,
+            because the trial measures them again.
+
+    Attributes:
+        path: The file.
+        kept: The rows of a previous attempt that stay.
 
     Raises:
-        StorageError: The disk is full, or refuses.
+        StorageError: The disk is full or fails.
     """
 
     def __init__(self, trial_folder: Path, first: int = 0) -> None:
@@ -33,32 +37,32 @@ class MetricsLog:
             self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line. A value that is not finite is written as NaN or Infinity, which Python's json reads."""
+        """Writes one line. Non-finite values are written as NaN or Infinity, which Python's json reads."""
         with disk_faults(self.path):
             self._file.write(json.dumps({"step": step, **metrics, "time": time.time_ns() // 1_000_000}) + "\n")
             self._file.flush()
 
     def sync(self) -> None:
-        """Returns when all lines are on disk."""
+        """Flushes all lines to the disk."""
         with disk_faults(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Syncs and closes."""
+        """Flushes all lines to the disk and closes the file."""
         self.sync()
         self._file.close()
 
 
 def read_metrics(trial_folder: Path) -> list[dict[str, float]]:
-    """What a trial measured, without the rows' `time`. Empty where there is no file; a torn last line is left out."""
+    """A trial's metrics without the rows' `time`. Empty if there is no file; an incomplete last line is left out."""
     return [
         {key: value for key, value in row.items() if key != "time"} for row in read_rows(trial_folder / "metrics.jsonl")
     ]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl as they are. Empty where there is no file; a torn last line is left out."""
+    """The rows of a metrics.jsonl. Empty if there is no file; an incomplete last line is left out."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
@@ -67,7 +71,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
-            # A line torn after its first digits is JSON too.
+            # A line cut off after its first digits is valid JSON too.
             if isinstance(row, dict) and "step" in row:
                 rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""Where the files of a sweep are: `outputs/NAME` and what is in it."""
+"""The paths of a sweep's files: `outputs/NAME` and its content."""
 
 import contextlib
 import re
@@ -12,14 +12,27 @@ from lrsweep.files.locks import exclusive_or_none
 from lrsweep.files.symlinks import refuse_symlinks
 
 OUTPUTS = Path("outputs")
-# A sweep's name is the name of its folder.
+# The pattern of a sweep's name, which is also its folder's name.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 # A trial's last checkpoint, the one before it, and the one being written.
 CHECKPOINTS = ("checkpoint", "checkpoint.previous", "checkpoint.new")
 
 
 class SweepFolder:
-    """`outputs/NAME`: the paths of one sweep. Nothing is created until `create`."""
+    """`outputs/NAME`: the paths of one sweep. Nothing is created until `create`.
+
+    Args:
+        name: The sweep's name.
+
+    Attributes:
+        path: The folder.
+        study: The SQLite study, unless `search.storage` names another database.
+        config: The sweep's config, with secrets masked.
+        best: The folder of the best config, in every dialect, and its adapter.
+        report: The report.
+        summary: The summary.
+        log: The log file.
+    """
 
     def __init__(self, name: str) -> None:
         self.path = OUTPUTS / name
@@ -31,28 +44,28 @@ class SweepFolder:
         self.log = self.path / "lrsweep.log"
 
     def trial(self, number: int) -> Path:
-        """A trial's own folder."""
+        """The folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
     def conclude(self, trials: int) -> None:
-        """Marks the sweep as done with `trials` trials: report, best config and tracking are complete."""
+        """Marks the sweep as complete with `trials` trials: its report, best config and tracking are written."""
         write_text(self.path / ".concluded", f"{trials}\n")
 
     def concluded(self, trials: int) -> bool:
-        """Whether the sweep was marked as done with that many trials."""
+        """Returns whether the sweep was marked as complete with this many trials."""
         mark = self.path / ".concluded"
         return mark.is_file() and mark.read_text() == f"{trials}\n"
 
     def create(self) -> None:
-        """Makes the folder. Raises StorageError if the disk refuses."""
+        """Creates the folder. Raises StorageError if the disk fails."""
         with disk_faults(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the sweep for this process. Raises StorageError if another process has it."""
-        with disk_faults(self.path), exclusive_or_none(self.path / ".lock") as mine:
-            if not mine:
+        """Locks the sweep for this process. Raises StorageError if another process runs it."""
+        with disk_faults(self.path), exclusive_or_none(self.path / ".lock") as locked:
+            if not locked:
                 raise StorageError(f"{self.path}: another process is running this sweep; wait for it, or stop it")
             yield
 
@@ -61,7 +74,7 @@ def existing_sweep(name: str) -> SweepFolder:
     """The folder of a finished or running sweep.
 
     Raises:
-        InputError: There is no such sweep (the message lists those there are), or its folder contains a symlink.
+        InputError: There is no such sweep (the message lists the existing ones), or its folder contains a symlink.
     """
     folder = SweepFolder(name)
     if not re.fullmatch(NAME, name) or not folder.config.is_file():
@@ -72,6 +85,6 @@ def existing_sweep(name: str) -> SweepFolder:
 
 
 def remove_checkpoints(trial_folder: Path) -> None:
-    """Removes a trial's checkpoints, which it no longer needs once it has ended."""
+    """Removes the checkpoints of a trial that has ended."""
     for name in CHECKPOINTS:
         shutil.rmtree(trial_folder / name, ignore_errors=True)

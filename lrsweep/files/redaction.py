@@ -1,4 +1,4 @@
-"""Secrets in text become *** wherever a config, a message or a log is shown or written."""
+"""Replaces secrets by *** in configs, messages and logs that are shown or written."""
 
 import os
 import re
@@ -9,21 +9,24 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-# Names that end like a secret's. A tokenizer's tokens (pad_token) and numbers of tokens (max_token) are none.
+# Names that end like a secret's. A tokenizer's tokens (pad_token) and numbers of tokens (max_token) are not secrets.
+_WORD = r"[A-Za-z0-9]+[_-]"
+_HARMLESS_PREFIX = (
+    r"(?:pad|eos|bos|eot|unk|cls|sep|mask|start|end|special|image|per|max|min|num|n|new|total|stop|bad|forced)[_-]"
+)
 _NAME = (
-    r"(?:(?!(?:pad|eos|bos|eot|unk|cls|sep|mask|start|end|special|image|per|max|min|num|n|new|total|stop|bad|forced)[_-])"
-    r"[A-Za-z0-9]+[_-])*"
-    r"(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key)"
+    rf"(?:(?:(?!{_HARMLESS_PREFIX}){_WORD})*token"
+    rf"|(?:{_WORD})*(?:password|passwd|passphrase|secret|(?:api|access|secret|private)[_-]?key))"
 )
 _VALUE = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s'\"&,;)}\]]+)"
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.MULTILINE), kept)
     for pattern, kept in (
-        # user:password@ in a URL; drivers take a password with / and @ in it, and host:5000/a@b has none.
+        # user:password@ in a URL. Drivers accept / and @ in a password; host:5000/a@b has no password.
         (r"(://[^:/@\s'\"]*):(?!\d+/)[^\s'\"]*@", rf"\1:{HIDDEN}@"),
         (r"(://)[^:/@\s'\"]{20,}@", rf"\1{HIDDEN}@"),
         (rf"([?&](?:key|sig|signature|auth|x-amz-[a-z-]+)=)(?!\*){_VALUE}", rf"\1{HIDDEN}"),
-        # name=value, --name value, "name": "value", a YAML line. $NAME stands for a secret and is none.
+        # name=value, --name value, "name": "value", a YAML line. $NAME refers to a secret but is not one.
         (rf"((?<![A-Za-z0-9_-])(?:--)?{_NAME}=)(?![$*]){_VALUE}", rf"\1{HIDDEN}"),
         (rf"(--{_NAME}\s+)(?![-$*]){_VALUE}", rf"\1{HIDDEN}"),
         (rf"(['\"]{_NAME}['\"]:\s*['\"])[^'\"\n]*", rf"\1{HIDDEN}"),
@@ -31,7 +34,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(authorization\W+(?:(?:bearer|basic|token)\s+)?)(?!bearer|basic|token)[^\s'\"]+", rf"\1{HIDDEN}"),
     )
 )
-# Tokens that show by their form: Hugging Face, OpenAI, GitHub, GitLab, AWS, Slack, Google, Databricks, JSON web tokens.
+# Tokens of a known form: Hugging Face, OpenAI, GitHub, GitLab, AWS, Slack, Google, Databricks, JSON web tokens.
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|AKIA[0-9A-Z]{16}|xox[abpr]-[\w-]{10,}|AIza[\w-]{30,}|dapi[0-9a-f]{32}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
@@ -40,26 +43,26 @@ _KEY = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
 _VARIABLE = re.compile(
     r"(TOKEN|PASSWORD|PASSWD|PASSPHRASE|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|\AMYSQL_PWD)\Z"
 )
-# Shorter values, of the environment or of a URL, would be found in words that have nothing to do with them.
+# Shorter secrets, of the environment or of a URL, would also match parts of ordinary words.
 _SHORTEST = 8
 
 
 @dataclass(frozen=True)
 class Redactor:
-    """Masks secrets in text: those that show by their form, those of the environment, and `passwords`.
+    """Masks secrets in text: those of a known form, those of the environment, and `passwords`.
 
     Attributes:
-        passwords: Passwords known from elsewhere, such as a database's URL.
+        passwords: Known passwords, such as those of a database's URL.
     """
 
     passwords: frozenset[str] = frozenset()
 
     @classmethod
     def of_urls(cls, *urls: str | None) -> "Redactor":
-        """Knows the passwords in databases' URLs, whatever characters they are made of."""
+        """A redactor that knows the passwords in the URLs of databases, whatever their characters."""
         found: set[str] = set()
         for url in urls:
-            # As SQLAlchemy reads it: up to the first @. A server's URL may have a port and an @ further on.
+            # SQLAlchemy reads a password up to the first @. A web server's URL may have a port and a later @.
             match = re.match(r"(?!https?:)[\w+.-]+://[^:/]*:([^@]+)@", url or "")
             if match:
                 found |= {match[1], unquote(match[1])}
@@ -70,7 +73,7 @@ class Redactor:
         for password in self.passwords:
             text = text.replace(f":{password}@", f":{HIDDEN}@")
             if len(password) >= _SHORTEST:
-                # As a word: a password may be the beginning of its own URL.
+                # As a whole word: a password may be the start of its own URL.
                 text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(password)}(?![A-Za-z0-9])", HIDDEN, text)
         for name, value in os.environ.items():
             if len(value) >= _SHORTEST and value in text and _VARIABLE.search(name):
@@ -80,7 +83,7 @@ class Redactor:
         return _SHAPES.sub(HIDDEN, text)
 
     def masked(self, value: Any) -> Any:
-        """A tree of mappings and lists with every text in it masked; what has a secret's name is masked whole."""
+        """A tree of mappings and lists with every string masked; the value of a key that names a secret becomes ***."""
         if isinstance(value, Mapping):
             return {key: HIDDEN if _is_secret(key, inner) else self.masked(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
@@ -89,12 +92,12 @@ class Redactor:
 
 
 def mask(text: str) -> str:
-    """The text without passwords and tokens, where no passwords are known from elsewhere."""
+    """The text without passwords and tokens, if no passwords are known."""
     return Redactor().mask(text)
 
 
 def masked(value: Any) -> Any:
-    """A tree with its secrets masked, where no passwords are known from elsewhere."""
+    """A tree with its secrets masked, if no passwords are known."""
     return Redactor().masked(value)
 
 

@@ -1,4 +1,4 @@
-"""A sweep writes under outputs/NAME and nowhere else; a symlink there could lead to anyone's files."""
+"""A sweep writes under outputs/NAME only; a symlink there could lead to other files."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,16 @@ from lrsweep.errors import InputError, StorageError
 
 
 def refuse_symlinks(folder: Path) -> None:
-    """Checks a sweep's folder, the path to it and everything in it.
+    """Checks a sweep's folder, the folder above it and everything in it.
 
-    What the user's own trainer wrote under trials/NNNN/run is not checked.
+    The output of the user's own trainer, trials/NNNN/run, is not checked.
+
+    Args:
+        folder: The sweep's folder.
 
     Raises:
         InputError: There is a symlink.
-        StorageError: There is a file where a folder belongs.
+        StorageError: There is a file in place of a folder.
     """
     for path in (folder.parent, folder):
         if path.is_symlink():
@@ -30,6 +33,6 @@ def refuse_symlinks(folder: Path) -> None:
 
 def _refusal(path: Path) -> InputError:
     return InputError(
-        f"{path}: is a symlink to {os.readlink(path)}, but a sweep writes only inside its own folder; replace it with a "
-        "real folder"
+        f"{path}: is a symlink to {os.readlink(path)}, but a sweep writes only inside its own folder; replace it with "
+        "a real folder"
     )

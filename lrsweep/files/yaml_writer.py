@@ -1,6 +1,7 @@
-"""YAML that every reader takes the same way: PyYAML (YAML 1.1), YAML 1.2 and OmegaConf differ in what is a number.
+"""Writes YAML that all readers parse alike: PyYAML (YAML 1.1), YAML 1.2 and OmegaConf disagree about plain scalars.
 
-1e-05 is a string to PyYAML, `yes` a truth, 1:30 is 90, and 0o7 is 7 to others: floats get a dot, such words get quotes.
+PyYAML reads 1e-05 as a string, `yes` as a boolean and 1:30 as 90; others read 0o7 as 7. So floats get a dot, and such
+strings get quotes.
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-# What one reader or another takes for something else than text.
+# Strings that some reader would not read as a string.
 _NOT_PLAINLY_TEXT = re.compile(
     r"""~|null|true|false|yes|no|on|off|y|n|\?\?\?
     |[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)(e[-+]?\d+)?|[-+]?\.inf|[-+]?inf|\.nan|nan
@@ -17,14 +18,15 @@ _NOT_PLAINLY_TEXT = re.compile(
     |\d{4}-\d\d?-\d\d?([Tt\s].*)?|[-+]?[\d_.,]+|=|<<""",
     re.IGNORECASE | re.VERBOSE,
 )
-# libyaml's, where PyYAML was built with it: the same language, ten times as fast.
+# libyaml's dumper, if PyYAML was built with it: the same output, ten times as fast.
 _SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Dumper(_SafeDumper):  # type: ignore[misc]
-    """Numbers and words that read the same everywhere; lists on one line."""
+    """Writes numbers and strings that all readers parse alike, and lists on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Returns True: repeated values are written out."""
         return True
 
 
@@ -52,11 +54,11 @@ _Dumper.add_representer(tuple, _represent_list)
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
-    """The tree as YAML, keys in their order."""
+    """The tree as YAML, with the keys in their order."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def scalar(value: Any) -> str:
-    """One value as it stands after `key: `, on one line."""
+    """One value as YAML on one line, as it follows `key: `."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=100_000)
     return text.removesuffix("...\n").strip()

@@ -129,7 +129,7 @@ def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | N
     """The learning rate that rules of thumb give, if it is searched and they say anything about such a model."""
     if not config.search.prior or not priors.applies(config) or all(axis.key != LR for axis in axes):
         return None
-    known = priors.look(config.model)
+    known = priors.read_size(config.model)
     return None if known is None else priors.prior(config, *known)
 
 

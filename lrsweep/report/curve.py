@@ -1,4 +1,4 @@
-"""A diagnosed curve on the terminal and as a picture."""
+"""A diagnosed curve as a plot."""
 
 import math
 from pathlib import Path

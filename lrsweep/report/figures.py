@@ -1,4 +1,4 @@
-"""The two figures of a sweep: final loss over an axis, and the eval curves."""
+"""The figures of a sweep: final loss over an axis, the eval curves, parallel coordinates, importances."""
 
 import io
 import math
@@ -27,13 +27,13 @@ INK, GRID = "#111827", "#e5e7eb"
 def loss_over_axis(summary: Summary) -> Figure:
     """Final eval loss over the learning rate (or the first axis), a line for each combination of the other axes.
 
-    Over the learning rate: the fitted basin with its band, and the trials that cannot be told from the best.
+    Over the learning rate: the fitted curve with its band, and the trials that are tied with the best.
     """
     figure, plot = _figure()
     axis = LR if LR in summary.axes else summary.axes[0]
     places = _places(axis, summary.results)
     if axis == LR:
-        _draw_basin(plot, summary)
+        _draw_lr_curve(plot, summary)
     lines: dict[str, list[Candidate]] = {}
     for candidate in summary.verdict.candidates:
         others = {key: value for key, value in chosen_values(candidate.result).items() if key != axis}
@@ -52,20 +52,20 @@ def loss_over_axis(summary: Summary) -> Figure:
     if summary.base_loss is not None:
         plot.axhline(summary.base_loss, color=_ENDED_EARLY, linestyle="--", linewidth=1, label="before training")
     _scale(plot, axis, summary.results, places)
-    _keep_in_sight(plot, summary)
+    _limit_y(plot, summary)
     plot.set_xlabel(axis)
-    plot.set_ylabel("eval loss at the end")
+    plot.set_ylabel("final eval loss")
     plot.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
-def _draw_basin(plot: Axes, summary: Summary) -> None:
-    basin, safe = summary.verdict.lr_curve, summary.verdict.safe_range
-    if basin is None:
+def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
+    fit, safe = summary.verdict.lr_curve, summary.verdict.safe_range
+    if fit is None:
         return
-    low, high = basin.mean - 2 * basin.deviation, basin.mean + 2 * basin.deviation
-    plot.fill_between(basin.lr, low, high, color="#93c5fd", alpha=0.3, linewidth=0, label="basin, two deviations")
-    plot.plot(basin.lr, basin.mean, color="#93c5fd", linewidth=1.5)
+    low, high = fit.mean - 2 * fit.deviation, fit.mean + 2 * fit.deviation
+    plot.fill_between(fit.lr, low, high, color="#93c5fd", alpha=0.3, linewidth=0, label="fit ± 2 deviations")
+    plot.plot(fit.lr, fit.mean, color="#93c5fd", linewidth=1.5)
     if safe is not None and safe[0] < safe[1]:
         plot.axvspan(*safe, color="#059669", alpha=0.1, linewidth=0, label="safe range")
 
@@ -90,8 +90,8 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
     plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
 
 
-def _keep_in_sight(plot: Axes, summary: Summary) -> None:
-    """What is far above the loss before training would flatten the basin; it leaves the picture at the top."""
+def _limit_y(plot: Axes, summary: Summary) -> None:
+    """What is far above the loss before training would flatten the curve; it leaves the plot at the top."""
     means = [candidate.mean for candidate in summary.verdict.candidates]
     if summary.base_loss is None or not means or max(means) <= summary.base_loss:
         return
@@ -123,7 +123,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )
     if tops and summary.base_loss is not None:
-        # What blows up would flatten all the rest; it leaves the picture at the top instead.
+        # What blows up would flatten all the rest; it leaves the plot at the top instead.
         span = summary.base_loss - min(bottoms)
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
@@ -173,7 +173,7 @@ def parallel(summary: Summary) -> Figure | None:
 
 
 def importance(summary: Summary) -> Figure | None:
-    """How much each axis matters to the loss, as bars; None where that is not known."""
+    """How much each axis matters to the loss, as bars; None if that is not known."""
     shares = summary.about.importances
     if not shares:
         return None

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, no scripts, nothing fetched."""
+"""report.html: one self-contained file, without scripts and without anything fetched."""
 
 import html
 import json
@@ -12,7 +12,7 @@ from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.formatting import format_loss, format_value
 from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
-from lrsweep.report.text import chosen_values, label, ordered, recommendation, sentences, state
+from lrsweep.report.text import chosen_values, label, ordered, recommendation, sentences, status
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #111827; --paper: #ffffff; --faint: #6b7280; --grid: #e5e7eb; --box: #f3f4f6;
@@ -29,7 +29,7 @@ svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(--grid); }
-th:last-child, td:last-child, .words td, .words th { text-align: left; vertical-align: top; }
+th:last-child, td:last-child, .text td, .text th { text-align: left; vertical-align: top; }
 tr.best { font-weight: 600; background: var(--good); } tr.diverged, tr.failed { color: var(--bad); }
 tr.pruned { color: var(--faint); }
 pre { background: var(--box); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
@@ -55,14 +55,14 @@ def write_page(summary: Summary, folder: SweepFolder) -> None:
 def page(summary: Summary, figures: Mapping[str, str]) -> str:
     """The whole page; `figures` are SVG elements by name."""
     name = html.escape(summary.config.name)
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
+    lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
     data = summary.about.dataset
     searched = f"<br>{html.escape(summary.about.searched)}" if summary.about.searched else ""
     titles = {
         "loss_over_axis": "Final eval loss",
         "eval_curves": "Eval curves, from the lowest learning rate (dark) to the highest",
         "parallel_coordinates": "Every complete trial, from its values to its loss",
-        "importance": "What matters",
+        "importance": "Importance of each axis",
     }
     drawn = "".join(f"<h2>{title}</h2>\n{figures[key]}\n" for key, title in titles.items() if key in figures)
     return f"""<!doctype html>
@@ -70,17 +70,17 @@ def page(summary: Summary, figures: Mapping[str, str]) -> str:
 <meta name="description" content="{html.escape(_description(summary), quote=True)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
 <h1>{name}</h1>
-<p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}: {data.train_rows} rows to train on,
-{data.eval_rows} held out (fingerprint {data.fingerprint[:12]}){searched}</p>
-<div class="lead">{said}</div>
+<p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}: {data.train_rows} training rows,
+{data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
+<div class="lead">{lead}</div>
 {drawn}<h2>Trials</h2>
 <div class="wide">{_table(summary)}</div>
 <h2>What the curves show</h2>
 <div class="wide">{_diagnoses(summary)}</div>
 {_prior(summary)}<h2>Compare in MLflow</h2>
 {_mlflow(summary)}
-<h2>The config</h2>
-<details><summary>What was swept over, in full</summary>
+<h2>Config</h2>
+<details><summary>The sweep's whole config</summary>
 <pre>{html.escape(to_yaml(summary.config.masked()))}</pre></details>
 </body></html>
 """
@@ -95,12 +95,12 @@ def _mlflow(summary: Summary) -> str:
     if not links.ui_command:
         return "<p>Tracking was off.</p>"
     url = html.escape(links.compare_url)
-    return f'<pre>{html.escape(links.ui_command)}</pre><p>then <a href="{url}">the trials, best first</a></p>'
+    return f'<pre>{html.escape(links.ui_command)}</pre><p>Then open <a href="{url}">the trials, best first</a>.</p>'
 
 
 def _table(summary: Summary) -> str:
     best = summary.verdict.best
-    head = ["trial", *summary.axes, "eval loss", "steps", "state"]
+    head = ["trial", *summary.axes, "eval loss", "steps", "status"]
     rows = []
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
@@ -109,7 +109,7 @@ def _table(summary: Summary) -> str:
             *map(format_value, result.trained.values()),
             format_loss(result.eval_loss),
             str(result.step),
-            state(summary, result),
+            status(summary, result),
         ]
         rows.append(f'<tr class="{"best" if is_best else result.status}">{_cells("td", cells)}</tr>')
     return f"<table><thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -123,10 +123,10 @@ def _diagnoses(summary: Summary) -> str:
             f"{key.rsplit('.', 1)[-1]} {format_value(value)}" for key, value in chosen_values(result).items()
         )
         remedies = "; ".join(_advice(advice.text, advice.overrides) for advice in found.advice)
-        words = _cells("td", [str(result.number), values, label(summary, result), str(found.evidence["reason"])])
-        rows.append(f"<tr>{words}<td>{remedies}</td></tr>")
+        cells = _cells("td", [str(result.number), values, label(summary, result), str(found.evidence["reason"])])
+        rows.append(f"<tr>{cells}<td>{remedies}</td></tr>")
     head = _cells("th", ["trial", "values", "curve", "evidence", "remedy"])
-    return f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<table class="text"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _advice(text: str, overrides: Mapping[str, object]) -> str:
@@ -143,8 +143,8 @@ def _prior(summary: Summary) -> str:
     )
     head = _cells("th", ["factor", "value", "source"])
     return (
-        f"<h2>The rule of thumb: {format_value(prior.lr)}</h2>\n"
-        f'<table class="words"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n'
+        f"<h2>Rule of thumb: {format_value(prior.lr)}</h2>\n"
+        f'<table class="text"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n'
     )
 
 

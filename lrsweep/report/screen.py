@@ -20,32 +20,32 @@ _STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim
 
 
 class Screen(Protocol):
-    """What the loop tells a person."""
+    """What a person sees while a sweep runs."""
 
     def running(self, trials: int, done: int, steps: int) -> contextlib.AbstractContextManager[None]:
-        """Surrounds the run: `trials` in all, `done` of them before, `steps` each."""
+        """Surrounds the run: `trials` in total, `done` of them in earlier runs, `steps` each."""
 
     def note(self, text: str) -> None:
-        """One line, now."""
+        """Shows one line, at once."""
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
-        """A trial begins."""
+        """A trial starts."""
 
     def measured(self, measurement: Measurement) -> None:
-        """A trial measured something."""
+        """A trial has measured something."""
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
-        """A trial ended."""
+        """A trial has ended."""
 
     def trial_interrupted(self, number: int) -> None:
-        """A trial stays where it is, to go on in a later run."""
+        """A trial stops where it is, to be resumed in a later run."""
 
 
 @dataclass
 class _Row:
     values: Mapping[str, Any]
     max_steps: int
-    state: str = "running"
+    status: str = "running"
     step: int = 0
     loss: float | None = None
     eval_loss: float | None = None
@@ -62,11 +62,11 @@ class Clock:
         self._running: dict[int, int] = {}
 
     def at(self, number: int, step: int) -> None:
-        """A trial has come to `step`."""
+        """A trial has reached `step`."""
         self._running[number] = step
 
     def ended(self, number: int) -> None:
-        """A trial is over; steps it did not use are not waited for."""
+        """A trial is over; steps that it did not use count as done."""
         self._running.pop(number, None)
         self._ended += self._steps
 
@@ -113,12 +113,12 @@ class LiveScreen:
         self._progress.update(self._task, left=self._clock.left())
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
-        self._rows[number].state = status
+        self._rows[number].status = status
         self._clock.ended(number)
         self._progress.update(self._task, advance=1, left=self._clock.left())
 
     def trial_interrupted(self, number: int) -> None:
-        self._rows[number].state = "interrupted"
+        self._rows[number].status = "interrupted"
 
     def _draw(self) -> Group:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -128,7 +128,7 @@ class LiveScreen:
             table.add_column(key.rsplit(".", 1)[-1], justify="right")
         for name in ("step", "loss", "eval loss"):
             table.add_column(name, justify="right")
-        table.add_column("state")
+        table.add_column("status")
         for number, row in rows:
             table.add_row(
                 str(number),
@@ -136,8 +136,8 @@ class LiveScreen:
                 f"{row.step}/{row.max_steps}",
                 format_loss(row.loss),
                 format_loss(row.eval_loss),
-                row.state,
-                style=_STYLES.get(row.state),
+                row.status,
+                style=_STYLES.get(row.status),
             )
         return Group(table, self._progress)
 
@@ -167,7 +167,7 @@ class PlainScreen:
         row = self._rows[measurement.number]
         row.loss = measurement.metrics.get("loss", row.loss)
         self._clock.at(measurement.number, measurement.step)
-        # A trial taken over has its log told from the beginning.
+        # A trial taken over has its log shown from the beginning.
         if "eval_loss" in measurement.metrics and measurement.step > row.step:
             row.step = measurement.step
             self.note(

@@ -23,7 +23,7 @@ from lrsweep.tracking import DatasetInfo
 
 @dataclass(frozen=True)
 class Links:
-    """How to look at the runs in MLflow: the command that starts its UI, and the page there. Empty without tracking."""
+    """How to see the runs in MLflow: the command that starts its UI, and the page there. Empty without tracking."""
 
     ui_command: str
     compare_url: str
@@ -31,11 +31,15 @@ class Links:
 
 @dataclass(frozen=True)
 class About:
-    """What belongs to a sweep beside its trials.
+    """What belongs to a sweep besides its trials.
 
-    `prior` is the learning rate that rules of thumb give; `searched` says what chose the search, where that was lrsweep;
-    `seconds` is the time spent training, over all runs of the sweep; `importances` are the axes' shares in how much the
-    losses differ.
+    Attributes:
+        dataset: The sweep's data.
+        links: How to see the runs in MLflow.
+        prior: The learning rate that rules of thumb give.
+        searched: Which search method lrsweep chose and why, where `search.method` is auto.
+        seconds: Time spent training, over all runs of the sweep.
+        importances: Each axis's share in how much the losses differ.
     """
 
     dataset: DatasetInfo
@@ -52,9 +56,15 @@ _LAST_EVALS = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """A sweep as it stands. `base_loss` is the eval loss before any training, in nats a token.
+    """A sweep as it is now.
 
-    `diagnoses` are what the trials' curves show, by number.
+    Attributes:
+        config: The sweep's config.
+        results: The finished trials, by number.
+        verdict: Their ranking.
+        base_loss: The eval loss before any training, in nats a token.
+        diagnoses: What each trial's curve shows, by number.
+        about: What belongs to the sweep besides its trials.
     """
 
     config: SweepConfig
@@ -121,9 +131,9 @@ def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[st
     found: dict[int, Diagnosis] = {}
     for group in alike.values():
         for result in group:
-            siblings = [curves[other.number] for other in group if other is not result]
-            shown = diagnose(curves[result.number], siblings)
-            found[result.number] = dataclasses.replace(shown, advice=fitted(shown.advice, result.config))
+            others = [curves[other.number] for other in group if other is not result]
+            diagnosis = diagnose(curves[result.number], others)
+            found[result.number] = dataclasses.replace(diagnosis, advice=fitted(diagnosis.advice, result.config))
     return found
 
 
@@ -146,11 +156,11 @@ def read_summary(folder: SweepFolder) -> Summary:
         base_loss = None if tree["base_loss"] is None else float(tree["base_loss"])
         return Summary(config, results, judge(results, base_loss), base_loss, diagnoses, about)
     except FileNotFoundError:
-        raise StorageError(f"{folder.summary}: not there yet; it is written when the sweep ends") from None
+        raise StorageError(f"{folder.summary}: does not exist yet; it is written when the sweep ends") from None
     except OSError as fault:
         raise StorageError(f"{folder.summary}: cannot be read: {fault.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as fault:
-        raise StorageError(f"{folder.summary}: damaged ({fault}); run the sweep again to have it made anew") from None
+        raise StorageError(f"{folder.summary}: damaged ({fault}); run the sweep again to rebuild it") from None
 
 
 def _diagnosis(tree: Mapping[str, Any]) -> Diagnosis:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lrsweep.analysis import priors
-from lrsweep.analysis.ranking import Candidate, Result, by_budget
+from lrsweep.analysis.ranking import Candidate, Edge, Result, by_budget
 from lrsweep.config.schema import key_facts
 from lrsweep.config.search_space import LR, reach
 from lrsweep.config.trial_schema import DataConfig
@@ -13,26 +13,28 @@ from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
+_BATCH_KEYS = {"training.batch_size", "training.gradient_accumulation_steps"}
+
 
 def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> None:
-    """The table of trials, the best config, how sure it is, and where everything is."""
+    """Prints the table of trials, the best config, how certain it is, and where everything is."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", justify="right")
     for key in summary.axes:
         table.add_column(key.rsplit(".", 1)[-1], justify="right")
     table.add_column("eval loss", justify="right")
-    table.add_column("against best", justify="right")
+    table.add_column("vs. best", justify="right")
     table.add_column("curve")
-    table.add_column("state")
+    table.add_column("status")
     best = summary.verdict.best
     for result in ordered(summary):
         table.add_row(
             str(result.number),
             *(format_value(value) for value in result.trained.values()),
             format_loss(result.eval_loss),
-            _against(result, best),
+            _difference_to_best(result, best),
             label(summary, result),
-            state(summary, result),
+            status(summary, result),
             style=_style(result, best),
         )
     console.print()
@@ -42,20 +44,20 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
         console.print(line, highlight=False, soft_wrap=True)
     console.print()
     name, origin = summary.config.name, summary.config.origin
-    home = origin.dialect if origin else summary.config.engine.dialect or "transformers"
+    dialect = origin.dialect if origin else summary.config.engine.dialect or "transformers"
     for what, text in (
         ("Report", str(folder.report)),
         ("Config", str(folder.best / "recommended.yaml")),
         ("Compare", summary.about.links.ui_command),
         ("", summary.about.links.compare_url),
-        ("Take away", f"lrsweep export {name} --to {home}"),
+        ("Export", f"lrsweep export {name} --to {dialect}"),
     ):
         if text:
-            console.print(f"{f'{what}:' if what else '':<10} {text}", highlight=False, soft_wrap=True)
+            console.print(f"{f'{what}:' if what else '':<8} {text}", highlight=False, soft_wrap=True)
 
 
 def sentences(summary: Summary) -> list[str]:
-    """The result in words: the best, how sure that is, and what to mind."""
+    """The result in words: the best, how certain that is, and what to watch out for."""
     if summary.verdict.recommended is None:
         return ["No trial completed, so there is no best."]
     lines = [
@@ -63,14 +65,15 @@ def sentences(summary: Summary) -> list[str]:
         *_certainty(summary),
         *_edges(summary),
         *_lengths(summary),
-        *_unlike(summary),
-        *_rules(summary),
+        *_incomparable(summary),
+        *_rules_of_thumb(summary),
         *missing_rows(summary.about.dataset, summary.config.data),
         cost(summary),
     ]
     if summary.config.model.path == "embedded":
         lines.append(
-            "This is the small embedded model: its best learning rate is no advice for yours (model=local model.path=...)."
+            "This is the small embedded model: its best learning rate says nothing about yours "
+            "(model=local model.path=...)."
         )
     return lines
 
@@ -81,56 +84,71 @@ def recommendation(summary: Summary) -> str:
     assert best is not None
     chosen = ", ".join(f"{key}={format_value(value)}" for key, value in chosen_values(best.result).items())
     seeds = f" (mean of {len(best.losses)} seeds)" if len(best.losses) > 1 else ""
-    line = f"Best: {chosen}, eval loss {format_loss(best.mean)}{seeds}, for batches of {_batch(summary)} rows"
-    return line + ("." if summary.base_loss is None else f"; before training it was {format_loss(summary.base_loss)}.")
+    line = f"Best: {chosen} with eval loss {format_loss(best.mean)}{seeds}, at a batch size of {_batch(summary)}"
+    return line + (
+        "." if summary.base_loss is None else f"; the loss before training is {format_loss(summary.base_loss)}."
+    )
 
 
 def chosen_values(result: Result) -> dict[str, object]:
     """A trial's axis values, and what else sets it apart."""
-    return {**result.trained, **_own(result)}
+    return {**result.trained, **_overrides(result)}
 
 
-def _own(result: Result) -> dict[str, object]:
+def _overrides(result: Result) -> dict[str, object]:
     return {key: value for key, value in result.overrides.items() if key != "training.seed" and value is not None}
 
 
 def _certainty(summary: Summary) -> list[str]:
     verdict = summary.verdict
-    best, ties, noise = verdict.recommended, verdict.ties, verdict.noise
-    assert best is not None
-    lines = []
-    if noise is not None:
-        source = "between seeds" if noise.source == "replicates" else "in the last evaluations, a guess"
-        known = f"(noise {noise.deviation:.2g} {source})"
-        others = [tie for tie in ties if tie is not best]
-        if others and verdict.safe_range and LR in summary.axes and verdict.safe_range[0] < verdict.safe_range[1]:
-            low, high = verdict.safe_range
-            lines.append(
-                f"Not to be told from it {known}: {_counted(others)}, learning rates {format_value(low)} to {format_value(high)}"
-                f"{_why_this(summary)}."
-            )
-        elif others:
-            lines.append(f"Not to be told from it {known}: {_counted(others)}.")
-        elif len(verdict.candidates) > 1:
-            lines.append(f"Next: {_difference(verdict.candidates[1], best)}, which is more than chance {known}.")
-    for candidate in verdict.candidates:
-        if candidate.diverged:
-            rate = f" (learning rate {format_value(candidate.result.lr)})" if LR in summary.axes else ""
-            lines.append(
-                f"Mind: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its "
-                f"{len(candidate.losses) + candidate.diverged} seeds, and so comes after all that did not."
-            )
+    lines = [*_ties(summary), *_diverged_seeds(summary)]
     if verdict.inconclusive:
         lines.append(f"Inconclusive: {verdict.inconclusive}.")
     return lines
 
 
-def _why_this(summary: Summary) -> str:
+def _ties(summary: Summary) -> list[str]:
+    verdict = summary.verdict
+    best, noise = verdict.recommended, verdict.noise
+    assert best is not None
+    if noise is None:
+        return []
+    source = "measured between seeds" if noise.source == "replicates" else "estimated from the last evaluations"
+    known = f"(noise ±{noise.deviation:.2g}, {source})"
+    others = [tie for tie in verdict.ties if tie is not best]
+    if others and verdict.safe_range and LR in summary.axes and verdict.safe_range[0] < verdict.safe_range[1]:
+        low, high = map(format_value, verdict.safe_range)
+        line = f"Statistically tied: {_counted(others)} {known}. Safe learning rates: {low} to {high}."
+        return [line, *_why_recommended(summary)]
+    if others:
+        return [f"Statistically tied: {_counted(others)} {known}."]
+    if len(verdict.candidates) > 1:
+        return [f"Next best: {_difference(verdict.candidates[1], best)}, which is more than noise {known}."]
+    return []
+
+
+def _diverged_seeds(summary: Summary) -> list[str]:
+    lines = []
+    for candidate in summary.verdict.candidates:
+        if candidate.diverged:
+            rate = f" (learning rate {format_value(candidate.result.lr)})" if LR in summary.axes else ""
+            seeds = len(candidate.losses) + candidate.diverged
+            lines.append(
+                f"Warning: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its {seeds} seeds, "
+                "so it ranks after all trials that did not diverge."
+            )
+    return lines
+
+
+def _why_recommended(summary: Summary) -> list[str]:
     best, lowest = summary.verdict.recommended, summary.verdict.candidates[0]
     assert best is not None
     if best is lowest:
-        return ""
-    return f"; trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}, but lies nearer to a slope"
+        return []
+    return [
+        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}; the recommended trial is the tied one "
+        "farthest from divergence."
+    ]
 
 
 def _counted(others: list[Candidate]) -> str:
@@ -139,33 +157,29 @@ def _counted(others: list[Candidate]) -> str:
 
 
 def _difference(other: Candidate, best: Candidate) -> str:
-    mine = chosen_values(best.result)
-    values = {key: value for key, value in chosen_values(other.result).items() if value != mine.get(key)}
+    own = chosen_values(best.result)
+    values = {key: value for key, value in chosen_values(other.result).items() if value != own.get(key)}
     named = ", ".join(f"{key}={format_value(value)}" for key, value in values.items()) or "the same values"
-    return f"{named}, {other.mean - best.mean:.4f} worse"
+    return f"{named}, {other.mean - best.mean:.4f} higher"
 
 
 def _edges(summary: Summary) -> list[str]:
+    added = {result.values[LR] for result in summary.results if result.role == "extension"}
     lines = []
-    added = [result.values[LR] for result in summary.results if result.role == "extension"]
     if added:
-        rates = ", ".join(map(format_value, sorted(set(added))))
-        lines.append(f"Added beyond the learning rates given, as the best was their last: {rates}.")
-    for edge in summary.verdict.edges:
-        ends = reach(summary.config, edge.key)
-        end = ends and (ends[0] if edge.side == "lowest" else ends[1])
-        if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
-            lines.append(
-                f"Mind: {edge.key}={format_value(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
-                f"The space goes on to {format_value(end)}: raise search.n_trials."
-            )
-            continue
-        grow = " or set search.extend=true" if edge.key == LR and summary.config.search.method == "grid" else ""
-        lines.append(
-            f"Mind: {edge.key}={format_value(edge.value)} is the {edge.side} that was tried; the true best may lie beyond it. "
-            f"Widen space.{edge.key}{grow}."
-        )
-    return lines
+        rates = ", ".join(map(format_value, sorted(added)))
+        lines.append(f"Added learning rates, because the best one was at the end of the range: {rates}.")
+    return lines + [_edge(summary, edge) for edge in summary.verdict.edges]
+
+
+def _edge(summary: Summary, edge: Edge) -> str:
+    warning = f"Warning: {edge.key}={format_value(edge.value)} is the {edge.side} value tried; the true best may lie beyond it."
+    ends = reach(summary.config, edge.key)
+    end = ends and (ends[0] if edge.side == "lowest" else ends[1])
+    if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
+        return f"{warning} The space extends to {format_value(end)}: raise search.n_trials."
+    grow = " or set search.extend=true" if edge.key == LR and summary.config.search.method == "grid" else ""
+    return f"{warning} Widen space.{edge.key}{grow}."
 
 
 def _lengths(summary: Summary) -> list[str]:
@@ -174,67 +188,72 @@ def _lengths(summary: Summary) -> list[str]:
     if len(budgets) < 2 or LR not in summary.axes:
         if summary.config.training.horizon is None and LR in summary.axes:
             return [
-                "Short runs favour high rates: give the real run's steps as training.horizon, or compare with +sweep=horizon."
+                "Short runs favor high rates: set training.horizon to the real run's steps, or compare with +sweep=horizon."
             ]
         return []
     rates = list(budgets.values())
-    moves = "falls" if rates[-1] < rates[0] else "rises" if rates[-1] > rates[0] else "stays"
-    told = ", ".join(
+    moves = "falls" if rates[-1] < rates[0] else "rises" if rates[-1] > rates[0] else "stays the same"
+    listed = ", ".join(
         f"{format_value(lr)} for {steps} steps" + (f" of {schedule}" if schedule != steps else "")
         for (steps, schedule), lr in budgets.items()
     )
-    return [f"The best learning rate {moves} as runs get longer: {told}."]
+    return [f"The best learning rate {moves} as runs get longer: {listed}."]
 
 
-def _unlike(summary: Summary) -> list[str]:
+def _incomparable(summary: Summary) -> list[str]:
     """Axes along which losses do not quite compare."""
-    rows = [key for key in summary.axes if not key_facts(key).comparable]
     lines = [
-        f"Mind: {key} changes what the eval loss is measured on; losses compare within one value of it only."
-        for key in rows
+        f"Warning: {key} changes what the eval loss is measured on; only losses with the same value of it compare."
+        for key in summary.axes
+        if not key_facts(key).comparable
     ]
-    if {"training.batch_size", "training.gradient_accumulation_steps"} & set(summary.axes):
-        lines.append("Mind: trials are equally many steps long, so that one with larger batches has seen more rows.")
+    if _BATCH_KEYS & set(summary.axes):
+        lines.append(
+            "Warning: all trials have the same number of steps, so those with larger batches have seen more rows."
+        )
     return lines
 
 
-def _rules(summary: Summary) -> list[str]:
-    """The prior's fate, and what another batch size would want."""
+def _rules_of_thumb(summary: Summary) -> list[str]:
+    """Whether the prior was right, and what another batch size would need."""
     best = summary.verdict.best
     assert best is not None
+    # Both are about the base config's batch.
+    if LR not in summary.axes or _BATCH_KEYS & set(summary.axes):
+        return []
     lines = []
-    batches = {"training.batch_size", "training.gradient_accumulation_steps"} & set(summary.axes)
-    # It is for the base config's batch.
-    if summary.about.prior is not None and LR in summary.axes and not batches:
-        held = priors.held(summary.about.prior, best.lr, summary.verdict.safe_range)
+    if summary.about.prior is not None:
+        held = priors.check(summary.about.prior, best.lr, summary.verdict.safe_range)
         lines.append(f"The rule of thumb (size, LoRA, batch) {held.text}.")
-    # SGD's goes with the batch itself.
-    if LR in summary.axes and not batches and best.config.optimizer.name != "sgd":
+    # SGD's rate scales with the batch itself.
+    if best.config.optimizer.name != "sgd":
         rows = 4 * _batch(summary)
         lines.append(
-            f"With another batch the rate goes with its square root: for {rows} rows, start at {format_value(2 * best.lr)}."
+            "For another batch size, scale the rate by the square root: at a batch size of "
+            f"{rows}, start from {format_value(2 * best.lr)}."
         )
     return lines
 
 
 def missing_rows(dataset: DatasetInfo, data: DataConfig) -> list[str]:
-    """What `data.max_length` has left of the rows, where that is not all."""
-    told = []
+    """What truncation to `data.max_length` removed, if anything."""
+    parts = []
     if dataset.dropped:
-        told.append(f"{dataset.dropped} were left out, as it cuts off all they have to learn")
+        parts.append(f"{dataset.dropped} dropped: no label tokens left after truncation to max_length")
     if dataset.cut:
-        told.append(f"{dataset.cut} lost their end")
+        parts.append(f"{dataset.cut} truncated")
     # Packed, the training rows are blocks.
     rows = "rows" if data.packing else f"{dataset.train_rows + dataset.eval_rows + dataset.dropped} rows"
-    return [f"Mind data.max_length={data.max_length}: of the {rows}, {' and '.join(told)}."] if told else []
+    return [f"Warning: data.max_length={data.max_length}: of the {rows}, {'; '.join(parts)}."] if parts else []
 
 
 def cost(summary: Summary) -> str:
     """What the sweep took."""
     steps = sum(result.step for result in summary.results)
     full = sum(result.config.training.max_steps for result in summary.results)
-    saved = f", {1 - steps / full:.0%} fewer than without stopping early" if steps < full else ""
-    return f"It took {len(summary.results)} trials, {steps} steps{saved}, {format_duration(summary.about.seconds)} of training."
+    saved = f" ({1 - steps / full:.0%} saved by stopping early)" if steps < full else ""
+    took = format_duration(summary.about.seconds)
+    return f"Cost: {len(summary.results)} trials, {steps} steps{saved}, {took} of training."
 
 
 def ordered(summary: Summary) -> list[Result]:
@@ -250,10 +269,10 @@ def ordered(summary: Summary) -> list[Result]:
 def _batch(summary: Summary) -> int:
     best = summary.verdict.best
     assert best is not None
-    return best.config.training.batch_size * best.config.training.gradient_accumulation_steps
+    return best.config.training.rows_per_step
 
 
-def _against(result: Result, best: Result | None) -> str:
+def _difference_to_best(result: Result, best: Result | None) -> str:
     if best is None or best.eval_loss is None or result.eval_loss is None or result.status != "complete":
         return ""
     return "" if result is best else f"{result.eval_loss - best.eval_loss:+.4f}"
@@ -264,21 +283,25 @@ def label(summary: Summary, result: Result) -> str:
     return summary.label(result.number).replace("_", " ")
 
 
-def state(summary: Summary, result: Result) -> str:
-    """How a trial ended, and why it was there."""
+def status(summary: Summary, result: Result) -> str:
+    """How a trial ended, and why it exists."""
     best = summary.verdict.best
-    role = "" if result.role in ("search", "prior") else f"{result.role}"
-    if result.of is not None:
-        what = {"replicate": f"seed {result.config.training.seed} of", "rescue": "rescue of"}[result.role]
-        role = f"{what} trial {result.of}"
-        if result.role == "rescue":
-            role += " with " + ", ".join(f"{k.rsplit('.', 1)[-1]} {format_value(v)}" for k, v in _own(result).items())
     ended = result.status if not result.reason else f"{result.status}: {result.reason}"
     if best is not None and result.number == best.number:
         ended = "best"
     elif any(tie.result.number == result.number for tie in summary.verdict.ties):
-        ended = "tied with it"
+        ended = "tied"
+    role = _role(result)
     return f"{ended} ({role})" if role else ended
+
+
+def _role(result: Result) -> str:
+    if result.role == "replicate":
+        return f"seed {result.config.training.seed} of trial {result.of}"
+    if result.role == "rescue":
+        changed = ", ".join(f"{key.rsplit('.', 1)[-1]} {format_value(v)}" for key, v in _overrides(result).items())
+        return f"rescue of trial {result.of} with {changed}"
+    return result.role if result.role == "extension" else ""
 
 
 def _style(result: Result, best: Result | None) -> str | None:

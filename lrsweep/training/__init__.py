@@ -1,1 +1,1 @@
-"""Model, data, optimizer, schedule, evaluation: what every engine shares."""
+"""Training: the engines, and the model, data, optimizer and evaluation code that they share."""

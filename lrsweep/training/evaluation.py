@@ -1,4 +1,4 @@
-"""Held-out loss, the same for every engine."""
+"""The loss on the eval set, computed the same way for every engine."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,9 +10,15 @@ from lrsweep.training.data.loading import Example, collate
 
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad_token_id: int) -> float:
-    """Mean cross-entropy over all label tokens of `examples`, in nats.
+    """Mean cross-entropy over all label tokens, in nats.
 
-    Every label token counts the same, whatever batch it falls in; Trainer's own evaluation averages batch means.
+    Every label token has the same weight, whatever its batch; Trainer's own evaluation averages batch means.
+
+    Args:
+        model: A causal language model. It runs in eval mode, and is left in the mode it had.
+        examples: The eval set.
+        batch_size: Rows of a batch.
+        pad_token_id: The token that pads input_ids.
     """
     training = model.training
     model.eval()
@@ -23,7 +29,7 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad
         batch = {key: value.to(device) for key, value in host_batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1]
-        # As in transformers' own loss, the softmax is taken in at least float32.
+        # As in transformers' own loss, the softmax is computed in at least float32.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         total += nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
         tokens += int((labels != -100).sum())
@@ -32,7 +38,7 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, pad_token_id: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The eval set in batches; rows of like length share one, so that little is padding."""
+    """The eval set as padded batches (see `collate`). Rows are sorted by length, so that there is little padding."""
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     for start in range(0, len(ordered), batch_size):
         yield collate(ordered[start : start + batch_size], pad_token_id)

@@ -1,4 +1,4 @@
-"""A few steps on a few rows before the first trial: mistakes that would have every trial learn nothing show here."""
+"""A few steps on a few rows before the first trial, to find mistakes that would keep every trial from learning."""
 
 import gc
 import math
@@ -14,33 +14,40 @@ from lrsweep.training.data.row_sampler import row_batches
 from lrsweep.training.plain_loop import PlainLoop, check_loss, in_memory
 
 _ROWS = 4
-# LoRA's A moves in the second step only: its gradient is zero while B is.
+# LoRA's A changes in the second step at the earliest: its gradient is zero as long as B is.
 _STEPS = 3
-# float32 has seven digits: a smaller change of the loss is none.
+# float32 has seven digits: a smaller relative change of the loss is rounding.
 _RELATIVE = 1e-7
 
 
 def check_gradients(config: SweepConfig, lrs: Sequence[float]) -> None:
-    """Raises InputError if trials could not learn, naming the key to change.
+    """Checks that trials can learn: trains a few steps on at most 4 rows of the first batch.
 
-    Looked at: something is trained, a label counts, loss and gradients are finite and not zero, and the highest of `lrs`
-    changes the loss. That it may blow up is no mistake: a sweep is there to find that. Loads the model once, trains on at
-    most 4 rows, and frees its memory.
+    At least one parameter must be trained and one label count, the loss and the gradients must be finite, the gradients
+    not all zero, and the highest learning rate must change the loss. A loss that diverges at that rate is no mistake: a
+    sweep is there to find out. The model is loaded once, and its memory is freed.
+
+    Args:
+        config: The sweep's config.
+        lrs: The learning rates of the trials.
+
+    Raises:
+        InputError: A check fails; the message names the key to change.
     """
     try:
         with in_memory(config, min(_ROWS, config.training.batch_size)):
-            _look(config, max(lrs))
+            _check(config, max(lrs))
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _look(config: SweepConfig, lr: float) -> None:
+def _check(config: SweepConfig, lr: float) -> None:
     loop = PlainLoop(config)
     loop.model.eval()  # dropout would change the loss by itself
     training = config.training
-    # Of the rows that trials begin with, the first.
+    # The first of the rows that trials start with.
     first = next(row_batches(len(loop.rows), training.batch_size, training.gradient_accumulation_steps, training.seed))
     batch = first[0][:_ROWS]
     check_rows([loop.rows[row] for row in batch], loop.model, config)
@@ -61,11 +68,21 @@ def _look(config: SweepConfig, lr: float) -> None:
 
 
 def check_rows(examples: Sequence[Example], model: nn.Module, config: SweepConfig) -> None:
-    """Some label of the rows counts, and the model has an embedding for every token. Raises InputError."""
+    """Checks that at least one label of the rows counts, and that the model has an embedding for every token.
+
+    Args:
+        examples: The rows.
+        model: The model that trains on them.
+        config: The sweep's config, for the message.
+
+    Raises:
+        InputError: One of the two is not so.
+    """
     if all(label == IGNORED for example in examples for label in example.labels[1:]):
         raise InputError(
-            f"data.path={config.data.path}: no label counts in the first {len(examples)} rows, so nothing can be learned; "
-            f"check data.format={config.data.format} and data.columns, or raise data.max_length={config.data.max_length}"
+            f"data.path={config.data.path}: no label counts in the first {len(examples)} rows, so nothing can be "
+            f"learned; check data.format={config.data.format} and data.columns, or raise "
+            f"data.max_length={config.data.max_length}"
         )
     known = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)  # type: ignore[operator]
     highest = max(max(example.input_ids) for example in examples)

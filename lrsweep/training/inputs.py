@@ -1,4 +1,4 @@
-"""Tokenizer and data of a trial, loaded once for all trials that share them."""
+"""A trial's tokenizer and data, loaded once for all trials that share them."""
 
 from functools import lru_cache
 
@@ -16,6 +16,6 @@ def _inputs(model: str, data: str) -> tuple[PreTrainedTokenizerBase, FinetuneDat
 
 
 def inputs(model: ModelConfig, data: DataConfig) -> tuple[PreTrainedTokenizerBase, FinetuneData]:
-    """The tokenizer of `model` and `data` in its tokens. Raises InputError for a missing model, file or row."""
-    # Configs hold mappings, which do not hash; their JSON does.
+    """The tokenizer of `model`, and `data` tokenised with it. Raises InputError for a missing model, file or row."""
+    # Configs hold mappings, which cannot be hashed; their JSON can.
     return _inputs(model.model_dump_json(), data.model_dump_json())

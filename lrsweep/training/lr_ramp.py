@@ -11,7 +11,13 @@ from lrsweep.training.plain_loop import PlainLoop, check_loss, in_memory
 
 @dataclass(frozen=True)
 class RampPoint:
-    """The loss on the rows that follow a step at `lr`, and `base`, the untouched model's loss on the same rows; nats."""
+    """One step of the ramp.
+
+    Attributes:
+        lr: The step's learning rate.
+        loss: The model's loss after the step, on the rows of the next step, in nats.
+        base: The untrained model's loss on the same rows, in nats.
+    """
 
     lr: float
     loss: float
@@ -19,17 +25,28 @@ class RampPoint:
 
 
 def ramp(config: SweepConfig, rates: Sequence[float]) -> Iterator[RampPoint]:
-    """Trains one step at each of `rates`, in order, with all else as the config says but for its schedule.
+    """Trains one step at each learning rate; everything but the schedule is as in the config.
 
-    Rows differ in how hard they are by far more than one step changes; so what the untouched model makes of each batch is
-    measured first. A loss belongs to the last step before it, as only later rows can show what a step did. Ends where the
-    caller stops asking. Raises InputError.
+    Batches differ in difficulty by far more than one step changes the loss, so the untrained model's loss on each batch
+    is measured first. A loss belongs to the last step before it, because only later rows show the effect of a step. This
+    is the learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), with the
+    untrained model's losses added.
+
+    Args:
+        config: The trial's config.
+        rates: The learning rates, in the order of the steps.
+
+    Yields:
+        One point for each step. The caller may stop early.
+
+    Raises:
+        InputError: The model or data cannot be loaded, the untrained model's loss is not finite, or memory runs out.
     """
     training = config.training
     with in_memory(config, training.batch_size):
         loop = PlainLoop(config)
-        order = row_batches(len(loop.rows), training.batch_size, training.gradient_accumulation_steps, training.seed)
-        steps = list(itertools.islice(order, len(rates) + 1))
+        endless = row_batches(len(loop.rows), training.batch_size, training.gradient_accumulation_steps, training.seed)
+        steps = list(itertools.islice(endless, len(rates) + 1))
         base = []
         for batches in steps:
             base.append(loop.measure(batches))

@@ -1,4 +1,4 @@
-"""Model, tokenizer and what is trained of it: stock transformers, stock PEFT, safetensors only."""
+"""Loads a model and its tokenizer, and selects the parameters to train. Weights are read from safetensors only."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
 
-# Trials load the base often; a bar each time would tear the screen.
+# Trials load the base often, and each progress bar would break the terminal's display.
 disable_progress_bar()
 
 
@@ -34,7 +34,7 @@ def device() -> torch.device:
 
 
 def resolve_dtype(model: ModelConfig) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    """The dtype to compute in: `model.dtype`, where `auto` is bfloat16 on a GPU that supports it and float32 elsewhere."""
     if model.dtype != "auto":
         dtype = getattr(torch, model.dtype)
         assert isinstance(dtype, torch.dtype)
@@ -43,7 +43,11 @@ def resolve_dtype(model: ModelConfig) -> torch.dtype:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; without a pad token it pads with EOS (padding is masked out of attention and loss)."""
+    """The model's tokenizer. One without a pad token pads with EOS: attention and loss ignore padding anyway.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
     tokenizer = _loaded(AutoTokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -51,10 +55,17 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
-    """The base model on its device, nothing trainable decided yet.
+    """The base model on its device; `make_trainable` selects the parameters to train.
 
-    Parameters that will be trained are float32 (float64 if the config says so), as bf16 loses small updates; a LoRA base
-    keeps the compute dtype. Raises InputError naming `model.path` where there is no such model.
+    Parameters that will be trained are float32 (float64 if the config says so), because bfloat16 loses small updates; a
+    LoRA base has the dtype of the computation.
+
+    Args:
+        model: Which model, its dtype and its quantization.
+        finetune: The mode decides the dtype of the parameters.
+
+    Raises:
+        InputError: The model cannot be loaded, or is not a whole causal language model.
     """
     check_quantization(model, finetune)
     compute = resolve_dtype(model)
@@ -64,22 +75,32 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
         options |= {"quantization_config": _quantization(model.quantization, compute), "device_map": {"": 0}}
-    with _no_report():
+    with _no_load_report():
         loaded, info = _loaded(AutoModelForCausalLM, model, output_loading_info=True, **options)
     lacking = sorted(info["missing_keys"])
     if lacking and not model.quantization:
         raise InputError(
-            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would begin at random; "
-            "download it again, or give a causal language model"
+            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would start out random; "
+            "download it again, or use a causal language model"
         )
     loaded.config.use_cache = False
     return loaded if model.quantization else loaded.to(device())
 
 
 def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) -> Any:
-    """Chooses what is trained; for LoRA wraps the model with freshly seeded adapters.
+    """Selects the parameters to train; for LoRA, adds freshly initialised adapters.
 
-    Raises InputError naming `finetune.target_modules` or `finetune.trainable_layers` where the model has no such parts.
+    Args:
+        model: The base model; it is changed in place.
+        finetune: The mode and its options.
+        seed: Seeds the adapters' initialisation.
+
+    Returns:
+        The model, or for LoRA the PEFT model around it.
+
+    Raises:
+        InputError: The model lacks the modules of `finetune.target_modules`, or has fewer layers than
+            `finetune.trainable_layers`.
     """
     if finetune.mode == "full":
         return model
@@ -87,8 +108,8 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         layers = decoder_layers(model)
         if finetune.trainable_layers > len(layers):
             raise InputError(
-                f"finetune.trainable_layers={finetune.trainable_layers}: the model has {len(layers)} layers; take fewer, or "
-                "finetune=full"
+                f"finetune.trainable_layers={finetune.trainable_layers}: the model has {len(layers)} layers; use fewer, "
+                "or finetune=full"
             )
         model.requires_grad_(False)
         layers[-finetune.trainable_layers :].requires_grad_(True)
@@ -103,7 +124,11 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
 
 
 def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
-    """Looks for what is to be trained in the model's skeleton, without its weights. Raises InputError as make_trainable."""
+    """Runs `make_trainable` on the model's architecture alone, without loading its weights.
+
+    Raises:
+        InputError: As `make_trainable`, or the model's config cannot be loaded.
+    """
     config = _loaded(AutoConfig, model)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,11 +141,11 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
 
 
 def lora_config(finetune: FinetuneConfig) -> LoraConfig:
-    """The config's LoRA options as PEFT's."""
+    """The config's LoRA options as PEFT's LoraConfig."""
     targets = finetune.target_modules if isinstance(finetune.target_modules, str) else list(finetune.target_modules)
     return LoraConfig(
         r=finetune.r,
-        # PEFT takes a float; its type says int.
+        # PEFT accepts a float, although its annotation is int.
         lora_alpha=finetune.alpha,
         lora_dropout=finetune.dropout,
         target_modules=targets,
@@ -131,10 +156,11 @@ def lora_config(finetune: FinetuneConfig) -> LoraConfig:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Has the model recompute its activations in the backward pass, under the name that the installed transformers has."""
+    """Makes the model recompute its activations in the backward pass, and puts it in train mode."""
+    # transformers has renamed this method.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    # It is off in eval mode, in which models are loaded.
+    # Models are loaded in eval mode, in which it has no effect.
     model.train()
 
 
@@ -170,8 +196,8 @@ def _quantization(bits: str, compute: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def _no_report() -> Iterator[None]:
-    """Keeps transformers' table of what was not loaded from the terminal: what matters of it is refused in one line."""
+def _no_load_report() -> Iterator[None]:
+    """Hides transformers' table of missing weights: `load_model` raises a one-line error for those that matter."""
     library = logging.getLogger("transformers")
     before = library.level
     library.setLevel(logging.CRITICAL)
@@ -182,12 +208,13 @@ def _no_report() -> Iterator[None]:
 
 
 def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
+    """What one of transformers' Auto classes loads from `model.path`. Raises InputError."""
     path = str(BASE) if model.path == "embedded" else str(Path(model.path).expanduser())
     try:
         return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    # What a folder holds is anybody's, and the libraries that read it raise whatever they like.
+    # A folder may contain anything, and the libraries that read it raise errors of any type.
     except Exception as fault:
         raise _unloadable(model, fault) from None
 

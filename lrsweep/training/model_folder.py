@@ -1,4 +1,4 @@
-"""A quick look at a model's folder, before any library is imported."""
+"""Quick checks of a model's folder, before any slow library is imported."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,13 @@ _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.jso
 
 
 def check_path(model: ModelConfig) -> None:
-    """A local `model.path` must be a folder with a model in safetensors; a hub id passes. Raises InputError."""
+    """Checks that a local `model.path` is a folder with a whole safetensors model and its tokenizer.
+
+    A hub id passes.
+
+    Raises:
+        InputError: It is not; the message says what is wrong and what to do.
+    """
     path = Path(model.path).expanduser()
     if not path.exists():
         if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
@@ -21,8 +27,8 @@ def check_path(model: ModelConfig) -> None:
         return
     if (path / "adapter_config.json").exists():
         raise InputError(
-            f"model.path={model.path!r}: an adapter, and a sweep starts from a whole model; merge it into its base, or give "
-            "the base"
+            f"model.path={model.path!r}: this is an adapter, but a sweep starts from a whole model; merge it into its "
+            "base, or use the base"
         )
     if not (path / "config.json").is_file():
         raise InputError(f"model.path={model.path!r}: not a model folder: it has no config.json")
@@ -30,10 +36,11 @@ def check_path(model: ModelConfig) -> None:
         raise InputError(f"model.path={model.path!r}: config.json holds no mapping; download the model again")
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
-    # Without one, transformers makes a tokenizer that knows no word, and says nothing of it.
+    # Without one, transformers silently makes a tokenizer without a vocabulary.
     if not any(found for name in _TOKENIZERS for found in path.glob(name)):
         raise InputError(
-            f"model.path={model.path!r}: no tokenizer there (looked for {', '.join(_TOKENIZERS)}); save the model's beside it"
+            f"model.path={model.path!r}: no tokenizer there (looked for {', '.join(_TOKENIZERS)}); save the model's "
+            "tokenizer there too"
         )
     if (path / "tokenizer.json").exists():
         _read_json(model, path / "tokenizer.json")
@@ -42,6 +49,7 @@ def check_path(model: ModelConfig) -> None:
 
 
 def _read_json(model: ModelConfig, file: Path) -> Any:
+    """The file's contents. Raises InputError if it is not JSON."""
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as fault:
@@ -66,7 +74,10 @@ def _weights(model: ModelConfig, path: Path) -> list[Path]:
 
 
 def _check_whole(model: ModelConfig, file: Path) -> None:
-    """A safetensors file says in its header where its last tensor ends; a download that was cut off ends before."""
+    """Checks that a safetensors file ends where its header says that the last tensor ends. Raises InputError.
+
+    The format: https://huggingface.co/docs/safetensors/index#format (8 bytes of header length, a JSON header, the data).
+    """
     with open(file, "rb") as opened:
         start = opened.read(8)
         if start == b"version ":
@@ -80,6 +91,6 @@ def _check_whole(model: ModelConfig, file: Path) -> None:
         raise InputError(f"model.path={model.path!r}: {file.name} is no safetensors file; download it again") from None
     if file.stat().st_size != 8 + length + end:
         raise InputError(
-            f"model.path={model.path!r}: {file.name} has {file.stat().st_size} bytes and should have {8 + length + end}; "
-            "download it again"
+            f"model.path={model.path!r}: {file.name} has {file.stat().st_size} bytes and should have "
+            f"{8 + length + end}; download it again"
         )

@@ -1,4 +1,4 @@
-"""The config's optimizer as torch's class and its arguments."""
+"""The config's optimizer as a torch class and its arguments."""
 
 import inspect
 from typing import Any
@@ -23,24 +23,38 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The class and its arguments, weight decay left out: that is set per parameter group.
+    """The optimizer's class and its arguments.
 
-    `betas` and `eps` are passed where the class takes them. Raises InputError for an unknown name in `kwargs`.
+    Returns:
+        The class, and its arguments without `weight_decay`, which differs between parameter groups. `betas` and `eps`
+        are included if the class takes them.
+
+    Raises:
+        InputError: `optimizer.kwargs` has a name that the class does not take, or that has a key of its own.
     """
     kind = _CLASSES[optimizer.name]
     accepted = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {"lr": optimizer.lr, "betas": optimizer.betas, "eps": optimizer.eps}
     if kind is torch.optim.Adafactor:
-        del arguments["eps"]  # a pair of other meaning there
+        del arguments["eps"]  # Adafactor's is a pair with another meaning
     for name in optimizer.kwargs:
         if name not in accepted or name in ("params", "lr", "betas", "eps", "weight_decay"):
             choices = sorted(accepted.keys() - {"params", "lr", "betas", "eps", "weight_decay"})
-            raise InputError(f"optimizer.kwargs.{name}: {optimizer.name} takes {', '.join(choices)} there")
+            raise InputError(f"optimizer.kwargs.{name}: {optimizer.name} takes only {', '.join(choices)} there")
     return kind, {name: value for name, value in arguments.items() if name in accepted} | optimizer.kwargs
 
 
 def check_buildable(optimizer: OptimizerConfig, scheduler: SchedulerConfig, schedule_steps: int) -> None:
-    """Builds both over one number, so that bad options show before any trial. Raises InputError."""
+    """Builds the optimizer and the schedule over a single number, to find bad options before any trial.
+
+    Args:
+        optimizer: The optimizer's config.
+        scheduler: The schedule's config.
+        schedule_steps: Optimizer steps of the schedule.
+
+    Raises:
+        InputError: One of them cannot be built.
+    """
     kind, arguments = optimizer_class(optimizer)
     weight = torch.zeros(1, requires_grad=True)
     try:

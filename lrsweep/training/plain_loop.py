@@ -1,4 +1,4 @@
-"""A trial as a plain loop of torch: what the range test and the preflight train with. The engines have their own."""
+"""A plain torch training loop, for the range test and the gradient check. The engines have their own loops."""
 
 import contextlib
 import math
@@ -18,10 +18,21 @@ from lrsweep.training.optimizer import optimizer_class
 
 
 class PlainLoop:
-    """The config's model with what is trained of it, the training rows and the optimizer; each step is told its lr.
+    """The config's model, training rows and optimizer, without a schedule: each step is given its learning rate.
 
-    `weights` are the trained parameters. A batch is a list of row numbers, a step takes `gradient_accumulation_steps` of
-    them (see `row_sampler.row_batches`). Losses are means over label tokens, in nats. Raises InputError as the pieces do.
+    A batch is a list of row numbers, and a step has `gradient_accumulation_steps` of them (see
+    `row_sampler.row_batches`). Losses are means over the label tokens of a step, in nats.
+
+    Args:
+        config: The trial's config.
+
+    Attributes:
+        model: The model, in train mode.
+        rows: The training set.
+        weights: The trained parameters.
+
+    Raises:
+        InputError: The model or data cannot be loaded, or nothing is trained.
     """
 
     def __init__(self, config: SweepConfig) -> None:
@@ -58,7 +69,7 @@ class PlainLoop:
         return sum(self._loss(batch, tokens).item() for batch in batches)
 
     def gradients(self, batches: Sequence[Sequence[int]]) -> float:
-        """The loss over the batches of one step; its gradients replace those before, not clipped yet."""
+        """The loss over the batches of one step. Its gradients, not clipped yet, replace the earlier ones."""
         self.model.zero_grad()
         tokens = self._tokens(batches)
         total = 0.0
@@ -69,7 +80,7 @@ class PlainLoop:
         return total
 
     def step(self, lr: float) -> None:
-        """One optimizer step at `lr` with the gradients at hand, clipped as the config says."""
+        """One optimizer step at `lr` with the current gradients, clipped as the config says."""
         if self._max_norm > 0:
             nn.utils.clip_grad_norm_(self.weights, self._max_norm)
         for group in self._optimizer.param_groups:
@@ -84,7 +95,7 @@ class PlainLoop:
         device = self.weights[0].device
         batch = {key: value.to(device) for key, value in collate([self.rows[row] for row in rows], self._pad).items()}
         labels = batch.pop("labels")[:, 1:]
-        # Trainer's `bf16=True` is autocast too.
+        # As Trainer does for `bf16=True`.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
             logits = self.model(**batch).logits[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -95,17 +106,33 @@ class PlainLoop:
 
 
 def check_loss(loss: float, config: SweepConfig) -> None:
-    """The untouched model's loss is a number. Raises InputError."""
+    """Checks that the untrained model's loss is finite.
+
+    Args:
+        loss: The loss.
+        config: The trial's config, for the message.
+
+    Raises:
+        InputError: It is not.
+    """
     if not math.isfinite(loss):
         raise InputError(
             f"model.path={config.model.path!r}: the loss is {loss} before any training, with model.dtype="
-            f"{config.model.dtype}; try model.dtype=float32, else its weights are broken"
+            f"{config.model.dtype}; try model.dtype=float32, and if that does not help, download the weights again"
         )
 
 
 @contextlib.contextmanager
 def in_memory(config: SweepConfig, rows: int) -> Iterator[None]:
-    """Has the GPU running out of memory with batches of `rows` rows be an InputError that says what takes less."""
+    """Turns a GPU out-of-memory error inside the block into an InputError that lists what needs less memory.
+
+    Args:
+        config: The trial's config.
+        rows: Rows of a batch, for the message.
+
+    Raises:
+        InputError: The GPU ran out of memory.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -118,5 +145,5 @@ def in_memory(config: SweepConfig, rows: int) -> Iterator[None]:
         ]
         raise InputError(
             f"model.path={config.model.path!r}: out of GPU memory with {rows} rows of up to {config.data.max_length} "
-            f"tokens; take {', '.join(way for way in ways if way)} or a smaller model"
+            f"tokens; use {', '.join(way for way in ways if way)} or a smaller model"
         ) from None

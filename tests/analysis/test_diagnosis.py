@@ -99,7 +99,7 @@ def test_inert_runs() -> None:
     assert [diagnose(found).label for found in (same_evals, no_gradients)] == ["inert", "inert"]
 
 
-def test_siblings_show_what_is_too_low_and_over_regularised() -> None:
+def test_other_runs_show_what_is_too_low_and_over_regularised() -> None:
     slow, fast = drawn(falling(100, end=3.6), lr=1e-5), drawn(falling(100, end=2.0), lr=1e-3)
     assert (diagnose(slow).label, diagnose(slow, [fast]).label) == ("healthy", "too_low")
     assert diagnose(fast, [slow]).label == "healthy"
@@ -198,7 +198,7 @@ def test_every_form_reads_the_same(tmp_path: Path) -> None:
         (b'{"log_history": [{"step": 1, "loss"', "not JSON, or cut off"),
         (b'{"step": 1, "loss": 2}\nrubbish\n{"step": 2, "loss": 2}\n', "line 2 is not JSON"),
         (b'{"step": 1}\n{"step": 2}\n', "holds no losses"),
-        (b"\x00\xff\xfe", "is no text file"),
+        (b"\x00\xff\xfe", "is not a text file"),
         (b"[1, 2]", "has no log_history"),
         (b"[" * 100_000, "not a history"),
     ],
@@ -244,5 +244,8 @@ def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
 
 def test_diagnosis_needs_no_torch() -> None:
     heavy = ("torch", "matplotlib", "mlflow", "pydantic")
-    script = f"import sys, lrsweep.curves, lrsweep.histories; print([name for name in {heavy} if name in sys.modules])"
+    script = (
+        "import sys, lrsweep.analysis.diagnosis, lrsweep.analysis.log_readers; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

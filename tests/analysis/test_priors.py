@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsweep.analysis.priors import applies, held, look, prior
+from lrsweep.analysis.priors import applies, check, prior, read_size
 from lrsweep.config.trial_schema import ModelConfig
 from tests.recorder import tiny
 
@@ -51,18 +51,18 @@ def test_the_lr_follows_the_square_root_of_the_batch_of_a_step() -> None:
 
 def test_the_embedded_base_is_looked_at_and_guessed() -> None:
     config = tiny("training.batch_size=8")
-    seen = look(config.model)
+    seen = read_size(config.model)
     assert seen == (128, "llama")
     guess = prior(config, *seen)
     assert guess.lr == pytest.approx(1e-3, rel=0.2)
     # Its best is 3e-3 (benchmarks/results/embedded.json).
-    assert held(guess, 3e-3).right
+    assert check(guess, 3e-3).right
 
 
 def test_sizes_have_other_names_in_some_models(tmp_path: Path) -> None:
     def seen(config: object) -> tuple[int, str] | None:
         (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-        return look(ModelConfig(path=str(tmp_path)))
+        return read_size(ModelConfig(path=str(tmp_path)))
 
     assert seen({"model_type": "qwen2", "hidden_size": 896}) == (896, "qwen2")
     assert seen({"model_type": "gpt2", "n_embd": 768}) == (768, "gpt2")
@@ -72,27 +72,27 @@ def test_sizes_have_other_names_in_some_models(tmp_path: Path) -> None:
     assert seen({"model_type": "llama", "hidden_size": 0}) is None
     assert seen([1]) is None
     assert seen("{torn") is None
-    assert look(ModelConfig(path=str(tmp_path / "none"))) is None
-    assert look(ModelConfig(path="meta-llama/Llama-3.2-1B")) is None
+    assert read_size(ModelConfig(path=str(tmp_path / "none"))) is None
+    assert read_size(ModelConfig(path="meta-llama/Llama-3.2-1B")) is None
 
 
 @pytest.mark.parametrize(
     ("best", "safe", "right", "text"),
     [
-        (1e-3, None, True, "held: 0.001 is within a factor of 3 of 0.001"),
-        (3e-3, None, True, "held: 0.001 is within a factor of 3 of 0.003"),
-        (3.4e-4, None, True, "held: 0.001 is within a factor of 3 of 0.00034"),
-        (1e-2, (1e-3, 3e-2), True, "held: 0.001 lies in the safe range 0.001 to 0.03"),
-        (1e-2, (3e-3, 3e-2), False, "was off: 0.001 is 10 times too low, the best is 0.01"),
-        (1e-2, None, False, "was off: 0.001 is 10 times too low, the best is 0.01"),
-        (3e-5, (1e-5, 3e-4), False, "was off: 0.001 is 33 times too high, the best is 3e-05"),
+        (1e-3, None, True, "was right: 0.001 is within a factor of 3 of 0.001"),
+        (3e-3, None, True, "was right: 0.001 is within a factor of 3 of 0.003"),
+        (3.4e-4, None, True, "was right: 0.001 is within a factor of 3 of 0.00034"),
+        (1e-2, (1e-3, 3e-2), True, "was right: 0.001 is in the safe range 0.001 to 0.03"),
+        (1e-2, (3e-3, 3e-2), False, "was off: 0.001 is 10 times too low; the best is 0.01"),
+        (1e-2, None, False, "was off: 0.001 is 10 times too low; the best is 0.01"),
+        (3e-5, (1e-5, 3e-4), False, "was off: 0.001 is 33 times too high; the best is 3e-05"),
     ],
 )
 def test_a_guess_held_or_was_off_by_a_factor(
     best: float, safe: tuple[float, float] | None, right: bool, text: str
 ) -> None:
     guess = prior(tiny("training.batch_size=128"), 1, "gpt2")
-    answer = held(type(guess)(1e-3, guess.factors), best, safe)
+    answer = check(type(guess)(1e-3, guess.factors), best, safe)
     assert (answer.right, answer.text) == (right, text)
     assert answer.ratio == pytest.approx(1e-3 / best)
 
@@ -105,7 +105,8 @@ def test_only_adam_kinds_have_priors() -> None:
 
 def test_priors_need_no_heavy_library() -> None:
     script = (
-        "import sys, lrsweep.priors as p; from lrsweep.config import ModelConfig; p.look(ModelConfig(path='embedded'));"
+        "import sys, lrsweep.analysis.priors as p; from lrsweep.config.trial_schema import ModelConfig; "
+        "p.read_size(ModelConfig(path='embedded'));"
         "print([name for name in ('torch', 'transformers', 'optuna', 'hydra', 'mlflow') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

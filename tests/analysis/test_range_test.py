@@ -1,4 +1,4 @@
-"""The range test: what it reads from curves whose truth is known, what it proposes for the embedded model, and bad input."""
+"""The range test: what it reads from curves whose truth is known, its range for the embedded model, and bad input."""
 
 import json
 import shlex
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrsweep.__main__ import run
-from lrsweep.analysis import range_test
-from lrsweep.analysis.range_test import Floats, RangeTest, analyse, blown_up, command, rates, shown, smoothed, words
+from lrsweep.analysis.range_test import Floats, RangeTest, analyse, blown_up, rates, smoothed
+from lrsweep.cli.find_lr import find
+from lrsweep.cli.main import run
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.errors import InputError
+from lrsweep.report.range_test import as_text, command, format_rate
 from tests.conftest import lrsweep
 from tests.recorder import tiny
 
@@ -30,6 +31,12 @@ def curve(falls_at: float, blows_up_at: float, noise: float = 0.0, seed: int = 0
     return found
 
 
+def rate(lr: float | None) -> float:
+    """A rate that the test has found."""
+    assert lr is not None
+    return lr
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @pytest.mark.parametrize("base", [BASE, None])
 @pytest.mark.parametrize(("falls_at", "blows_up_at"), [(1e-3, 3e-2), (3e-5, 1e-3), (1e-2, 0.3)])
@@ -37,22 +44,22 @@ def test_the_range_spans_fall_and_blow_up(
     falls_at: float, blows_up_at: float, base: float | None, noise: float
 ) -> None:
     test = analyse(LR, curve(falls_at, blows_up_at, noise), base)
-    assert None not in (test.begun_lr, test.steepest_lr, test.minimum_lr, test.blow_up_lr)
-    assert falls_at / 2 < test.steepest_lr < 2 * falls_at
-    assert test.begun_lr <= test.steepest_lr < test.minimum_lr < test.blow_up_lr
-    assert falls_at < test.minimum_lr < 2 * blows_up_at
-    assert blows_up_at / 1.5 < test.blow_up_lr < 1.5 * blows_up_at
+    begun, steepest, minimum, blow_up = map(rate, (test.begun_lr, test.steepest_lr, test.minimum_lr, test.blow_up_lr))
+    assert falls_at / 2 < steepest < 2 * falls_at
+    assert begun <= steepest < minimum < blow_up
+    assert falls_at < minimum < 2 * blows_up_at
+    assert blows_up_at / 1.5 < blow_up < 1.5 * blows_up_at
     assert test.lrs[0] <= falls_at / 2
-    assert blows_up_at / 3 < test.lrs[-1] <= 1.1 * test.blow_up_lr
+    assert blows_up_at / 3 < test.lrs[-1] <= 1.1 * blow_up
     assert all(2.9 < b / a < 3.4 for a, b in zip(test.lrs, test.lrs[1:], strict=False))
-    assert {shown(lr)[0] for lr in test.lrs} == {"1", "3"}
+    assert {format_rate(lr)[0] for lr in test.lrs} == {"1", "3"}
 
 
 def test_the_slope_is_taken_over_the_log_of_the_rate() -> None:
-    """Of a small fall at a low rate and a large one at a high rate, the first is steeper by the lr, the second by its log."""
+    """Of a small fall at a low lr and a large one at a high lr, the first is steeper by the lr, the second by its log."""
     loss = curve(1e-3, 3e-2) + 0.25 * (curve(1e-5, 1e9) - BASE)
     test = analyse(LR, loss, BASE)
-    assert test.begun_lr < 3e-5
+    assert rate(test.begun_lr) < 3e-5
     assert test.steepest_lr == pytest.approx(1e-3, rel=0.5)
 
 
@@ -174,9 +181,9 @@ def test_the_ready_command_is_a_sweep_of_the_range(overrides: list[str], ready: 
     assert composed.optimizer == config.optimizer
 
 
-def test_the_words_tell_a_range_from_a_recommendation() -> None:
-    said = words(analyse(LR, curve(1e-3, 3e-2), BASE), "lrsweep +sweep=lora_lr")
-    assert "This is where to look, not which rate to take" in said
+def test_the_text_tells_a_range_from_a_recommendation() -> None:
+    said = as_text(analyse(LR, curve(1e-3, 3e-2), BASE), "lrsweep +sweep=lora_lr")
+    assert "This range is where to sweep, not a recommendation" in said
     assert "    lrsweep +sweep=lora_lr\n" in said
     assert "blows up" in said
 
@@ -185,14 +192,14 @@ def test_the_words_tell_a_range_from_a_recommendation() -> None:
 
 
 def embedded(*overrides: str) -> RangeTest:
-    return range_test.find(sweep_config(overrides), rates(1e-6, 0.1, 50))
+    return find(sweep_config(overrides), rates(1e-6, 0.1, 50))
 
 
 def test_the_embedded_models_full_fine_tuning_range_holds_its_best() -> None:
     test = embedded("finetune=full")
     assert test.lrs[0] < 3e-4 < test.lrs[-1]
     assert 3e-4 in test.lrs
-    assert test.minimum_lr > 3e-4
+    assert rate(test.minimum_lr) > 3e-4
 
 
 def test_the_config_is_heard() -> None:
@@ -281,7 +288,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
 
 def test_models_and_data_that_are_not_there_are_one_line_and_exit_2(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl"):
-        range_test.find(sweep_config(["data=local", "data.format=alpaca", "data.path=none.jsonl"]), LR)
+        find(sweep_config(["data=local", "data.format=alpaca", "data.path=none.jsonl"]), LR)
     process = lrsweep("find-lr", "model=local", "model.path=./nowhere", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stderr == "lrsweep: model.path='./nowhere': no such folder\n"

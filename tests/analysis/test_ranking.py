@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -16,9 +17,15 @@ from lrsweep.config.schema import replace
 BASE = sweep_config(["+sweep=lora_lr"])
 
 
-def result(number: int, lr: float, eval_loss: float | None, status: str = "complete", **values: float) -> Result:
+def result(
+    number: int,
+    lr: float,
+    eval_loss: float | None,
+    status: str = "complete",
+    values: Mapping[str, float] | None = None,
+) -> Result:
     config = replace(BASE, {"optimizer.lr": lr})
-    return Result(number, {"optimizer.lr": lr, **values}, config, status, 10, eval_loss, "")  # type: ignore[arg-type]
+    return Result(number, {"optimizer.lr": lr, **(values or {})}, config, status, 10, eval_loss, "")  # type: ignore[arg-type]
 
 
 def test_the_lowest_complete_loss_wins() -> None:
@@ -52,7 +59,7 @@ def test_a_best_on_the_edge_is_said(losses: tuple[float, ...], side: str) -> Non
 
 
 def test_nothing_lies_below_zero_and_two_values_have_no_inside() -> None:
-    zero = [result(i, 1e-3, float(i), **{"optimizer.weight_decay": wd}) for i, wd in enumerate((0.0, 0.1, 0.2))]
+    zero = [result(i, 1e-3, float(i), values={"optimizer.weight_decay": wd}) for i, wd in enumerate((0.0, 0.1, 0.2))]
     assert judge(zero).edges == ()
     assert judge([result(0, 1e-4, 1.0), result(1, 1e-3, 2.0)]).edges == ()
 

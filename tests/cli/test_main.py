@@ -100,7 +100,7 @@ def test_export_refuses_what_it_cannot_say(finished_sweep: FinishedSweep) -> Non
 def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:
     """Speed itself is not asserted here (benchmarks/startup.py has the figure); this is its cause."""
     script = (
-        "import sys; from lrsweep.__main__ import run\n"
+        "import sys; from lrsweep.cli.main import run\n"
         "try: run(['--help'])\nexcept SystemExit: pass\n"
         "print([name for name in ('torch', 'transformers', 'mlflow', 'optuna', 'datasets') if name in sys.modules])"
     )

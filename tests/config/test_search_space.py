@@ -10,6 +10,7 @@ from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import axes, grid, trial_config, values
 from lrsweep.errors import InputError
+from lrsweep.search.distributions import distribution
 
 
 @pytest.fixture(autouse=True)
@@ -42,21 +43,21 @@ def test_a_trial_gets_its_values_and_keeps_the_rest() -> None:
 def test_log_range_gives_evenly_spaced_logarithms() -> None:
     (axis,) = axes(config("space.optimizer.lr={low: 1e-6, high: 1e-2, log: true, num: 5}"))
     assert axis.points() == (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-    assert axis.distribution == FloatDistribution(1e-6, 1e-2, log=True)
+    assert distribution(axis) == FloatDistribution(1e-6, 1e-2, log=True)
 
 
 def test_whole_number_keys_get_whole_numbers() -> None:
     (axis,) = axes(config("space.finetune.r={low: 4, high: 64, log: true, num: 5}"))
     assert axis.points() == (4, 8, 16, 32, 64)
-    assert axis.distribution == IntDistribution(4, 64, log=True)
+    assert distribution(axis) == IntDistribution(4, 64, log=True)
     (axis,) = axes(config("space.optimizer.weight_decay={low: 0, high: 1, num: 3}"))
     assert axis.points() == (0.0, 0.5, 1.0)
-    assert axis.distribution == FloatDistribution(0, 1)
+    assert distribution(axis) == FloatDistribution(0, 1)
 
 
 def test_pairs_are_stored_as_text_optuna_takes() -> None:
     (axis,) = axes(config("space.optimizer.betas=[[0.9,0.999],[0.8,0.999]]"))
-    assert axis.distribution == CategoricalDistribution(["[0.9, 0.999]", "[0.8, 0.999]"])
+    assert distribution(axis) == CategoricalDistribution(["[0.9, 0.999]", "[0.8, 0.999]"])
     assert axis.value("[0.8, 0.999]") == [0.8, 0.999]
 
 

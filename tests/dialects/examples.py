@@ -1,4 +1,4 @@
-"""Configs as the tools' users write them, from the tools' documented keys; and what each tool takes where a key is absent."""
+"""Configs as the tools' users write them, from the tools' documented keys; and each tool's default for an absent key."""
 
 import json
 from collections.abc import Mapping

@@ -15,7 +15,9 @@ _texts = st.sampled_from(
 _modules = st.lists(st.sampled_from(["q_proj", "k_proj", "v_proj", "up_proj"]), min_size=1, unique=True)
 _schedules = st.sampled_from(["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"])
 _adamw = st.sampled_from(["adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "adamw_bnb_8bit"])
-_kwargs = st.none() | st.just({}) | st.fixed_dictionaries({"lr_end": st.floats(1e-9, 1e-3)})
+_kwargs: st.SearchStrategy[dict[str, float] | None] = (
+    st.none() | st.just({}) | st.fixed_dictionaries({"lr_end": st.floats(1e-9, 1e-3)})
+)
 
 
 def _null(strategy: Any) -> Any:

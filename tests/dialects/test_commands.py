@@ -10,7 +10,7 @@ import yaml
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.embedded import BASE
 from tests.conftest import FinishedSweep, lrsweep
-from tests.interop.examples import AXOLOTL, LLAMAFACTORY_LORA, TRANSFORMERS, TRL, write_data
+from tests.dialects.examples import AXOLOTL, LLAMAFACTORY_LORA, TRANSFORMERS, TRL, write_data
 
 MINE = f"""\
 # My run.

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's data as it lies there: each entry's rows become conversations, in its order, as its columns and tags say."""
+"""LLaMA-Factory's data: each entry's rows become conversations, in its order, as its columns and tags say."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 from lrsweep.errors import InputError
 from lrsweep.training.data.dataset_info import check, open_sets
 from lrsweep.training.data.loading import SPLIT_SEED, check_paths
-from tests.interop.examples import put, write_data
+from tests.dialects.examples import put, write_data
 
 TOOL = {"from": "function_call", "value": "f"}
 
 
 def rows(folder: Path, names: str, first: int | None = None) -> list[Any]:
     opened = open_sets(str(folder), names, "data.name", first, SPLIT_SEED)
-    return [row["messages"] for row in opened.read(range(len(opened)))]  # type: ignore[index,call-overload]
+    return [row["messages"] for row in opened.read(range(len(opened)))]  # type: ignore[index]
 
 
 def looked_at(folder: Path, name: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lrsweep.embedded import BASE, corpus
-from tests.interop.examples import put
+from tests.dialects.examples import put
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "llamafactory"
 CLI = ENVIRONMENT / "bin" / "llamafactory-cli"
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.xdist_group("llamafactory"),
 ]
 ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-# What the same run's losses differ by between two trainers, which round otherwise; the trials' own lie far further apart.
+# How much the same run's losses differ between two trainers, which round differently; the trials differ far more.
 NOISE = 0.001
 STEPS = 24
 RUN = f"""\

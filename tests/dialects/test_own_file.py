@@ -15,7 +15,7 @@ from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.mapping import changed
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
-from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_LORA, TRANSFORMERS
+from tests.dialects.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_LORA, TRANSFORMERS
 
 HEADER = "# The best of the lrsweep sweep mine: optimizer.lr=3e-05\n# Eval loss 1.0000 after 9 steps, trial 1 of 2.\n"
 

@@ -1,4 +1,4 @@
-"""What would change the sweep's meaning if dropped is refused: one line that names the key, its value and what to do."""
+"""What would change the sweep's meaning if dropped is refused: one line with the key, its value and what to do."""
 
 from pathlib import Path
 from typing import Any

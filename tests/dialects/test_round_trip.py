@@ -1,4 +1,4 @@
-"""A config that comes in and goes out untuned means what it meant; tuned, it says the tuned keys and nothing else anew."""
+"""A config that comes in and goes out untuned means the same; tuned, it differs in the tuned keys and nothing else."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.mapping import values_of
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.files.yaml_writer import to_yaml
-from tests.interop.examples import EXAMPLES, meaning
-from tests.interop.generated import CONFIGS
+from tests.dialects.examples import EXAMPLES, meaning
+from tests.dialects.generated import CONFIGS
 
 QUICK = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 NAMES = list(CONFIGS)

@@ -1,6 +1,7 @@
 """What is written reads the same in PyYAML (YAML 1.1), in OmegaConf and in our own reader."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
 
-READERS = {
+READERS: dict[str, Callable[[str], Any]] = {
     "PyYAML": yaml.safe_load,
     "lrsweep": lambda text: load_yaml(text, "x"),
     "OmegaConf": lambda text: OmegaConf.to_container(OmegaConf.create(text)),

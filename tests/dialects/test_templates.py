@@ -1,4 +1,4 @@
-"""LLaMA-Factory's templates are taken where the tokenizer's own writes the same, and refused with the first difference."""
+"""LLaMA-Factory's templates are accepted where the tokenizer's writes the same, else refused with the first difference."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ CHATML = (
 )
 QWEN = (
     "{% if messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    + CHATML
+    "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}" + CHATML
 )
 
 

@@ -1,4 +1,4 @@
-"""The tools' own parsers read our exports: transformers' here, the others' in environments that `make interop` builds."""
+"""The tools' own parsers read our exports: transformers' here, the others' in environments from `make interop`."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.files.yaml_writer import to_yaml
-from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL, write_data
+from tests.dialects.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL, write_data
 
 ENVIRONMENTS = Path(__file__).parents[2] / ".tmp" / "interop"
 SCRIPTS = Path(__file__).parent / "tools"

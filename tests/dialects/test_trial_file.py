@@ -9,12 +9,17 @@ from lrsweep import dialects
 from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.trial_file import of_trial
 from lrsweep.dialects.yaml_reader import load_yaml
-from tests.interop.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL
+from tests.dialects.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL
 
 
 def trial_of(dialect: str, text: str) -> dict[str, Any]:
     run = from_tree(dialects.TRAINERS[dialect], load_yaml(text, "f"), "f")
-    return of_trial(dialect, dialects.tree(dialects.TRAINERS[dialect], run.config, set()), run.config, Path("/o/run"))
+    return of_trial(
+        dialects.TRAINERS[dialect],
+        dialects.tree(dialects.TRAINERS[dialect], run.config, set()),
+        run.config,
+        Path("/o/run"),
+    )
 
 
 @pytest.mark.parametrize(("dialect", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
@@ -46,7 +51,10 @@ def test_rows_are_held_out_where_the_run_has_no_evaluation() -> None:
 
 
 def test_trl_splits_off_rows_where_the_run_has_no_split_to_evaluate_on() -> None:
-    run = "model_name_or_path: m\ncompletion_only_loss: true\nlora_target_modules: all-linear\nuse_peft: true\nmax_steps: 9\n"
+    run = (
+        "model_name_or_path: m\ncompletion_only_loss: true\nlora_target_modules: all-linear\nuse_peft: true\n"
+        "max_steps: 9\n"
+    )
     file = "datasets: [{path: json, data_files: rows.jsonl}]\n"
     assert trial_of("trl", run + file)["test_split_size"] == 0.1
     assert trial_of("trl", run + file + "test_split_size: 0.2\n")["test_split_size"] == 0.2

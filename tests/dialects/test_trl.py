@@ -17,7 +17,7 @@ from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines import Trial
 from lrsweep.training.engines.external import ExternalEngine
 from tests.recorder import train
-from tests.test_external import running
+from tests.training.engines.test_external import running
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "trl"
 CLI = ENVIRONMENT / "bin" / "trl"
@@ -51,7 +51,7 @@ def test_its_curve_is_read_as_it_goes_and_it_ends_when_told(tmp_path: Path, monk
     config = replace(from_tree(dialect, file, "run.yaml").config, {"training.eval_every": 3})
 
     def text(trial: Trial, output: Path) -> str:
-        return to_yaml(of_trial("trl", dialects.tree(dialect, trial.config, set()), trial.config, output))
+        return to_yaml(of_trial(dialect, dialects.tree(dialect, trial.config, set()), trial.config, output))
 
     host = train(ExternalEngine(f"{CLI} sft --config {{config}}", text, 1, []), tmp_path, config, stop_at=6)
     (outcome,) = host.outcomes

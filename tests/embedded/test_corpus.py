@@ -10,7 +10,7 @@ import pytest
 
 from lrsweep.analysis.diagnosis import curve, diagnose
 
-CORPUS = Path(__file__).parents[1] / "benchmarks" / "corpus" / "curves.jsonl.gz"
+CORPUS = Path(__file__).parents[2] / "benchmarks" / "corpus" / "curves.jsonl.gz"
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def a_finished_sweep(folder: Path) -> None:
     from lrsweep.files.paths import SweepFolder
     from lrsweep.files.yaml_writer import to_yaml
     from lrsweep.report.summary import About, Links, summarise
-    from lrsweep.search.records import Point, Record
+    from lrsweep.search.records import Record, TrialSpec
     from lrsweep.tracking import DatasetInfo
 
     folder.mkdir(parents=True)
@@ -98,7 +98,7 @@ def a_finished_sweep(folder: Path) -> None:
         config, _ = search_space.settle(sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]"]))
         axes = search_space.axes(config)
         records = [
-            Record(n, Point({"optimizer.lr": lr}), "complete", 60, 4.0 - n, "") for n, lr in enumerate((1e-4, 1e-3))
+            Record(n, TrialSpec({"optimizer.lr": lr}), "complete", 60, 4.0 - n, "") for n, lr in enumerate((1e-4, 1e-3))
         ]
         write_text(folder / "config.yaml", to_yaml(config.masked()))
         summarise(
@@ -218,7 +218,7 @@ IMPORT = [
     imported("train.yaml: a config is a mapping", "1: a\n"),
     imported("train.yaml: cannot be read: not UTF-8", b"learning_rate: \xff\n"),
     imported("train.yaml:5: more than 20000 values", BOMB, process=True),
-    imported("train.yaml:1: *a stands within itself", "a: &a [*a]\n"),
+    imported("train.yaml:1: *a contains itself", "a: &a [*a]\n"),
     imported("train.yaml:1: nested deeper than 50 levels", "a: " + "[" * 3000 + "]" * 3000 + "\n"),
     imported("stage='dpo': ", {"stage": "dpo"}),
     imported("learning_rate='fast': not a number", {"learning_rate": "fast"}),
@@ -253,7 +253,7 @@ DIAGNOSE = [
     Bad("run: is a folder", ("diagnose", "run"), {"run/x": ""}),
     Bad(f"{'0' * 32}: no such file, and no MLflow store", ("diagnose", "0" * 32)),
     diagnosed("log.jsonl: is empty", "\n"),
-    diagnosed("log.jsonl: is no text file", b"\xff\xfe\x00"),
+    diagnosed("log.jsonl: is not a text file", b"\xff\xfe\x00"),
     diagnosed("log.jsonl: line 2 is not JSON", '{"step": 1, "loss": 2.0}\n{"step"\n{"step": 3, "loss": 2.0}\n'),
     diagnosed("log.jsonl: line 2 is not a JSON object", '{"step": 1, "loss": 2.0}\n[3, 4]\n{}\n'),
     diagnosed("log.jsonl: holds no losses", '{"step": 1, "accuracy": 0.5}\n'),

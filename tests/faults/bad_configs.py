@@ -220,7 +220,7 @@ SPACE = [
         "space.optimizer.lr={low: 1e-5, high: 1e-3}",
     ),
     sweep(
-        "space: 1000000 points, and a grid has at most 10000",
+        "space: 1000000 points, but a grid has at most 10000",
         "search=grid",
         "space.optimizer.lr={low: 1e-5, high: 1e-3, num: 100}",
         "space.optimizer.eps={low: 1e-9, high: 1e-6, num: 100}",
@@ -234,13 +234,14 @@ SWEEP_FILES = [
     own("sweeps/mine.yaml: not valid YAML: line 3: ", HEAD + "space: {optimizer: {lr: [1e-4\n", process=True),
     own("sweeps/mine.yaml: not valid YAML: line 3: ", HEAD + "search:\n\tn_trials: 3\n"),
     own(
-        "finetune=qlora: sweep=mine says all of it itself, and nothing of the option is left; set its keys "
-        "(model.quantization=4bit)",
+        "finetune=qlora: sweep=mine sets all of its keys itself, so the option has no effect; set its keys on the "
+        "command line (model.quantization=4bit)",
         HEAD + "model: {quantization: null}\nfinetune: {mode: lora}\nspace: {optimizer: {lr: [1e-4]}}\n",
         "finetune=qlora",
     ),
     own(
-        "finetune=full: sweep=mine says all of it itself, and nothing of the option is left; set its keys (finetune.mode=full)",
+        "finetune=full: sweep=mine sets all of its keys itself, so the option has no effect; set its keys on the "
+        "command line (finetune.mode=full)",
         HEAD + "finetune: {mode: lora}\nspace: {optimizer: {lr: [1e-4]}}\n",
         "finetune=full",
     ),
@@ -251,7 +252,7 @@ SWEEP_FILES = [
     own("sweeps/mine.yaml: a sweep file is a mapping", "- optimizer\n- model\n"),
     own("just words: no such key", "just words\n"),
     own("sweeps/mine.yaml:5: more than 20000 values", BOMB, process=True),
-    own("sweeps/mine.yaml:1: *a stands within itself", "a: &a [*a]\n"),
+    own("sweeps/mine.yaml:1: *a contains itself", "a: &a [*a]\n"),
     own("sweeps/mine.yaml:1: nested deeper than 50 levels", "[" * 5000 + "]" * 5000 + "\n"),
     own("sweeps/mine.yaml: 1000013 bytes", "# " + "x" * 1_000_010 + "\n"),
     own("optimizr: no such key; did you mean optimizer", HEAD + "optimizr: {lr: 1e-4}\n"),

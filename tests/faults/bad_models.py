@@ -16,9 +16,11 @@ Change = Callable[[Path], None]
 
 def rewritten(name: str, content: bytes | str) -> Change:
     """Another content of a file."""
-    return lambda folder: (
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content) and None
-    )
+
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return change
 
 
 def removed(*names: str) -> Change:

@@ -1,4 +1,4 @@
-"""A sweep of a few light trials on a disk that fails at its n-th write, as a real process; for tests and the campaign."""
+"""A sweep of a few light trials on a disk that fails at its n-th write, as a real process."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def shim(folder: Path) -> Path:
 
 
 def run(folder: Path, library: Path, at: int = 0, error: int = errno.ENOSPC, *, once: bool = False) -> Ended:
-    """Runs the sweep in `folder`; its `at`-th write below outputs/ fails, and all after it unless `once`. 0: none does."""
+    """Runs the sweep in `folder`. Its `at`-th write below outputs/ fails (0: none), and all after it unless `once`."""
     count = folder.parent / f"{folder.name}.count"
     environment = {
         **os.environ,

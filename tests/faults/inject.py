@@ -1,4 +1,4 @@
-"""Faults inside a worker's process, from outside: a `sitecustomize` on PYTHONPATH that puts them in as a module is loaded."""
+"""Faults inside a worker's process, injected by a `sitecustomize` on PYTHONPATH when a module is loaded."""
 
 import os
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ class Finder(importlib.abc.MetaPathFinder):
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            step = module._Lockstep._step
+            step = module._PackRun._step
             def faulty(pack):
                 step(pack)
-                for member in pack._members.values():
-                    if member.trial.number == {trial} and member.step == {step}:
+                for slot in pack._slots.values():
+                    if slot.trial.number == {trial} and slot.step == {step}:
                         {fault}
-            module._Lockstep._step = faulty
+            module._PackRun._step = faulty
         spec.loader.exec_module = exec_module
         return spec
 
@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def at_step(folder: Path, trial: int, step: int, fault: str) -> Mapping[str, str]:
-    """The environment in which the Python statement `fault` is run once trial `trial` has trained step `step`, packed."""
+    """An environment in which the Python statement `fault` runs once trial `trial`, packed, has trained step `step`."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         _SITE.replace("{trial}", str(trial)).replace("{step}", str(step)).replace("{fault}", fault)

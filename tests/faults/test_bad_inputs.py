@@ -14,7 +14,7 @@ import pytest
 from _pytest.logging import LogCaptureHandler
 from hydra.core.config_store import ConfigStore
 
-from lrsweep.__main__ import main
+from lrsweep.cli.main import main
 from tests.conftest import lrsweep
 from tests.faults import bad_commands, bad_configs, bad_data, bad_models
 from tests.faults.cases import Bad, put

@@ -41,7 +41,8 @@ def test_a_failing_write_is_exit_4_and_nothing_is_lost(
 
 def test_a_checkpoint_that_does_not_fit_names_its_folder_and_leaves_the_one_before(tmp_path: Path) -> None:
     script = (
-        "import torch; from pathlib import Path; from lrsweep import checkpoint; from lrsweep.errors import StorageError\n"
+        "import torch; from pathlib import Path; from lrsweep.files import checkpoint\n"
+        "from lrsweep.errors import StorageError\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "def save(step, size):\n"
         "    state = {'weights': torch.zeros(size)}\n"

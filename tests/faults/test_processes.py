@@ -1,4 +1,4 @@
-"""Processes that die: of a trial's own doing, by the kernel, by somebody's hand. The sweep goes on, and says what happened."""
+"""Processes that die: because of a trial, by the kernel, by a user. The sweep goes on, and reports what happened."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 from lrsweep.files.metrics_log import read_metrics
 from tests.conftest import SMALL, lrsweep
 from tests.faults import inject
-from tests.test_sweep import mlflow_statuses, trials_of
+from tests.orchestration.test_controller import mlflow_statuses, trials_of
 
 QUICK = (*SMALL, "training.checkpoint_seconds=0", "search.preflight=false", "training.save_adapter=false")
 COMPLETE, FAILED = "COMPLETE", "FAIL"

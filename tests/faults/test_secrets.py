@@ -12,6 +12,7 @@ from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import replace
 from lrsweep.errors import InputError
 from lrsweep.files import redaction
+from lrsweep.files.logs import _RedactingFormatter
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.search.storage import Storage
 from tests.conftest import SMALL, lrsweep
@@ -61,8 +62,8 @@ def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: 
     (tmp_path / "work").mkdir()
     (tmp_path / "trainer.py").write_text(script)
     command = (
-        f"{sys.executable} {tmp_path / 'trainer.py'} {{config}} --output {{output}} --token={token} --api-key {key} {known} "
-        + IN_ENVIRONMENT["DB_PASSWORD"]
+        f"{sys.executable} {tmp_path / 'trainer.py'} {{config}} --output {{output}} --token={token} --api-key {key} "
+        f"{known} " + IN_ENVIRONMENT["DB_PASSWORD"]
     )
     tracking = f"tracking.uri=sqlite:///{tmp_path / 'work' / 'mlflow.db'}"
     run = lrsweep(
@@ -221,7 +222,7 @@ def test_a_log_is_masked(tmp_path: Path) -> None:
     import logging
 
     handler = logging.FileHandler(tmp_path / "log")
-    handler.setFormatter(redaction.MaskingFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_RedactingFormatter(redaction.Redactor()))
     logger = logging.Logger("mine")
     logger.addHandler(handler)
     try:
@@ -231,5 +232,5 @@ def test_a_log_is_masked(tmp_path: Path) -> None:
     handler.close()
     text = (tmp_path / "log").read_text()
     assert SECRET not in text
-    assert text.startswith("ERROR tried --token=***\nTraceback")
+    assert "ERROR mine: tried --token=***\nTraceback" in text
     assert os.linesep in text

@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 def test_synced_lines_outlive_a_kill(tmp_path: Path) -> None:
     script = (
-        "import os, signal; from pathlib import Path; from lrsweep.outputs import MetricsLog\n"
+        "import os, signal; from pathlib import Path; from lrsweep.files.metrics_log import MetricsLog\n"
         f"log = MetricsLog(Path({str(tmp_path)!r})); log.append(1, {{'loss': 2.0}}); log.sync()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -68,7 +68,7 @@ def test_two_processes_cannot_run_one_sweep(tmp_path: Path, monkeypatch: pytest.
     folder = SweepFolder("x")
     folder.create()
     script = (
-        "from lrsweep.outputs import SweepFolder\nfrom lrsweep.errors import StorageError\n"
+        "from lrsweep.files.paths import SweepFolder\nfrom lrsweep.errors import StorageError\n"
         "try:\n    with SweepFolder('x').locked(): print('entered')\nexcept StorageError as fault: print(fault)"
     )
 
@@ -82,7 +82,8 @@ def test_two_processes_cannot_run_one_sweep(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     script = (
-        "import resource, signal; from pathlib import Path; from lrsweep import outputs\n"
+        "import resource, signal; from pathlib import Path; from lrsweep.files.atomic import write_text\n"
+        "from lrsweep.errors import StorageError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try: write_text(Path({str(tmp_path)!r}) / 'f.yaml', 'x' * 5000)\n"
         "except StorageError as fault: print(fault)"

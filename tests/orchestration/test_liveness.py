@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lrsweep.orchestration import liveness
 from lrsweep.orchestration.liveness import Liveness, new_worker_name, wait_for_earlier_workers
 
 
@@ -19,7 +20,7 @@ def test_a_worker_is_alive_until_it_closes_or_its_process_ends(tmp_path: Path) -
     name = new_worker_name()
     script = (
         "import sys; from pathlib import Path; from lrsweep.orchestration.liveness import Liveness\n"
-        f"presence = Liveness(Path({str(tmp_path)!r}), {name!r}); print('here', flush=True); sys.stdin.read()"
+        f"me = Liveness(Path({str(tmp_path)!r}), {name!r}); print('here', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -10,9 +10,10 @@ import pytest
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.files.paths import SweepFolder
-from lrsweep.orchestration.executors.worker_pool import Crew, Ending
+from lrsweep.orchestration.executors.worker_pool import WorkerPool, WorkerResult
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
 from lrsweep.orchestration.worker import Worker
+from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.study_lifecycle import join_study, open_study
 from lrsweep.training.engines import Measurement, Outcome
 
@@ -37,11 +38,16 @@ def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Join:
 
     def joined() -> Worker:
         open_study(SEARCH, search_space.axes(SEARCH), folder.path, "data")
-        presence = Liveness(folder.path, new_worker_name())
-        study = join_study(SEARCH, search_space.axes(SEARCH), folder.path, "data", presence)
+        liveness = Liveness(folder.path, new_worker_name())
+        study = join_study(SEARCH, search_space.axes(SEARCH), folder.path, "data", liveness)
         return Worker(SEARCH, folder, study, threading.Event())
 
     return joined
+
+
+def controller(worker: Worker) -> ControllerStudy:
+    """The controller's view of a worker's study."""
+    return ControllerStudy(worker.study._store)
 
 
 def evals(*losses: float) -> list[Measurement]:
@@ -56,7 +62,7 @@ def test_a_stop_pauses_all_but_what_the_pruner_has_ended(join: Join) -> None:
     assert worker.report(evals(1.0, 2.0, 3.0)) == {0: "paused", 1: "paused", 2: "pruned"}
     for number in range(3):
         worker.finish(Outcome(number, 20, "stopped"))
-    assert [(record.number, record.status) for record in worker.study.records()] == [(2, "pruned")]
+    assert [(record.number, record.status) for record in controller(worker).records()] == [(2, "pruned")]
     again = join()
     assert [again.next_trial().number for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
 
@@ -70,7 +76,7 @@ def test_what_was_pruned_stays_pruned_when_a_stop_comes_before_its_end(join: Joi
     for number in (2, 0, 1):
         worker.report([])
         worker.finish(Outcome(number, 20, "stopped"))
-    assert [(record.number, record.status) for record in worker.study.records()] == [(2, "pruned")]
+    assert [(record.number, record.status) for record in controller(worker).records()] == [(2, "pruned")]
 
 
 def test_a_stop_pauses_trials_that_have_measured_nothing(join: Join) -> None:
@@ -81,7 +87,7 @@ def test_a_stop_pauses_trials_that_have_measured_nothing(join: Join) -> None:
     assert worker.report([]) == {0: "paused"}
     worker.finish(Outcome(0, 0, "stopped"))
     assert worker.next_trial() is None
-    assert worker.study.records() == []
+    assert controller(worker).records() == []
 
 
 class Nameless:
@@ -89,20 +95,20 @@ class Nameless:
 
     name = ""
 
-    def go(self) -> None: ...
+    def start(self) -> None: ...
 
     def running(self) -> bool:
         return False
 
-    def ending(self) -> Ending:
-        return Ending("memory ran out")
+    def result(self) -> WorkerResult:
+        return WorkerResult("memory ran out")
 
     def send(self, signum: signal.Signals) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Nobody(Crew):
+class Nobody(WorkerPool):
     def _spawn(self, index: int) -> Nameless:
         return Nameless()
 
@@ -113,10 +119,10 @@ def test_a_death_without_a_name_blames_no_trial(join: Join) -> None:
     worker.stop.set()
     worker.report([])
     worker.finish(Outcome(0, 0, "stopped"))
-    crew = Nobody(1)
-    crew.start(worker.study)
+    pool = Nobody(1)
+    pool.start(controller(worker))
     for _ in range(2):
-        assert crew.tend() == ["a worker died: memory ran out; another one goes on"]
-    assert worker.study.records() == []
+        assert pool.replace_dead() == ["a worker died: memory ran out; started another"]
+    assert controller(worker).records() == []
     again = join()
     assert [again.next_trial().number for _ in range(2)] == [0, 1]  # type: ignore[union-attr]

@@ -12,10 +12,10 @@ from lrsweep.analysis.ranking import Result, judge
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
+from lrsweep.orchestration.controller import next_trials
 from lrsweep.report.summary import About, Links, Summary
 from lrsweep.report.text import sentences
-from lrsweep.search.followups import follow_up
-from lrsweep.search.records import Point
+from lrsweep.search.records import TrialSpec
 from lrsweep.tracking import DatasetInfo
 from tests.conftest import SMALL, lrsweep
 
@@ -42,13 +42,13 @@ def summary(
     return Summary(config, tuple(results), judge(results), 5.0, diagnoses, about)
 
 
-def following(config: SweepConfig, found: Summary) -> tuple[list[Point], str]:
+def following(config: SweepConfig, found: Summary) -> tuple[list[TrialSpec], str]:
     lrs = [r.values["optimizer.lr"] for r in found.results if r.role == "extension"]
-    return follow_up(config, search_space.grown(search_space.axes(config), sorted(set(lrs))), found)
+    return next_trials(config, search_space.with_more_lrs(search_space.axes(config), sorted(set(lrs))), found)
 
 
-def rates(points: Sequence[Point]) -> list[float]:
-    return [point.params["optimizer.lr"] for point in points]
+def rates(specs: Sequence[TrialSpec]) -> list[float]:
+    return [spec.params["optimizer.lr"] for spec in specs]
 
 
 def test_a_grid_grows_on_the_ladder_until_the_best_is_inside() -> None:
@@ -72,7 +72,7 @@ def test_it_grows_downward_and_in_its_own_ratio_too() -> None:
 
 def test_a_grid_with_other_axes_grows_by_whole_columns() -> None:
     growing = config("search.extend=true", "+space.optimizer.weight_decay=[0.0,0.1]")
-    results = []
+    results: list[Result] = []
     for point in search_space.grid(search_space.axes(growing)):
         trial = search_space.trial_config(growing, search_space.axes(growing), point)
         loss = -point["optimizer.lr"] * 1e6 + point["optimizer.weight_decay"]
@@ -119,7 +119,7 @@ def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
     ],
 )
 def test_what_does_not_compare_is_said(axis: str, values: dict[str, Any], said: str) -> None:
-    asked = sweep_config(["name=x", f"search_space.{axis}", "search=grid"])
+    asked = sweep_config(["name=x", f"space.{axis}", "search=grid"])
     result = Result(0, values, asked, "complete", 60, 1.0, "")
     found = [line for line in sentences(summary(asked, {}, [result])) if line.startswith("Mind: ")]
     assert [line[: len(said)] for line in found] == ([said] if said else [])

@@ -1,6 +1,5 @@
 """The study: grid points once, totals kept, dead trials taken up again, diverged told apart from failed."""
 
-import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -15,12 +14,12 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.paths import SweepFolder
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
-from lrsweep.search.controller_study import Study
-from lrsweep.search.records import Point, Record
+from lrsweep.search.controller_study import ControllerStudy
+from lrsweep.search.records import Record, TrialSpec
 from lrsweep.search.samplers import check_search
 from lrsweep.search.study_lifecycle import find_study, join_study, open_study, put_aside
 from lrsweep.search.sync_halving import EvalReport
-from lrsweep.search.worker_study import Claims
+from lrsweep.search.worker_study import WorkerStudy
 from lrsweep.training.engines import Stop
 
 LRS = [1e-5, 1e-4, 1e-3]
@@ -40,32 +39,38 @@ def tpe(total: int, *overrides: str) -> SweepConfig:
     return sweep_config(["search=tpe", f"search.n_trials={total}", lr, *overrides])
 
 
-def opened(config: SweepConfig, folder: Path, fingerprint: str = "data", first: Any = None) -> Claims:
-    """The study as its keeper opens it, joined by a worker of this process."""
+def opened(config: SweepConfig, folder: Path, fingerprint: str = "data", first: Any = None) -> WorkerStudy:
+    """The study as its controller opens it, joined by a worker of this process."""
     open_study(config, search_space.axes(config), folder, fingerprint, first)
     return join_study(config, search_space.axes(config), folder, fingerprint, Liveness(folder, new_worker_name()))
 
 
-def kill(study: Claims) -> None:
+def controller(study: WorkerStudy) -> ControllerStudy:
+    """The controller's view of a worker's study."""
+    return ControllerStudy(study._store)
+
+
+def kill(study: WorkerStudy) -> None:
     """What the kernel does for a worker that has died: its lock is gone, its trials are as they were."""
-    os.close(study._presence._lock)
+    assert isinstance(study._liveness, Liveness)
+    study._liveness._lock.close()
 
 
 def run(
-    study: Claims, at_most: int = 1000, loss: Any = lambda params: params["optimizer.lr"]
+    study: WorkerStudy, at_most: int = 1000, loss: Any = lambda params: params["optimizer.lr"]
 ) -> list[tuple[int, float]]:
-    done = []
+    done: list[tuple[int, float]] = []
     while len(done) < at_most and (taken := study.next()):
-        number, point = taken
-        study.tell(Record(number, point, "complete", 10, loss(point.params), ""))
-        done.append((number, point.params["optimizer.lr"]))
+        number, spec = taken
+        study.tell(Record(number, spec, "complete", 10, loss(spec.params), ""))
+        done.append((number, spec.params["optimizer.lr"]))
     return done
 
 
 def test_a_grid_runs_each_point_once_in_order(tmp_path: Path) -> None:
     assert run(opened(config(), tmp_path)) == [(0, 1e-5), (1, 1e-4), (2, 1e-3)]
     again = opened(config(), tmp_path)
-    assert again.finished()
+    assert controller(again).finished()
     assert again.next() is None
 
 
@@ -77,27 +82,27 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_trial_left_running_is_taken_up_as_the_same_trial(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
     run(killed, at_most=1)
-    assert killed.next() == (1, Point({"optimizer.lr": 1e-4}))
+    assert killed.next() == (1, TrialSpec({"optimizer.lr": 1e-4}))
     kill(killed)
     resumed = opened(config(), tmp_path)
-    assert not resumed.finished()
+    assert not controller(resumed).finished()
     assert run(resumed) == [(1, 1e-4), (2, 1e-3)]
-    assert [record.number for record in resumed.records()] == [0, 1, 2]
+    assert [record.number for record in controller(resumed).records()] == [0, 1, 2]
 
 
 def test_a_trial_begun_anew_may_report_its_steps_again(tmp_path: Path) -> None:
     killed = opened(config(), tmp_path)
-    number, _ = killed.next() or (-1, Point({}))
+    number, _ = killed.next() or (-1, TrialSpec({}))
     killed.report([EvalReport(number, 10, 60, 6, 2.0)])
     kill(killed)
     resumed = opened(config(), tmp_path)
-    number, _ = resumed.next() or (-1, Point({}))
+    number, _ = resumed.next() or (-1, TrialSpec({}))
     assert not resumed.report([EvalReport(number, 10, 60, 6, 2.0)])
 
 
 def test_n_trials_is_a_total_and_may_grow(tmp_path: Path) -> None:
     assert len(run(opened(tpe(4), tmp_path))) == 4
-    assert opened(tpe(4), tmp_path).finished()
+    assert controller(opened(tpe(4), tmp_path)).finished()
     assert len(run(opened(tpe(7), tmp_path))) == 3
 
 
@@ -130,11 +135,11 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
     study = opened(config(), tmp_path)
     losses = [("complete", 3.0), ("diverged", None), ("failed", None)]
     for status, loss in losses:
-        number, point = study.next() or (-1, Point({}))
+        number, spec = study.next() or (-1, TrialSpec({}))
         if loss is not None:
             study.report([EvalReport(number, 10, 60, 6, loss)])
-        study.tell(Record(number, point, status, 10, loss, "because"))  # type: ignore[arg-type]
-    assert [record.status for record in study.records()] == ["complete", "diverged", "failed"]
+        study.tell(Record(number, spec, status, 10, loss, "because"))  # type: ignore[arg-type]
+    assert [record.status for record in controller(study).records()] == ["complete", "diverged", "failed"]
     raw = optuna.load_study(study_name="lora_lr", storage=f"sqlite:///{tmp_path}/study.db")
     assert raw.best_trial.number == 0
     assert raw.trials[1].state == optuna.trial.TrialState.COMPLETE
@@ -145,19 +150,19 @@ def test_a_diverged_trial_is_worst_for_the_sampler_and_kept_apart(tmp_path: Path
 
 def test_a_pruner_stops_what_is_worse(tmp_path: Path) -> None:
     study = opened(config("pruner=median", "pruner.kwargs={n_startup_trials: 1}"), tmp_path)
-    number, point = study.next() or (-1, Point({}))
+    number, spec = study.next() or (-1, TrialSpec({}))
     assert not study.report([EvalReport(number, 20, 60, 6, 1.0)])
-    study.tell(Record(number, point, "complete", 20, 1.0, ""))
-    number, point = study.next() or (-1, Point({}))
+    study.tell(Record(number, spec, "complete", 20, 1.0, ""))
+    number, spec = study.next() or (-1, TrialSpec({}))
     assert study.report([EvalReport(number, 20, 60, 6, 5.0)]) == {number: "pruned"}
 
 
-def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path: Path) -> None:
+def test_sync_halving_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path: Path) -> None:
     def stopped(name: str, *overrides: str) -> dict[int, Stop]:
         folder = tmp_path / name
         folder.mkdir()
         study = opened(tpe(4, *overrides) if name != "grid" else config(), folder)
-        pack = [study.next() or (-1, Point({})) for _ in range(3)]
+        pack = [study.next() or (-1, TrialSpec({})) for _ in range(3)]
         return study.report([EvalReport(number, 20, 60, 6, float(number)) for number, _ in pack])
 
     assert stopped("packed") == {2: "pruned"}
@@ -169,31 +174,33 @@ def test_lockstep_is_the_default_of_packed_searches_and_of_nothing_else(tmp_path
 def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:
     study = opened(tpe(4), tmp_path)
     for loss in (1.0, 2.0):
-        number, point = study.next() or (-1, Point({}))
+        number, spec = study.next() or (-1, TrialSpec({}))
         study.report([EvalReport(number, 20, 60, 6, loss)])
-        study.tell(Record(number, point, "complete", 60, loss, ""))
+        study.tell(Record(number, spec, "complete", 60, loss, ""))
     resumed = opened(tpe(4), tmp_path)
-    number, _ = resumed.next() or (-1, Point({}))
+    number, _ = resumed.next() or (-1, TrialSpec({}))
     assert resumed.report([EvalReport(number, 20, 60, 6, 3.0)]) == {number: "pruned"}
 
 
 def test_what_follows_is_added_to_the_total_once(tmp_path: Path) -> None:
     study = opened(config(), tmp_path)
     run(study)
-    study.follow([Point({"optimizer.lr": 3e-3}, "extension"), Point({"optimizer.lr": 1e-2}, "extension")])
-    assert study.total == 5
-    assert study.axes[0].points() == (*LRS, 3e-3, 1e-2)
+    controller(study).add_followups(
+        [TrialSpec({"optimizer.lr": 3e-3}, "extension"), TrialSpec({"optimizer.lr": 1e-2}, "extension")]
+    )
+    assert controller(study).total == 5
+    assert controller(study).axes[0].points() == (*LRS, 3e-3, 1e-2)
     assert run(study, at_most=1) == [(3, 3e-3)]
     # A kill after the list was written, before the queue was: the next run fills the queue.
     resumed = opened(config(), tmp_path)
-    assert resumed.axes == study.axes
-    assert not resumed.finished()
+    assert controller(resumed).axes == controller(study).axes
+    assert not controller(resumed).finished()
     assert run(resumed) == [(4, 1e-2)]
-    resumed.follow([Point({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, of=2)])
-    number, point = resumed.next() or (-1, Point({}))
-    assert (number, point) == (5, Point({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, 2))
-    resumed.tell(Record(number, point, "complete", 10, 1.0, ""))
-    assert [record.point for record in opened(config(), tmp_path).records()][-1] == point
+    controller(resumed).add_followups([TrialSpec({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, of=2)])
+    number, spec = resumed.next() or (-1, TrialSpec({}))
+    assert (number, spec) == (5, TrialSpec({"optimizer.lr": 1e-3}, "replicate", {"training.seed": 7}, 2))
+    resumed.tell(Record(number, spec, "complete", 10, 1.0, ""))
+    assert [record.spec for record in controller(opened(config(), tmp_path)).records()][-1] == spec
 
 
 def test_a_kill_between_the_list_and_the_queue_loses_nothing(tmp_path: Path) -> None:
@@ -209,19 +216,19 @@ def test_a_kill_between_the_list_and_the_queue_loses_nothing(tmp_path: Path) -> 
 def test_what_follows_comes_before_points_that_a_cap_left_out(tmp_path: Path) -> None:
     study = opened(config("search.n_trials=2"), tmp_path)
     run(study)
-    study.follow([Point({"optimizer.lr": 1e-4}, "replicate", {"training.seed": 1}, of=1)])
-    assert (study.next() or (0, Point({})))[1].role == "replicate"
+    controller(study).add_followups([TrialSpec({"optimizer.lr": 1e-4}, "replicate", {"training.seed": 1}, of=1)])
+    assert (study.next() or (0, TrialSpec({})))[1].role == "replicate"
 
 
 def test_a_replicate_is_never_pruned(tmp_path: Path) -> None:
-    study = opened(config("pruner=lockstep"), tmp_path)
+    study = opened(config("pruner=sync_halving"), tmp_path)
     for loss in (1.0, 2.0):
-        number, point = study.next() or (-1, Point({}))
+        number, spec = study.next() or (-1, TrialSpec({}))
         study.report([EvalReport(number, 20, 60, 6, loss)])
-        study.tell(Record(number, point, "complete", 60, loss, ""))
-    third = study.next() or (-1, Point({}))
-    study.follow([Point({"optimizer.lr": 1e-5}, "replicate", {"training.seed": 1}, of=0)])
-    number, _ = study.next() or (-1, Point({}))
+        study.tell(Record(number, spec, "complete", 60, loss, ""))
+    third = study.next() or (-1, TrialSpec({}))
+    controller(study).add_followups([TrialSpec({"optimizer.lr": 1e-5}, "replicate", {"training.seed": 1}, of=0)])
+    number, _ = study.next() or (-1, TrialSpec({}))
     assert study.report([EvalReport(third[0], 20, 60, 6, 5.0), EvalReport(number, 20, 60, 6, 9.0)]) == {
         third[0]: "pruned"
     }
@@ -232,7 +239,7 @@ def test_a_search_begins_at_the_prior_and_a_grid_does_not(tmp_path: Path) -> Non
     for folder in (searched, gridded):
         folder.mkdir()
     study = opened(tpe(3), searched, first={"optimizer.lr": 2e-3})
-    assert study.next() == (0, Point({"optimizer.lr": 2e-3}, "prior"))
+    assert study.next() == (0, TrialSpec({"optimizer.lr": 2e-3}, "prior"))
     kill(study)
     again = opened(tpe(3), searched, first={"optimizer.lr": 2e-3})
     assert len(run(again)) == 3
@@ -268,7 +275,7 @@ def test_what_does_not_change_the_measurements_may_change(tmp_path: Path) -> Non
 
 
 def test_looking_at_a_study_needs_no_data(tmp_path: Path) -> None:
-    def found(*overrides: str) -> Study | None:
+    def found(*overrides: str) -> ControllerStudy | None:
         return find_study(config(*overrides), search_space.axes(config(*overrides)), tmp_path)
 
     assert found() is None
@@ -302,15 +309,15 @@ def test_a_locked_storage_is_a_storage_fault_at_any_time(tmp_path: Path, monkeyp
 
 def test_a_value_waits_for_a_locked_storage(tmp_path: Path) -> None:
     study = opened(config(), tmp_path)
-    number, point = study.next() or (-1, Point({}))
+    number, spec = study.next() or (-1, TrialSpec({}))
     other = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.5, lambda: other.execute("ROLLBACK"))
     timer.start()
-    study.tell(Record(number, point, "complete", 10, 1.0, ""))
+    study.tell(Record(number, spec, "complete", 10, 1.0, ""))
     timer.join()
     other.close()
-    assert [record.eval_loss for record in study.records()] == [1.0]
+    assert [record.eval_loss for record in controller(study).records()] == [1.0]
 
 
 def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None:
@@ -323,7 +330,7 @@ def test_a_file_that_is_no_study_is_named_and_left_alone(tmp_path: Path) -> None
 def test_a_bad_pruner_option_is_refused() -> None:
     for overrides in (
         ("pruner=median", "pruner.kwargs={n_startups: 1}"),
-        ("pruner=lockstep", "pruner.kwargs={first_rung: 2}"),
+        ("pruner=sync_halving", "pruner.kwargs={first_rung: 2}"),
     ):
         with pytest.raises(InputError, match=r"pruner\.kwargs"):
             check_search(config(*overrides))
@@ -339,16 +346,16 @@ def test_two_workers_never_have_the_same_trial(tmp_path: Path) -> None:
 
 def test_a_dead_workers_trial_is_taken_over_and_its_ghost_is_not_heard(tmp_path: Path) -> None:
     ghost, other = opened(config(), tmp_path), opened(config(), tmp_path)
-    number, point = ghost.next() or (-1, Point({}))
-    assert other.next() == (1, Point({"optimizer.lr": 1e-4}))
+    number, spec = ghost.next() or (-1, TrialSpec({}))
+    assert other.next() == (1, TrialSpec({"optimizer.lr": 1e-4}))
     kill(ghost)
-    assert other.next() == (number, point)
+    assert other.next() == (number, spec)
     # It was only asleep, and comes back.
     assert ghost.report([EvalReport(number, 10, 60, 6, 9.0)]) == {number: "lost"}
-    ghost.tell(Record(number, point, "complete", 10, 9.0, ""))
-    assert other.records() == []
-    other.tell(Record(number, point, "complete", 10, 1.0, ""))
-    assert [(record.number, record.eval_loss) for record in other.records()] == [(number, 1.0)]
+    ghost.tell(Record(number, spec, "complete", 10, 9.0, ""))
+    assert controller(other).records() == []
+    other.tell(Record(number, spec, "complete", 10, 1.0, ""))
+    assert [(record.number, record.eval_loss) for record in controller(other).records()] == [(number, 1.0)]
 
 
 def test_a_trial_let_go_of_is_free_at_once(tmp_path: Path) -> None:
@@ -359,27 +366,25 @@ def test_a_trial_let_go_of_is_free_at_once(tmp_path: Path) -> None:
 
 
 def test_what_dies_with_its_worker_is_tried_last_and_alone_and_then_given_up(tmp_path: Path) -> None:
-    keeper = open_study(config(), search_space.axes(config()), tmp_path, "data")
+    owner = open_study(config(), search_space.axes(config()), tmp_path, "data")
     first = opened(config(), tmp_path)
     assert [(first.next() or (-1,))[0] for _ in range(2)] == [0, 1]
-    assert first._presence is not None
-    name = first._presence.worker
+    name = first._liveness.worker
     kill(first)
-    assert keeper.note_death(name, "killed by SIGSEGV") == [0, 1]
+    assert owner.record_death(name, "killed by SIGSEGV") == [0, 1]
     second = opened(config(), tmp_path)
-    number, point = second.next() or (-1, Point({}))
+    number, spec = second.next() or (-1, TrialSpec({}))
     assert (number, second.next()) == (2, None)
-    second.tell(Record(number, point, "complete", 10, 1.0, ""))
+    second.tell(Record(number, spec, "complete", 10, 1.0, ""))
     assert (second.next() or (-1,))[0] == 0
     assert second.next() is None
-    assert second._presence is not None
     kill(second)
-    keeper.note_death(second._presence.worker, "killed by SIGSEGV")
+    owner.record_death(second._liveness.worker, "killed by SIGSEGV")
     third = opened(config(), tmp_path)
-    number, point = third.next() or (-1, Point({}))
-    third.tell(Record(number, point, "complete", 10, 1.0, ""))
-    assert third.finished()
-    ends = {record.number: (record.status, record.reason) for record in third.records()}
+    number, spec = third.next() or (-1, TrialSpec({}))
+    third.tell(Record(number, spec, "complete", 10, 1.0, ""))
+    assert controller(third).finished()
+    ends = {record.number: (record.status, record.reason) for record in controller(third).records()}
     assert ends[0] == ("failed", "the process that trained it died 2 times: killed by SIGSEGV")
     assert (ends[1][0], ends[2][0]) == ("complete", "complete")
 
@@ -390,34 +395,34 @@ def test_what_fails_in_company_is_tried_alone(tmp_path: Path) -> None:
         study.next()
     for number in range(2):
         study.suspect(number, "RuntimeError: somebody's")
-    number, point = study.next() or (-1, Point({}))
-    study.tell(Record(number, point, "complete", 10, 1.0, ""))
+    number, spec = study.next() or (-1, TrialSpec({}))
+    study.tell(Record(number, spec, "complete", 10, 1.0, ""))
     assert ((study.next() or (-1,))[0], study.next()) == (0, None)
     study.suspect(0, "RuntimeError: somebody's")
-    number, point = study.next() or (-1, Point({}))
-    study.tell(Record(number, point, "complete", 10, 1.0, ""))
-    ends = {record.number: (record.status, record.reason) for record in study.records()}
+    number, spec = study.next() or (-1, TrialSpec({}))
+    study.tell(Record(number, spec, "complete", 10, 1.0, ""))
+    ends = {record.number: (record.status, record.reason) for record in controller(study).records()}
     assert ends[0] == ("failed", "it failed 2 times: RuntimeError: somebody's")
     assert (ends[1][0], ends[2][0]) == ("complete", "complete")
 
 
 def test_workers_wait_for_what_follows_as_long_as_somebody_keeps_the_sweep(tmp_path: Path) -> None:
-    keeper = open_study(config(), search_space.axes(config()), tmp_path, "data")
-    presence = Liveness(tmp_path, new_worker_name())
-    keeper.keep(presence)
+    owner = open_study(config(), search_space.axes(config()), tmp_path, "data")
+    liveness = Liveness(tmp_path, new_worker_name())
+    owner.open(liveness.worker, {})
     worker = opened(config(), tmp_path)
-    assert worker.waits()
-    keeper.close()
-    assert not worker.waits()
-    keeper.keep(presence)
-    assert worker.waits()
-    os.close(presence._lock)
-    assert not worker.waits()
+    assert worker.more_may_follow()
+    owner.close()
+    assert not worker.more_may_follow()
+    owner.open(liveness.worker, {})
+    assert worker.more_may_follow()
+    liveness._lock.close()
+    assert not worker.more_may_follow()
 
 
 def test_rungs_are_shared_between_workers(tmp_path: Path) -> None:
     first, second = opened(tpe(4), tmp_path), opened(tpe(4), tmp_path)
-    (a, _), (b, _), (c, _) = (study.next() or (-1, Point({})) for study in (first, first, second))
+    (a, _), (b, _), (c, _) = (study.next() or (-1, TrialSpec({})) for study in (first, first, second))
     first.report([EvalReport(a, 20, 60, 6, 1.0), EvalReport(b, 20, 60, 6, 1.0)])
     assert second.report([EvalReport(c, 20, 60, 6, 5.0)]) == {c: "pruned"}
 

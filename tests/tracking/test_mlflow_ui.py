@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -14,6 +15,9 @@ from lrsweep.tracking import compare_url, default_uri
 from lrsweep.tracking.store import Store
 from tests.browser import browser_page, chromium, served
 from tests.conftest import FinishedSweep
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 
@@ -29,12 +33,14 @@ CHARTS = """() => {
     for (const chart of document.querySelectorAll(".js-plotly-plot"))
         for (const line of chart.data || [])
             if (line.x && line.y)
-                (charts[line.metricKey || line.metricName || ""] ??= {})[line.name] = [...line.x].map((x, i) => [x, line.y[i]]);
+                (charts[line.metricKey || line.metricName || ""] ??= {})[line.name] =
+                    [...line.x].map((x, i) => [x, line.y[i]]);
     return charts;
 }"""
 
 # Run name -> color of its curve of eval_loss. (A smoothed copy of each is pale.)
-COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")].flatMap(chart => chart.data || [])
+COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")]
+    .flatMap(chart => chart.data || [])
     .filter(line => line.metricKey === "eval_loss" && line.mode === "lines+markers")
     .map(line => [line.name, line.marker.color]))"""
 
@@ -42,7 +48,7 @@ COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-p
 class Ui:
     """A browser's page on the UI of a sweep, and what the store itself says should be seen there."""
 
-    def __init__(self, page: "playwright.Page", server: str, folder: Path, sweep: str) -> None:
+    def __init__(self, page: "Page", server: str, folder: Path, sweep: str) -> None:
         self.page = page
         self.server = server
         self.sweep = sweep

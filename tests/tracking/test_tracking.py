@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,10 @@ def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
             tracker._thread.join()
 
 
-def start(tracker: Tracker, sweep: str = "lora_lr", sweep_id: str = "id-1", **params: object) -> Tracker:
-    tracker.start(sweep, sweep_id, {**PARAMS, **params}, {"engine": "trainer"}, DATA)
+def start(
+    tracker: Tracker, sweep: str = "lora_lr", sweep_id: str = "id-1", params: Mapping[str, object] | None = None
+) -> Tracker:
+    tracker.start(sweep, sweep_id, {**PARAMS, **(params or {})}, {"engine": "trainer"}, DATA)
     return tracker
 
 
@@ -242,9 +244,9 @@ def test_running_a_finished_sweep_again_adds_nothing(opened: Open, folder: Path)
 
 
 def test_a_resumed_sweep_goes_on_in_its_run_and_tells_what_changed(opened: Open, folder: Path) -> None:
-    start(opened(), **{"search.n_trials": 2}).finish("interrupted", {}, [])
+    start(opened(), params={"search.n_trials": 2}).finish("interrupted", {}, [])
     assert Reader(default_uri(folder)).parent.info.status == "KILLED"
-    start(opened(), **{"search.n_trials": 4})
+    start(opened(), params={"search.n_trials": 4})
     read = Reader(default_uri(folder))
     assert read.parent.info.status == "RUNNING"
     assert read.parent.data.params["search.n_trials"] == "2"
@@ -529,7 +531,7 @@ def test_no_password_is_shown(
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
     secret = server.uri.replace("http://", "http://me:hunter%402@")
-    tracker = start(opened(uri=secret), sweep="secret", **{"tracking.uri": secret})
+    tracker = start(opened(uri=secret), sweep="secret", params={"tracking.uri": secret})
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"
     assert isinstance(tracker, MlflowTracker)
     monkeypatch.setattr(tracker._store, "answers", lambda: True)
@@ -582,7 +584,7 @@ def test_no_tracking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_three_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from lrsweep.config import TrackingConfig\n"
+        "import sys; from pathlib import Path; from lrsweep.config.schema import TrackingConfig\n"
         "from lrsweep.tracking import DatasetInfo, open_tracker\n"
         "tracker = open_tracker(TrackingConfig(name='mlflow'), Path())\n"
         "tracker.start('lora_lr', 'id-1', {'a': 1}, {}, DatasetInfo('d', 'd', '00', 1, 1))\n"

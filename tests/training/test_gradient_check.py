@@ -1,4 +1,4 @@
-"""The preflight: it lets through what can learn, and names what cannot."""
+"""The gradient check: it lets through what can learn, and names what cannot."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
 from lrsweep.training.data.collate import IGNORED, Example
-from lrsweep.training.gradient_check import check_rows, preflight
+from lrsweep.training.gradient_check import check_gradients, check_rows
 from lrsweep.training.model import load_model
 from tests.recorder import tiny
 
@@ -35,7 +35,7 @@ def changed(tmp_path: Path) -> Callable[[Callable[[LlamaForCausalLM], None]], st
 
 def refused(*overrides: str, lrs: tuple[float, ...] = (1e-4, 1e-3)) -> str:
     with pytest.raises(InputError) as caught:
-        preflight(tiny(*overrides), lrs)
+        check_gradients(tiny(*overrides), lrs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -55,11 +55,11 @@ def refused(*overrides: str, lrs: tuple[float, ...] = (1e-4, 1e-3)) -> str:
     ids=" ".join,
 )
 def test_what_can_learn_passes(overrides: tuple[str, ...]) -> None:
-    preflight(tiny(*overrides), [1e-5, 1e-4])
+    check_gradients(tiny(*overrides), [1e-5, 1e-4])
 
 
 def test_a_rate_that_blows_up_passes() -> None:
-    preflight(tiny("finetune=full", "optimizer=sgd", "training.max_grad_norm=0"), [1e-3, 1e30])
+    check_gradients(tiny("finetune=full", "optimizer=sgd", "training.max_grad_norm=0"), [1e-3, 1e30])
 
 
 def test_a_rate_that_changes_nothing_is_refused() -> None:
@@ -72,7 +72,7 @@ def test_a_rate_that_changes_nothing_is_refused() -> None:
 
 
 def test_the_highest_rate_counts() -> None:
-    preflight(tiny("finetune=full"), [1e-3, 1e-30])
+    check_gradients(tiny("finetune=full"), [1e-3, 1e-30])
 
 
 def test_clipping_to_nothing_is_named() -> None:

@@ -1,4 +1,4 @@
-"""A run's loss curve, and what is said of it."""
+"""A run's loss curve and its diagnosis: the data types."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Series:
-    """Values [n] at optimizer steps [n], steps rising; empty where nothing was logged."""
+    """A logged series; empty if nothing was logged.
+
+    Attributes:
+        steps: Optimizer steps [n], strictly increasing.
+        values: The value at each step [n].
+    """
 
     steps: Floats
     values: Floats
@@ -33,19 +38,27 @@ class Series:
         return len(self.steps)
 
     def finite(self) -> "Series":
-        """Without the points that are not finite."""
+        """The series without the points that are not finite."""
         kept = np.isfinite(self.values)
         return Series(self.steps[kept], self.values[kept])
 
     def after(self, step: float) -> "Series":
-        """The points behind a step."""
+        """The points after a step."""
         kept = self.steps > step
         return Series(self.steps[kept], self.values[kept])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's history, under transformers' names. Losses in nats a token; `weight_decay` where it is known."""
+    """A run's history. The series have the names under which transformers logs them.
+
+    Attributes:
+        loss: Training loss in nats per token.
+        eval_loss: Eval loss in nats per token.
+        learning_rate: The learning rate.
+        grad_norm: Norm of the gradient before clipping.
+        weight_decay: The optimizer's weight decay; None if it is not known.
+    """
 
     loss: Series
     eval_loss: Series
@@ -55,20 +68,25 @@ class Curve:
 
     @property
     def peak_lr(self) -> float | None:
-        """The highest learning rate of the run."""
+        """The highest learning rate of the run; None if it was not logged."""
         rates = self.learning_rate.finite().values
         return float(rates.max()) if len(rates) else None
 
     @property
     def warmed_up(self) -> float:
-        """The step at which the learning rate is highest for the first time; 0 where it was not logged."""
+        """The first step at which the learning rate is highest; 0 if it was not logged."""
         rates = self.learning_rate.finite()
         return float(rates.steps[rates.values.argmax()]) if len(rates) else 0.0
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do: in words, and as config overrides where there are any."""
+    """A remedy.
+
+    Attributes:
+        text: The remedy for people.
+        overrides: The same as config overrides, by dotted key; empty if it cannot be given as overrides.
+    """
 
     text: str
     overrides: Mapping[str, Any]
@@ -76,7 +94,13 @@ class Advice:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`evidence` holds numbers, steps and a `reason` in words."""
+    """What a curve shows.
+
+    Attributes:
+        label: The label.
+        evidence: Numbers and steps that the label is based on, and a `reason` for people.
+        advice: Remedies, the most promising first; empty for a healthy run.
+    """
 
     label: Label
     evidence: Mapping[str, float | str]
@@ -84,9 +108,12 @@ class Diagnosis:
 
 
 def curve(rows: Iterable[Mapping[str, Any]], weight_decay: float | None = None) -> Curve:
-    """A curve from rows with `step` and any of `loss`, `eval_loss`, `learning_rate`, `grad_norm`.
+    """Builds a curve from log rows.
 
-    Of a step logged twice (a run resumed) the last counts. What is no number is left out.
+    Args:
+        rows: Rows with `step` and any of `loss`, `eval_loss`, `learning_rate` and `grad_norm`. If a step was logged
+            twice, as in a resumed run, the last value counts. Values that are not numbers are left out.
+        weight_decay: The run's weight decay; None if it is not known.
     """
     found: dict[str, dict[float, float]] = {name: {} for name in ("loss", "eval_loss", "learning_rate", "grad_norm")}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a curve shows by itself. Each rule answers for itself alone: a diagnosis, or None."""
+"""Rules that judge a curve by itself. Each returns a diagnosis, or None if it does not fit."""
 
 from dataclasses import replace
 
@@ -6,28 +6,36 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
-from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, falls, levels, noise, summary
+from lrsweep.analysis.diagnosis.smoothing import (
+    ERRORS,
+    FEWEST_EVALS,
+    FEWEST_LOSSES,
+    endpoints,
+    falls,
+    loss_endpoints,
+    noise,
+)
 
 Evidence = dict[str, float | str]
 
 
 def not_finite(curve: Curve) -> Diagnosis | None:
-    """Diverged: from some step on, a loss or the gradient is no number."""
+    """Diverged: a loss is not finite at some step, or the gradient norm is not finite at the end."""
     for name, series in (("loss", curve.loss), ("eval_loss", curve.eval_loss), ("grad_norm", curve.grad_norm)):
         bad = ~np.isfinite(series.values)
         if not bad.any():
             continue
-        # An infinite gradient norm here and there is a loss scaler finding its scale.
+        # A loss scaler that looks for its scale makes some gradient norms infinite.
         if name == "grad_norm" and not bad[-1]:
             continue
         step = float(series.steps[bad.argmax()])
         reason = f"{name} is {series.values[bad.argmax()]} at step {step:g}"
-        return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.lower(curve))
+        return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.lower_lr(curve))
     return None
 
 
 def too_short(curve: Curve) -> Diagnosis | None:
-    """Unknown: too few points for anything."""
+    """Unknown: too few points to judge."""
     if len(curve.loss) >= FEWEST_LOSSES or len(curve.eval_loss) >= FEWEST_EVALS:
         return None
     reason = (
@@ -38,7 +46,7 @@ def too_short(curve: Curve) -> Diagnosis | None:
 
 
 def inert(curve: Curve) -> Diagnosis | None:
-    """Inert: no gradient, or a loss that is the same throughout."""
+    """Inert: all gradients are zero, or a loss never changes."""
     norms = curve.grad_norm.values
     if len(norms) >= FEWEST_LOSSES and not norms.any():
         return Diagnosis("inert", {"grad_norm": 0.0, "reason": "every gradient is zero"}, remedies.CHECK)
@@ -54,44 +62,48 @@ def inert(curve: Curve) -> Diagnosis | None:
 
 
 def rises(curve: Curve, start: float | None = None) -> Diagnosis | None:
-    """Too high: the curve comes to lie above its start; an evaluation, or the smoothed training loss.
+    """Too high: an evaluation, or the smoothed training loss, rises above the curve's start.
 
-    `start` is the untouched model's eval loss, where it is known otherwise than from the curve.
+    Args:
+        curve: The run.
+        start: The untrained model's eval loss, if it is known from elsewhere; None takes the first evaluation.
     """
     for name, series in (("eval_loss", curve.eval_loss), ("loss", curve.loss)):
         if len(series) < FEWEST_EVALS:
             continue
-        found = levels(series)
+        found = endpoints(series)
         if name == "eval_loss":
-            # The rows are the same each time: one evaluation above the untouched model's is enough.
+            # Every evaluation uses the same rows, so one above the untrained model's is enough.
             first = float(series.values[0]) if start is None else start
-            found = replace(found, first=first, last=float(series.values[-1]), error=0.0, course=series)
-        top = int(found.course.values.argmax())
-        rise = float(found.course.values[top]) - found.first
+            found = replace(found, first=first, last=float(series.values[-1]), error=0.0, smoothed=series)
+        top = int(found.smoothed.values.argmax())
+        rise = float(found.smoothed.values[top]) - found.first
         if rise <= max(ERRORS * found.error, 0.02 * abs(found.first), 0.15 * found.fall):
             continue
         evidence: Evidence = {
             "first": found.first,
             "highest": found.first + rise,
-            "step": float(found.course.steps[top]),
+            "step": float(found.smoothed.steps[top]),
             "last": found.last,
             "reason": f"{name} rises from {found.first:.4g} to {found.first + rise:.4g}",
         }
-        return Diagnosis("too_high", evidence, remedies.lower(curve))
+        return Diagnosis("too_high", evidence, remedies.lower_lr(curve))
     return None
 
 
 def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
-    """Overfitting: the eval loss has turned for good while the training loss goes on falling.
+    """Overfitting: the eval loss has risen for good from its lowest point while the training loss still falls.
 
-    `start` is the untouched model's eval loss, where it is known otherwise than from the curve.
+    Args:
+        curve: The run.
+        start: The untrained model's eval loss, if it is known from elsewhere; None takes an evaluation at step 0.
     """
     evals = curve.eval_loss
     if len(evals) < 4:
         return None
     lowest = int(evals.values.argmin())
-    behind = evals.values[lowest + 1 :]
-    if len(behind) < 2:
+    later = evals.values[lowest + 1 :]
+    if len(later) < 2:
         return None
     low, last = float(evals.values[lowest]), float(evals.values[-1])
     if start is None and evals.steps[0] == 0:
@@ -99,16 +111,16 @@ def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
     if start is not None and start - low < 0.005 * abs(start):
         return None  # it never fell
     rise, fall = last - low, max(start or 0.0, float(evals.values[0])) - low
-    # Held-out rows stay the same, so that evaluations have little noise of their own; a schedule's end wobbles a little.
-    if rise <= max(0.01 * abs(low), 0.1 * fall, 2 * noise(evals.values)) or float(np.median(behind)) <= low + rise / 4:
+    # Evaluations use the same rows each time, so they have little noise; small moves near a schedule's end are normal.
+    if rise <= max(0.01 * abs(low), 0.1 * fall, 2 * noise(evals)) or float(np.median(later)) <= low + rise / 4:
         return None
     moves = np.diff(evals.values)
-    if rise < 0.5 * (float(behind.max()) - low) or rise < 0.5 * float(moves[moves > 0].sum()):
-        return None  # a jump that it recovers from, or one swing of many
+    if rise < 0.5 * (float(later.max()) - low) or rise < 0.5 * float(moves[moves > 0].sum()):
+        return None  # a jump that it recovers from, or one oscillation of many
     rest = curve.loss.after(evals.steps[lowest]).values
     if len(rest) >= FEWEST_LOSSES:
         half = len(rest) // 2
-        # That both rise need not stand out of the noise: an overfitting run's training loss falls as the other rises.
+        # No test against noise: when a run overfits, its training loss falls by about as much as the eval loss rises.
         if np.mean(rest[half:]) > np.mean(rest[:half]) - 0.1 * rise:
             return None
     elif len(curve.loss) >= FEWEST_LOSSES and not falls(curve.loss):
@@ -118,21 +130,24 @@ def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
         "lowest": low,
         "step": step,
         "last": last,
-        "reason": f"eval_loss turns at step {step:g} ({low:.4g}) and ends at {last:.4g}, while the training loss falls",
+        "reason": (
+            f"eval_loss is lowest at step {step:g} ({low:.4g}) and ends at {last:.4g}, while the training loss falls"
+        ),
     }
-    return Diagnosis("overfitting", evidence, remedies.less_fitting(curve, step))
+    return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step))
 
 
 def oscillates(curve: Curve) -> Diagnosis | None:
-    """Oscillating: evaluations that go back on themselves, spikes of the loss, or bursts of the gradient."""
+    """Oscillating: the eval loss goes up and down, the training loss has spikes, or the gradient has bursts."""
     loss = curve.loss.after(curve.warmed_up)
-    evidence = _turns(curve)
+    evidence = _eval_reversals(curve)
     if evidence is None and len(loss) >= 20:
-        evidence = _spikes(loss) or _swings(loss) or _bursts(curve.grad_norm.after(curve.warmed_up))
-    return None if evidence is None else Diagnosis("oscillating", evidence, remedies.calmer(curve))
+        evidence = _spikes(loss) or _loss_reversals(loss) or _bursts(curve.grad_norm.after(curve.warmed_up))
+    return None if evidence is None else Diagnosis("oscillating", evidence, remedies.against_oscillation(curve))
 
 
-def _turns(curve: Curve) -> Evidence | None:
+def _eval_reversals(curve: Curve) -> Evidence | None:
+    """Reversals of the eval loss that lose a noticeable part of its fall."""
     evals = curve.eval_loss.after(curve.warmed_up / 2) if len(curve.eval_loss) > 6 else curve.eval_loss
     if len(evals) < 4:
         return None
@@ -142,32 +157,35 @@ def _turns(curve: Curve) -> Evidence | None:
     span = float(curve.eval_loss.values[0] - curve.eval_loss.values.min())
     if turns < 2 or back <= max(0.25 * span, 0.01 * abs(float(evals.values[-1]))):
         return None
-    return {"turns": turns, "back": back, "reason": f"eval_loss turns {turns} times and loses {back:.4g} on the way"}
+    reason = f"eval_loss changes direction {turns} times, and its rises add up to {back:.4g}"
+    return {"turns": turns, "back": back, "reason": reason}
 
 
 def _spikes(loss: Series) -> Evidence | None:
     """Points that lie further above their neighbours than noise explains."""
     values = loss.values
     above = values - _running_median(values, 5)
-    spikes = above > max(8 * noise(values), 0.1 * abs(float(np.median(values))))
+    spikes = above > max(8 * noise(loss), 0.1 * abs(float(np.median(values))))
     if spikes.sum() < 2:
         return None
     step = float(loss.steps[spikes.argmax()])
-    reason = f"{spikes.sum()} spikes of the loss, the first at step {step:g}"
+    reason = f"the loss has {spikes.sum()} spikes, the first at step {step:g}"
     return {"spikes": int(spikes.sum()), "step": step, "reason": reason}
 
 
-def _swings(loss: Series) -> Evidence | None:
-    """A smoothed course that goes back by more than noise explains."""
-    found = levels(loss)
-    course = found.course.values
-    if len(course) < 6:
+def _loss_reversals(loss: Series) -> Evidence | None:
+    """Reversals of the smoothed training loss, by more than noise explains."""
+    found = endpoints(loss)
+    smoothed = found.smoothed.values
+    if len(smoothed) < 6:
         return None
-    moves = np.diff(course)
+    moves = np.diff(smoothed)
     back, turns = float(moves[moves > 0].sum()), int((moves[1:] * moves[:-1] < 0).sum())
-    if turns < 3 or back <= max(0.5 * float(np.ptp(course)), 2 * ERRORS * found.error, 0.03 * abs(float(course[-1]))):
+    if turns < 3 or back <= max(
+        0.5 * float(np.ptp(smoothed)), 2 * ERRORS * found.error, 0.03 * abs(float(smoothed[-1]))
+    ):
         return None
-    reason = f"the smoothed loss turns {turns} times and loses {back:.4g} on the way"
+    reason = f"the smoothed loss changes direction {turns} times, and its rises add up to {back:.4g}"
     return {"turns": turns, "back": back, "reason": reason}
 
 
@@ -185,29 +203,29 @@ def _bursts(norms: Series) -> Evidence | None:
         "usual": usual,
         "highest": float(values.max()),
         "step": step,
-        "reason": f"grad_norm bursts {bursts.sum()} times to over 20 times its median, first at step {step:g}",
+        "reason": f"grad_norm exceeds 20 times its median {bursts.sum()} times, first at step {step:g}",
     }
 
 
 def hardly_falls(curve: Curve) -> Diagnosis | None:
-    """Too low, by itself: it hardly moves."""
-    found = summary(curve)
+    """Too low: the loss hardly falls, and no rule for a rate that is too high applied."""
+    found = loss_endpoints(curve)
     if found is None or found.fall > max(ERRORS * found.error / 2, 0.02 * abs(found.first)):
         return None
-    reason = f"it falls from {found.first:.4g} to {found.last:.4g} only, and never rises"
-    return Diagnosis("too_low", {"first": found.first, "last": found.last, "reason": reason}, remedies.higher(curve))
+    reason = f"it falls only from {found.first:.4g} to {found.last:.4g} and never rises"
+    return Diagnosis("too_low", {"first": found.first, "last": found.last, "reason": reason}, remedies.higher_lr(curve))
 
 
 def healthy(curve: Curve) -> Diagnosis:
-    """What is left."""
-    found = summary(curve)
+    """Healthy: the default if no other rule applies; `unknown` if too few losses are finite."""
+    found = loss_endpoints(curve)
     if found is None:
         return Diagnosis("unknown", {"reason": "too few finite losses"})
     reason = f"it falls from {found.first:.4g} to {found.last:.4g}"
     return Diagnosis("healthy", {"first": found.first, "last": found.last, "reason": reason})
 
 
-def _running_median(values: Floats, width: int) -> Floats:
-    padded = np.pad(values, width // 2, mode="edge")
-    found: Floats = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
+def _running_median(values: Floats, size: int) -> Floats:
+    padded = np.pad(values, size // 2, mode="edge")
+    found: Floats = np.median(np.lib.stride_tricks.sliding_window_view(padded, size), axis=1)
     return found

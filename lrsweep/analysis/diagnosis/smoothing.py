@@ -1,4 +1,4 @@
-"""Levels of a noisy series, and how far noise alone may move them."""
+"""The start and end of a noisy series, its smoothed values, and how far noise alone may move them."""
 
 import itertools
 import math
@@ -6,81 +6,108 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis.curve import Curve, Floats, Series
+from lrsweep.analysis.diagnosis.curve import Curve, Series
+from lrsweep.analysis.scatter import scatter
 
-# Fewer points than these say nothing; of evaluations a start and an end are needed.
+# Fewer points than these are too few to judge; evaluations need at least a start, a middle and an end.
 FEWEST_LOSSES, FEWEST_EVALS = 6, 3
-# A level is told from another when they are this many standard errors apart.
+# Two values count as different if they are this many standard errors apart.
 ERRORS = 4.0
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Where a series starts and ends, how far either may be off by noise alone, and its smoothed course [m]."""
+class Endpoints:
+    """Where a series starts and ends.
+
+    Attributes:
+        first: Value at the start.
+        last: Value at the end.
+        error: Standard error of `last - first` that noise alone causes.
+        noise: Standard deviation of one point about its trend.
+        smoothed: The smoothed series [m].
+    """
 
     first: float
     last: float
     error: float
     noise: float
-    course: Series
+    smoothed: Series
 
     @property
     def fall(self) -> float:
+        """How far the series falls from start to end; negative if it rises."""
         return self.first - self.last
 
 
-def levels(series: Series) -> Levels:
-    """Medians over an eighth of the points (three at least, if there are nine) at both ends and along the way."""
+def endpoints(series: Series) -> Endpoints:
+    """Returns the endpoints of a series, as medians of blocks of points.
+
+    A block holds an eighth of the points, at least three if the series has nine or more, else one.
+    """
     values, n = series.values, len(series)
-    width = max(n // 8, 3) if n >= 9 else 1
-    spread = noise(values)
-    parts = max(n // width, 1)
+    block = max(n // 8, 3) if n >= 9 else 1
+    spread = noise(series)
+    parts = max(n // block, 1)
     bounds = np.linspace(0, n, parts + 1).astype(int)
     middles = [np.median(values[a:b]) for a, b in itertools.pairwise(bounds)]
     steps = [series.steps[b - 1] for b in bounds[1:]]
-    # A median is 1.25 times as uncertain as a mean.
-    error = 1.25 * spread * math.sqrt(2 / width)
-    return Levels(float(middles[0]), float(middles[-1]), error, spread, Series(np.array(steps), np.array(middles)))
+    # The standard error of a median is 1.25 times that of a mean (sqrt(pi / 2), for normal noise).
+    error = 1.25 * spread * math.sqrt(2 / block)
+    return Endpoints(float(middles[0]), float(middles[-1]), error, spread, Series(np.array(steps), np.array(middles)))
 
 
-def noise(values: Floats) -> float:
-    """Standard deviation of a point about its trend, from the second differences' median size.
+def noise(series: Series) -> float:
+    """Standard deviation of a point about its trend, from the median size of its scatter.
 
-    A straight trend cancels in them; for white noise their deviation is sqrt(6) times the points'.
+    1.4826 turns a median absolute deviation into a standard deviation, for normal noise.
+
+    Returns:
+        The deviation, in the values' unit; 0 with fewer than four points.
     """
-    if len(values) < 4:
+    if len(series) < 4:
         return 0.0
-    return float(1.4826 * np.median(np.abs(np.diff(values, n=2))) / math.sqrt(6))
+    return float(1.4826 * np.median(np.abs(scatter(series.steps, series.values))))
 
 
-def summary(curve: Curve) -> Levels | None:
-    """The levels of the eval loss, or of the training loss where evaluations are too few; None where both are."""
+def loss_endpoints(curve: Curve) -> Endpoints | None:
+    """Returns the endpoints of the eval loss, or of the training loss if there are too few evaluations.
+
+    None if there are too few of both.
+    """
     evals, losses = curve.eval_loss.finite(), curve.loss.finite()
     if len(evals) >= FEWEST_EVALS:
-        found = levels(evals)
-        # The rows are the same each time: the first value and the last are what they are.
-        return Levels(float(evals.values[0]), float(evals.values[-1]), 0.0, found.noise, found.course)
-    return levels(losses) if len(losses) >= FEWEST_LOSSES else None
+        found = endpoints(evals)
+        # Every evaluation uses the same rows, so the first and last values need no smoothing and have no error.
+        return Endpoints(float(evals.values[0]), float(evals.values[-1]), 0.0, found.noise, found.smoothed)
+    return endpoints(losses) if len(losses) >= FEWEST_LOSSES else None
 
 
 def falls(series: Series) -> bool:
-    """Whether it ends below its start, by more than noise and by half a percent."""
+    """Returns whether a series ends below its start, by more than noise and by more than half a percent."""
     if len(series) < FEWEST_LOSSES:
         return False
-    found = levels(series)
+    found = endpoints(series)
     return found.fall > max(ERRORS * found.error, 0.005 * abs(found.first))
 
 
-def ends_above(series: Series, other: Series, errors: float) -> float:
-    """How far one series ends above another; 0 with too few points, or where that is within `errors` standard errors.
+def final_gap(series: Series, other: Series, errors: float) -> float:
+    """Returns how far one series ends above another, as the median over the last quarter of the steps that both have.
 
-    Taken over the last quarter of the steps that both have: runs of one seed see the same batches, whose noise cancels.
+    Runs with one seed see the same batches, so most of the batch noise cancels in the difference.
+
+    Args:
+        series: The series in question.
+        other: The series to compare it with.
+        errors: Number of standard errors below which the gap counts as 0.
+
+    Returns:
+        The gap; negative if `series` ends lower, 0 if too few steps are common to both or the gap may be noise.
     """
     series, other = series.finite(), other.finite()
     _, mine, theirs = np.intersect1d(series.steps, other.steps, return_indices=True)
     if len(mine) < FEWEST_EVALS:
         return 0.0
-    apart = series.values[mine] - other.values[theirs]
-    last = apart[-max(len(apart) // 4, 1) :]
+    apart = Series(series.steps[mine], series.values[mine] - other.values[theirs])
+    last = apart.values[-max(len(apart) // 4, 1) :]
     gap = float(np.median(last))
     return gap if abs(gap) > errors * 1.25 * noise(apart) / math.sqrt(len(last)) else 0.0

@@ -1,4 +1,4 @@
-"""A curve's remedies as they fit the trial that drew it: nothing that it does already, and its own numbers."""
+"""Fits a curve's remedies to the trial: starts from the trial's own values and drops what it does already."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,15 +7,23 @@ from typing import Any
 from lrsweep.analysis.diagnosis import TWICE_THE_BATCH, Advice
 from lrsweep.config.schema import SweepConfig, flatten
 
-# Warm-up beyond this share of a schedule leaves too little of it.
+# A warm-up longer than this share of the schedule leaves too little for the rest.
 _LONGEST_WARMUP = 0.5
 # torch's optimizers without betas.
 _WITHOUT_BETAS = {"adagrad", "adafactor", "rmsprop", "sgd"}
 
 
 def fitted(advice: Sequence[Advice], config: SweepConfig) -> tuple[Advice, ...]:
-    """The remedies with overrides that change `config`; those that would change nothing are left out."""
-    found = [replace(one, overrides=_own(one, config)) for one in advice]
+    """Fits remedies to a trial.
+
+    Args:
+        advice: The remedies, as the diagnosis gives them.
+        config: The trial's config.
+
+    Returns:
+        The remedies with overrides that start from the trial's values, without those that would change nothing.
+    """
+    found = [replace(one, overrides=_fitted_overrides(one, config)) for one in advice]
     now = flatten(config.model_dump(mode="json"))
     return tuple(
         new
@@ -25,7 +33,7 @@ def fitted(advice: Sequence[Advice], config: SweepConfig) -> tuple[Advice, ...]:
     )
 
 
-def _own(advice: Advice, config: SweepConfig) -> Mapping[str, Any]:
+def _fitted_overrides(advice: Advice, config: SweepConfig) -> Mapping[str, Any]:
     optimizer, scheduler, training = config.optimizer, config.scheduler, config.training
     overrides = advice.overrides
     if advice.text == TWICE_THE_BATCH:
@@ -36,7 +44,7 @@ def _own(advice: Advice, config: SweepConfig) -> Mapping[str, Any]:
         if share > _LONGEST_WARMUP / 2:
             return {}
         longer = {"scheduler.warmup_ratio": round(max(2 * share, 0.1), 3), "scheduler.warmup_steps": None}
-        # The schedule of that name has none.
+        # The schedule named `constant` has no warm-up.
         return longer | ({"scheduler.name": "constant_with_warmup"} if scheduler.name == "constant" else {})
     if "optimizer.betas" in overrides:
         wanted = overrides["optimizer.betas"][0]

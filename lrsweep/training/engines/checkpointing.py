@@ -1,4 +1,4 @@
-"""Which trial a checkpoint belongs to, and when one is due."""
+"""When a trial's checkpoint is due, and the digest that tells which trial it belongs to."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from lrsweep.config.trial_schema import TrainingConfig
 
 
 def trial_digest(config: SweepConfig) -> str:
-    """A digest of all keys that change what a trial measures: only such a trial may resume from its checkpoint."""
+    """The SHA-256 of all keys that affect a trial's measurements: only a trial with the same one may resume from it."""
     return hashlib.sha256(json.dumps(trial_part(config), sort_keys=True).encode()).hexdigest()
 
 
 def is_due(training: TrainingConfig, since: float) -> bool:
-    """Whether a trial wants another checkpoint; `since` is when its last one was made, in monotonic seconds."""
+    """Whether a trial needs another checkpoint; `since` is the monotonic time of its last one, in seconds."""
     wanted = training.checkpoint_seconds
     return wanted is not None and time.monotonic() - since >= wanted

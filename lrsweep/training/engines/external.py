@@ -1,4 +1,7 @@
-"""The user's own trainer as the engine: each trial is their command, and its curve is read from what the trainer writes."""
+"""The engine that runs the user's own trainer.
+
+Each trial is one run of the user's command. Its curve is read from the logs that the trainer writes.
+"""
 
 import contextlib
 import json
@@ -18,21 +21,30 @@ from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at the logs; from asking a command to end until it is made to, and then what it has started.
-_LOOK_EVERY, _GRACE, _CHILDRENS_GRACE = 0.25, 10.0, 1.0
-# In the environment of a trial's command, and of all that it starts: the trial's folder.
+# Seconds between two reads of the logs; between SIGTERM and SIGKILL for a command; and then for its subprocesses.
+_POLL_EVERY, _GRACE, _SUBPROCESS_GRACE = 0.25, 10.0, 1.0
+# An environment variable that holds the trial's folder; the command and all its subprocesses inherit it.
 _TRIAL = "LRSWEEP_TRIAL"
-# What a service manager or SLURM may send to the trainer itself, beside the worker.
+# Signals that a service manager or SLURM may send to the trainer itself, as well as to the worker.
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
 NAME = "external"
 
 
 class ExternalEngine:
-    """Runs up to `at_once` commands; each sees its share of `gpus` (CUDA_VISIBLE_DEVICES): all of them where it is alone.
+    """Runs the user's command once for each trial, several at a time.
 
-    In `command`, {config} is the trial's config file and {output} its output folder; `text` writes that file for a trial and
-    an output folder.
+    It reads `trainer_log.jsonl` (LLaMA-Factory) and `trainer_state.json` (transformers) from the output folder, and
+    needs at least one `eval_loss`. A trial is complete when it has an `eval_loss` at step `training.max_steps` or
+    later, or when its command exits with 0.
+
+    Args:
+        command: The command line, without shell syntax. `{config}` stands for the trial's config file and `{output}`
+            for its output folder.
+        text: Returns the contents of that config file, given a trial and its output folder.
+        at_once: The most commands to run at the same time.
+        gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them. Each command gets an equal share of them; with fewer GPUs
+            than commands, CUDA_VISIBLE_DEVICES is left as it is.
     """
 
     def __init__(self, command: str, text: Callable[[Trial, Path], str], at_once: int, gpus: Sequence[str]) -> None:
@@ -43,7 +55,7 @@ class ExternalEngine:
         self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
     def run(self, host: Host) -> None:
-        """Trains every trial that `host` gives. A command that fails ends its trial, not the run."""
+        """Trains every trial of the host. A command that fails ends its trial, not the run."""
         running: list[_Process] = []
         try:
             more = True
@@ -55,14 +67,14 @@ class ExternalEngine:
                         running += self._started(trial, host, running)
                 measured = [(process, process.measured()) for process in running]
                 stop = host.report([m for _, measurements in measured for m in measurements])
-                over = [process for process, told in measured if process.over(told, stop)]
-                for process in over:
+                ended = [process for process, measurements in measured if process.has_ended(measurements, stop)]
+                for process in ended:
                     process.end()
                     host.finish(process.outcome)
                     running.remove(process)
-                    more = True  # what has just ended may be what the search was waiting for
-                if running and not over:
-                    time.sleep(_LOOK_EVERY)
+                    more = True  # the search may have waited for this trial
+                if running and not ended:
+                    time.sleep(_POLL_EVERY)
         finally:
             for process in running:
                 process.send(signal.SIGTERM)
@@ -70,6 +82,7 @@ class ExternalEngine:
                 process.end()
 
     def _started(self, trial: Trial, host: Host, running: Sequence["_Process"]) -> "list[_Process]":
+        """The trial's process, on GPUs that no other one uses; empty if the command cannot be started."""
         taken = {process.gpu for process in running}
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None)
         try:
@@ -81,7 +94,16 @@ class ExternalEngine:
 
 @dataclass
 class _Process:
-    """A trial's command while it runs. `_seen` is how far each log has been read."""
+    """A trial's command while it runs.
+
+    Attributes:
+        trial: The trial.
+        gpu: The command's CUDA_VISIBLE_DEVICES; None to leave it as it is.
+        folder: The command's output folder.
+        process: The command.
+        console: The file that takes its stdout and stderr.
+        outcome: How the trial ended, once `has_ended` has returned True.
+    """
 
     trial: Trial
     gpu: str | None
@@ -89,22 +111,25 @@ class _Process:
     process: subprocess.Popen[bytes]
     console: IO[bytes]
     outcome: Outcome = field(default=Outcome(-1, 0, "failed"))
+    # The last step reported for each metric, and for any.
     _steps: dict[str, int] = field(default_factory=dict)
     _last: int = 0
     _has_eval: bool = False
+    # The exit code, None while it runs.
     _code: int | None = None
-    _asked: bool = False
+    # Whether a signal that was not ours has ended it.
+    _signalled: bool = False
 
     def measured(self) -> list[Measurement]:
-        """What the trainer has logged since the last look, in the order of its steps."""
-        self._code = self.process.poll()  # before the logs, so that what has ended is read to its end
+        """The metrics that the trainer has logged since the last call, by ascending step."""
+        self._code = self._exit_code()  # before the logs, so that those of a command that has ended are complete
         rows = sorted(_rows(self.folder), key=lambda row: row["step"])
         found: dict[int, dict[str, float]] = {}
         for row in rows:
             step = int(row["step"])
             for name in _METRICS:
                 value = row.get(name)
-                # The same step may stand in several logs.
+                # Several logs may have the same step.
                 if isinstance(value, int | float) and step > self._steps.get(name, -1):
                     found.setdefault(step, {})[name] = float(value)
         for step, metrics in found.items():
@@ -114,22 +139,27 @@ class _Process:
             self._has_eval = self._has_eval or "eval_loss" in metrics
         return [Measurement(self.trial.number, step, found[step]) for step in sorted(found)]
 
-    def over(self, told: Sequence[Measurement], stop: Container[int]) -> bool:
-        """Whether the trial has ended, by itself or because it has to; `outcome` then says how."""
+    def has_ended(self, measurements: Sequence[Measurement], stop: Container[int]) -> bool:
+        """Returns whether the trial has ended or must end, and sets `outcome` if so.
+
+        Args:
+            measurements: The trial's new measurements.
+            stop: The numbers of the trials that the host wants to stop.
+        """
         number, code = self.trial.number, self._code
-        bad = next((measurement for measurement in told if measurement.not_finite), None)
+        bad = next((measurement for measurement in measurements if measurement.not_finite), None)
         if bad is not None:
             self.outcome = Outcome(number, bad.step, "diverged", f"{bad.not_finite} at step {bad.step}", NAME)
         elif code is None and self._at_the_end():
-            # The rest of a longer schedule, or of the trainer's own farewell, is not waited for.
+            # Do not wait for the rest of a longer schedule, or for the trainer to save and exit.
             self.outcome = Outcome(number, self._last, "complete", engine=NAME)
         elif code is None and number in stop:
             self.outcome = Outcome(number, self._last, "stopped", engine=NAME)
         elif code is None:
             return False
-        elif code < 0 and -code in _ASKED_TO_END and not self._asked:
-            # Whoever sent it has the worker hear it too, maybe a moment later.
-            self._asked = True
+        elif code < 0 and -code in _ASKED_TO_END and not self._signalled:
+            # The sender signals the worker too, perhaps a moment later: give the host time to stop this trial.
+            self._signalled = True
             return False
         elif code != 0 and number in stop:
             self.outcome = Outcome(number, self._last, "stopped", engine=NAME)
@@ -142,53 +172,61 @@ class _Process:
             self.outcome = Outcome(number, self._last, "complete", engine=NAME)
         return True
 
+    def _exit_code(self) -> int | None:
+        """The command's exit code, negative for a signal; None while it runs.
+
+        The command stays a zombie until `end`: as long as it is one, its process id, and with it its group's id, cannot
+        become another program's, and signals reach nobody else.
+        """
+        if self.process.returncode is not None or not hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            return self.process.poll()
+        ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def _at_the_end(self) -> bool:
         return self._steps.get("eval_loss", -1) >= self.trial.config.training.max_steps
 
     def end(self) -> None:
-        """Ends the command and all that it has started, which may outlive it where it has ended by itself."""
+        """Ends the command and all its subprocesses, which may outlive it if it has exited by itself."""
         self.send(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_GRACE)
-        until = time.monotonic() + _CHILDRENS_GRACE
-        while self.send(0) and time.monotonic() < until:
-            time.sleep(0.05)
+        _wait_until(lambda: self._exit_code() is not None, _GRACE)
+        _wait_until(lambda: not _in_group(self.process.pid), _SUBPROCESS_GRACE)
         self.send(signal.SIGKILL)
-        # And what has left the group.
+        # And the subprocesses that have left the group.
         end_left_over(self.trial.folder)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_GRACE)
         self.console.close()
 
-    def send(self, signum: int) -> bool:
-        """Sends it to the command's process group; False where none of that is left."""
-        try:
-            os.killpg(self.process.pid, signum)
-        except (ProcessLookupError, PermissionError):  # macOS says the latter of a zombie
-            return False
-        return True
+    def send(self, signum: int) -> None:
+        """Sends a signal to the command's process group."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for a zombie
+                os.killpg(self.process.pid, signum)
 
     def _reason(self, code: int) -> str:
         if code < 0:
             return f"the command was killed by {signal.Signals(-code).name}; see {self.console.name}"
         lines = Path(self.console.name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return (
-            f"the command ended with {code}: {lines[-1][:200] if lines else 'it said nothing'}; see {self.console.name}"
-        )
+        last = lines[-1][:200] if lines else "it printed nothing"
+        return f"the command ended with {code}: {last}; see {self.console.name}"
 
 
 def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None) -> _Process:
+    """Starts a trial's command in an output folder without logs of earlier attempts."""
     folder = trial.folder / "run"
     config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
     with disk_faults(trial.folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # Of an earlier attempt, neither the logs are this one's nor what a killed sweep left running.
+        # An earlier attempt's logs are not this one's, and a killed sweep may have left its command running.
         end_left_over(trial.folder)
         for path in _logs(folder):
             path.unlink()
-        console = open(output, "wb")  # noqa: SIM115 - closed when the command has ended
+        console = open(output, "wb")  # noqa: SIM115 - open until the command has ended
     write_text(config, text(trial, folder))
-    words = [
+    arguments = [
         word.replace("{config}", str(config.resolve())).replace("{output}", str(folder.resolve()))
         for word in shlex.split(command)
     ]
@@ -196,7 +234,7 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(
-            words,
+            arguments,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -209,11 +247,31 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     return _Process(trial, gpu, folder, process, console)
 
 
-def end_left_over(folder: Path) -> None:
-    """Ends the commands that outlived their workers on this machine, with all they have started.
+def _wait_until(done: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        time.sleep(0.05)
 
-    `folder` is a trial's, or a sweep's for all its trials. They are known by their environment: a record on disk would come too
-    late for a worker that is killed just after it has started one.
+
+def _in_group(group: int) -> bool:
+    """Whether a process of the group still runs; zombies do not."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def end_left_over(folder: Path) -> None:
+    """Kills the commands on this machine that outlived their workers, with all their subprocesses.
+
+    They are recognised by their environment: a record on disk would come too late for a worker that is killed just
+    after it has started one.
+
+    Args:
+        folder: A trial's folder, or a sweep's for all its trials.
     """
     import psutil
 
@@ -225,22 +283,23 @@ def end_left_over(folder: Path) -> None:
             if own == inside or own.startswith(f"{inside}{os.sep}"):
                 process.kill()
                 found.append(process)
-    # Until it is gone, it may write_text into the logs that the next attempt begins.
+    # A process that is still alive could write into the logs of the next attempt.
     psutil.wait_procs(found, timeout=_GRACE)
 
 
 def _logs(folder: Path) -> list[Path]:
-    """LLaMA-Factory's log, and transformers' own in the folder and its checkpoints."""
+    """LLaMA-Factory's log, and transformers' logs in the folder and its checkpoints."""
     names = ("trainer_log.jsonl", "trainer_state.json", "checkpoint-*/trainer_state.json")
     return [path for name in names for path in folder.glob(name)]
 
 
 def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of all logs that have a step, with transformers' names."""
     for path in _logs(folder):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            continue  # a checkpoint that made room for the next
+            continue  # a checkpoint that the trainer has deleted meanwhile
         for row in _jsonl(text) if path.suffix == ".jsonl" else _history(text):
             step = row.get("step", row.get("current_steps"))
             if isinstance(step, int):
@@ -252,7 +311,7 @@ def _jsonl(text: str) -> Iterator[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # half a line: the rest comes
+            continue  # the line is not complete yet
         if isinstance(row, dict):
             yield row
 
@@ -261,5 +320,5 @@ def _history(text: str) -> Iterator[Mapping[str, Any]]:
     try:
         state = json.loads(text)
     except json.JSONDecodeError:
-        return  # being written
+        return  # the file is not complete yet
     yield from (row for row in state.get("log_history", []) if isinstance(row, dict))

@@ -1,4 +1,7 @@
-"""Which engine trains a sweep's trials. The engine `external` needs more than a config: see orchestration/preflight.py."""
+"""Builds the engine that trains a sweep's trials.
+
+The engine `external` needs more than a config: see orchestration/preflight.py.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,5 +68,5 @@ def check_engine(config: SweepConfig) -> None:
 
 
 def build_engine(workload: Workload) -> Engine:
-    """The engine that `engine.name` asks for. Raises InputError where it cannot train such trials."""
+    """The engine that `engine.name` asks for. Raises InputError if it cannot train these trials."""
     return ENGINES[workload.config.engine.name](workload)

@@ -55,7 +55,7 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
 
     Args:
         config: The trial's config.
-        slots: Slots of the pack; `auto` is as many as memory allows, and `at_most`.
+        slots: Slots of the pack; `auto` is as many as memory allows, up to `at_most`.
         rank: The highest LoRA rank that the slots have room for.
         at_most: The limit for `auto`.
 
@@ -83,14 +83,14 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     else:
         pack = pack_weights(trainable, count, compute=compute)
     pack = dataclasses.replace(pack, unpadded=unpadded)
-    # Some models show only in a pass that their rows cannot be told apart.
+    # For some models only a pass shows that the trials' rows cannot be told apart.
     eval_pass(pack, 0, 1, held_out[0])
     if compiled:
         # A graph for each shape: tracing the packed layers with symbolic lengths never ends.
         pack.model.get_decoder().compile(dynamic=False)
     rows = data.train
 
-    # The cache holds rows, not the pack: it must not keep the base in memory once the pack has ended.
+    # The cache holds rows, not the pack: it must not keep the base in memory after the pack has ended.
     @functools.lru_cache(maxsize=_BATCHES_KEPT)
     def batch(numbers: tuple[int, ...]) -> dict[str, Tensor]:
         return collate([rows[number] for number in numbers], pad_token_id)
@@ -104,15 +104,15 @@ def check_packable(config: SweepConfig) -> None:
 
 
 def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
-    """How many trials' weights, gradients and AdamW moments fit in half the free memory; at most 8, on a GPU 32."""
+    """How many trials' weights, gradients and AdamW moments fit in half the free memory, up to 8, or 32 on a GPU."""
     if config.finetune.mode == "lora":
         linear = (module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-        # A quantized weight's shape says nothing; a Conv1D has only its shape.
+        # A quantized weight's shape is not the layer's; a Conv1D has no in_features.
         sizes = ((m.in_features, m.out_features) if isinstance(m, nn.Linear) else m.weight.shape for m in linear)
         trained = sum(rank * sum(size) for size in sizes)
     else:
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     on_gpu = torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
-    # Four numbers of four bytes a parameter; the other half is for activations.
+    # Four float32 numbers for each parameter; the other half of the memory is for activations.
     return max(1, min(int(free / 2 / (16 * max(trained, 1))), 32 if on_gpu else 8))

@@ -31,7 +31,7 @@ _FETCH_EVERY = 10
 
 
 class PackedEngine:
-    """Trains up to `slots` trials in lockstep. Trials that cannot share a base are trained pack after pack.
+    """Trains up to `slots` trials step by step together. Trials that cannot share a base are trained pack after pack.
 
     Args:
         slots: Slots of a pack; `auto` is as many as memory allows.
@@ -56,7 +56,7 @@ class PackedEngine:
         self._pass_sizes = PassSizes(pass_sizes)
 
     def run(self, host: Host) -> None:
-        """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""
+        """Trains every trial of the host. An error in one trial ends that trial, not the run."""
         trial = host.next_trial()
         while trial is not None:
             try:
@@ -87,6 +87,7 @@ class _OneTrialHost:
         self.finish = host.finish
 
     def next_trial(self) -> Trial | None:
+        """The one trial, then None."""
         return self._trials.pop() if self._trials else None
 
 
@@ -106,7 +107,7 @@ class _PackRun:
         self._more = True
 
     def train(self, first: Trial) -> Trial | None:
-        """Trains `first` and all that may join it; returns the first trial that may not, None when there are no more."""
+        """Trains `first` and all trials that may share its pack; returns the first that may not, or None."""
         waiting: Trial | None = first
         while True:
             waiting = self._refill(waiting)
@@ -129,7 +130,7 @@ class _PackRun:
         return [self._slots[index] for index in sorted(self._slots)]
 
     def _refill(self, waiting: Trial | None) -> Trial | None:
-        """Puts trials into the free slots; returns one that does not belong to this pack, and then asks for no more."""
+        """Fills the free slots; returns the first trial that belongs to another pack, and asks for no more after it."""
         for index in range(self._pack.arena.slots):
             while index not in self._slots:
                 if waiting is None and self._more:
@@ -152,9 +153,9 @@ class _PackRun:
             return
         self._slots[index] = slot
         if slot.step > 0:
-            return  # what it has measured is known
+            return  # its base loss was reported before its checkpoint
         if self._base_loss is None:
-            # No trial has moved yet: the loss is the base's, and every trial's at step 0.
+            # An untrained trial has the base's loss, which is therefore every trial's at step 0.
             try:
                 self._base_loss = self._evaluate([slot])[index]
             except torch.AcceleratorError:
@@ -180,7 +181,7 @@ class _PackRun:
                 slot.schedule.step()
 
     def _gradients(self, rows: dict[int, list[list[int]]], tokens: dict[int, int]) -> dict[int, Tensor]:
-        """Gathers the gradients of one step in the arena; returns the losses by slot. Out of memory, in smaller passes."""
+        """Adds one step's gradients to the arena; returns the losses by slot. Halves the passes when out of memory."""
         size = self._pass_size(rows, tokens)
         while True:
             before = self._pack.context.progress()
@@ -196,7 +197,7 @@ class _PackRun:
                 self._undo(rows, before)
 
     def _undo(self, indices: Iterable[int], before: list[int]) -> None:
-        """Undoes passes: their gradients, and their place in the stream of dropout masks."""
+        """Undoes passes: clears their gradients and rewinds the counters that key the dropout masks."""
         self._pack.context.rewind(before)
         for index in indices:
             self._pack.arena.grads[index].zero_()
@@ -216,7 +217,7 @@ class _PackRun:
         return losses
 
     def _pass_size(self, rows: dict[int, list[list[int]]], tokens: dict[int, int]) -> int:
-        """Trials in one pass: measured once for each pack key, on passes whose gradients are thrown away."""
+        """Trials in one pass: measured once for each pack key, on passes whose gradients are discarded."""
 
         def run(size: int) -> None:
             first = {index: rows[index][:1] for index in list(rows)[:size]}
@@ -233,11 +234,11 @@ class _PackRun:
 
     @torch.no_grad()
     def _evaluate(self, slots: Sequence[Slot]) -> dict[int, float]:
-        """Each trial's mean loss over all label tokens of the eval set, by slot. Out of memory, in smaller passes."""
+        """Each trial's mean loss over the eval set's label tokens, by slot. Halves the passes when out of memory."""
         while slots:
             size = self._eval_pass_size(slots[0].trial.config.training)
             try:
-                return self._eval_passes(slots, size)
+                return self._sum_eval_losses(slots, size)
             except torch.OutOfMemoryError as fault:
                 if size == 1:
                     raise
@@ -246,11 +247,11 @@ class _PackRun:
         return {}
 
     def _eval_pass_size(self, training: TrainingConfig) -> int:
-        """Trials in one pass of an evaluation: so many that it has about as many rows as a pass of training."""
+        """Trials in one pass of an evaluation, which then has about as many rows as a training pass."""
         rows = self._pass_sizes.current(self._loaded.key) * training.batch_size
         return max(1, min(rows // training.eval_batch_size, self._eval_at_most))
 
-    def _eval_passes(self, slots: Sequence[Slot], size: int) -> dict[int, float]:
+    def _sum_eval_losses(self, slots: Sequence[Slot], size: int) -> dict[int, float]:
         totals: dict[int, Tensor] = {}
         tokens = 0
         for batch in self._loaded.eval_batches:
@@ -262,7 +263,11 @@ class _PackRun:
         return {index: float(total) / tokens for index, total in totals.items()}
 
     def _report(self, evals: Mapping[int, float]) -> None:
-        """Reports what is due, all trials together, and ends those that are over. `evals` are eval losses by slot."""
+        """Reports the new measurements of all trials together and ends those that are over.
+
+        Args:
+            evals: Eval losses by slot.
+        """
         on_gpu = self._pack.arena.weights.is_cuda
         fetched = [s for s in self._in_use() if s.index in evals or not on_gpu or len(s.history) >= _FETCH_EVERY]
         if not fetched:
@@ -281,7 +286,7 @@ class _PackRun:
                 self._save(slot)
 
     def _fetch_history(self, slot: Slot) -> list[Measurement]:
-        """The steps not reported yet, fetched from the device at once."""
+        """The measurements of the steps not reported yet, fetched from the device together."""
         values = torch.stack(
             [torch.stack([loss.double(), norm.double()]) for _, loss, norm, _ in slot.history]
         ).tolist()
@@ -322,7 +327,7 @@ class _PackRun:
 
 
 def _until_not_finite(measured: list[Measurement]) -> list[Measurement]:
-    """The measurements up to and including the first that is not finite: nothing after it means anything."""
+    """The measurements up to and including the first that is not finite: those after it are meaningless."""
     for i, measurement in enumerate(measured):
         if measurement.not_finite:
             return measured[: i + 1]

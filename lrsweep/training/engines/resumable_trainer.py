@@ -1,4 +1,4 @@
-"""A stock Trainer whose checkpoints are lrsweep's: tensors and JSON, never pickles."""
+"""transformers' Trainer with lrsweep's checkpoints: tensors and JSON, never pickles."""
 
 import dataclasses
 import json
@@ -17,22 +17,33 @@ from lrsweep.training.engines import Trial
 from lrsweep.training.engines.checkpointing import trial_digest
 
 ENGINE = "trainer"
-# transformers' name for the one file of its own that it asks for.
+# The only file that Trainer itself reads when it resumes.
 _STATE_FILE = "trainer_state.json"
 
 
 class ResumableTrainer(Trainer):
-    """Stock, but for what it saves and loads. `control.should_save` has it save into the trial's folder."""
+    """transformers' Trainer, except that it saves and loads lrsweep's checkpoints, in the trial's folder.
 
-    def __init__(self, *, trial: Trial, **stock: Any) -> None:
-        super().__init__(**stock)
+    As in Trainer, `control.should_save` makes it save one.
+
+    Args:
+        trial: The trial.
+        **arguments: Trainer's own arguments.
+    """
+
+    def __init__(self, *, trial: Trial, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.control: TrainerControl
         self.state: TrainerState
         self._own_trial = trial
         self._kept: Checkpoint | None = None
 
     def train_from(self, kept: Checkpoint | None) -> None:
-        """Trains to the end, from the beginning or from where the checkpoint left it: to the bit the same, on a CPU."""
+        """Trains to the end, from the start or from a checkpoint. On a CPU both give the same bits.
+
+        Args:
+            kept: The checkpoint; None starts the trial.
+        """
         if kept is None:
             self.train()
             return
@@ -54,7 +65,7 @@ class ResumableTrainer(Trainer):
             "trainer": json.dumps(dataclasses.asdict(self.state)),
         }
 
-    # What stock reads from files; the folder's name says nothing here.
+    # Trainer reads the following from files in the folder; here they come from the checkpoint in memory.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         assert self._kept is not None
@@ -74,6 +85,7 @@ class ResumableTrainer(Trainer):
 
 
 def _random_state() -> dict[str, Any]:
+    """The states of all random generators that training uses."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -1,4 +1,4 @@
-"""A slot of a pack and the trial in it: started, or resumed from its checkpoint, and saved."""
+"""A slot of a pack and the trial in it: how it starts, resumes from its checkpoint, and is saved."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ from lrsweep.training.packing.pass_size import PassSizes
 log = logging.getLogger(__name__)
 
 NAME = "packed"
-# These look at a parameter's shape; all others work element by element.
+# These optimizers use a parameter's shape; all others work element by element.
 _SHAPED = {"adafactor"}
 
 
@@ -64,12 +64,22 @@ class Slot:
 
     @property
     def evaluates(self) -> bool:
-        """Whether this step is one to evaluate at."""
+        """Whether an evaluation is due at this step."""
         return self.finished or self.step % self.trial.config.training.eval_every == 0
 
 
 def admit(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial) -> Slot:
-    """Puts a trial into a free slot; one with a checkpoint of this engine resumes from it."""
+    """Puts a trial into a free slot. A trial with a checkpoint of this engine resumes from it.
+
+    Args:
+        loaded: The pack.
+        pass_sizes: Takes over the pass size that the checkpoint was made with.
+        index: The slot.
+        trial: The trial.
+
+    Raises:
+        Unpackable: The trial does not fit this pack.
+    """
     kept = checkpoint.load(trial.folder, NAME, trial_digest(trial.config))
     slot = None if kept is None else _resumed(loaded, pass_sizes, index, trial, kept)
     return slot or _started(loaded, index, trial)
@@ -90,7 +100,7 @@ def _started(loaded: LoadedPack, index: int, trial: Trial) -> Slot:
 
 
 def _resumed(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial, kept: Checkpoint) -> Slot | None:
-    """A trial where its checkpoint left it; None if that is of another pack."""
+    """A trial where its checkpoint left it; None if the checkpoint does not fit this pack."""
     try:
         optimizer = loaded.pack.restore(
             index,
@@ -111,7 +121,7 @@ def _resumed(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial
     slot.step = slot.saved = kept.step
     for _ in range(kept.step):
         next(slot.row_batches)
-    # Another pass size would sum in another order: the same numbers, but not the same bits.
+    # Another pass size would add in another order: equal up to rounding, but not bit for bit.
     pass_sizes.take_over(loaded.key, kept.state["width"], kept.state["active"])
     return slot
 
@@ -140,7 +150,7 @@ def _slot(loaded: LoadedPack, index: int, trial: Trial, optimizer: torch.optim.O
 
 
 def save(slot: Slot, pack: Pack, pass_size: int, active: int) -> None:
-    """Checkpoints a trial, unless it wants no checkpoints or its last one is of this step.
+    """Checkpoints a trial, unless checkpoints are off or its last one is of this step.
 
     Args:
         slot: The trial's slot.
@@ -149,7 +159,7 @@ def save(slot: Slot, pack: Pack, pass_size: int, active: int) -> None:
         active: Trials in the pack.
 
     Raises:
-        StorageError: The disk is full, or refuses.
+        StorageError: The disk is full, or the checkpoint cannot be written.
     """
     if slot.trial.config.training.checkpoint_seconds is None or slot.saved == slot.step:
         return

@@ -1,4 +1,4 @@
-"""The reference engine: one trial at a time on stock transformers Trainer and stock PEFT."""
+"""The reference engine: one trial at a time with transformers' Trainer and PEFT as they are."""
 
 import functools
 import gc
@@ -26,16 +26,16 @@ class TrainerEngine:
     """Trains the host's trials one after another, each from a freshly loaded base."""
 
     def __init__(self) -> None:
-        # A trial's loss at step 0 is the base's, whatever its hyperparameters: measured once.
+        # A trial's loss at step 0 is the base's, whatever its hyperparameters, so it is measured once.
         self._base_loss: dict[tuple[str, str, int], float] = {}
 
     def run(self, host: Host) -> None:
-        """Trains every trial that `host` gives. An error inside one trial ends that trial, not the run."""
+        """Trains every trial of the host. An error in one trial ends that trial, not the run."""
         while trial := host.next_trial():
             try:
                 outcome = self._train(trial, host)
             except (StorageError, torch.AcceleratorError):
-                raise  # no trial's fault, and resumable; a device does nothing more for this process after such an error
+                raise  # not the trial's fault, and resumable; after the latter the device is lost to this process
             except Exception as fault:
                 outcome = failed(trial, fault)
             host.finish(outcome)
@@ -78,7 +78,7 @@ class TrainerEngine:
 
 
 def training_arguments(trial: Trial) -> TrainingArguments:
-    """The trial as stock TrainingArguments. Logging is every step, and a NaN is logged as what it is."""
+    """The trial's config as transformers' TrainingArguments. Every step is logged, and a NaN is logged as NaN."""
     config, training = trial.config, trial.config.training
     compute = resolve_dtype(config.model)
     arguments = TrainingArguments(
@@ -110,13 +110,13 @@ def training_arguments(trial: Trial) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    # Several visible GPUs would make Trainer split each batch over them, and so change the batch size.
+    # With several visible GPUs, Trainer would split each batch over them and so change the batch size.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """Stock's loss, but for its cast to float32, which would leave a float64 run with float32's gradients."""
+    """The loss of transformers without its cast to float32, which would give a float64 run float32's gradients."""
     logits = outputs.logits[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     mean: torch.Tensor = loss / num_items_in_batch
@@ -124,7 +124,7 @@ def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Activation checkpointing, under the name that the installed transformers has for it."""
+    """The arguments for activation checkpointing, under the name that the installed transformers has for it."""
     if not wanted:
         return {}
     new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
@@ -133,18 +133,26 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 
 
 class _Trainer(ResumableTrainer):
-    """Stock, but for two things: the schedule may be longer than the run, and the eval loss weighs every token the same."""
+    """transformers' Trainer, but the schedule may be longer than the run, and the eval loss is a mean over tokens.
 
-    def __init__(self, *, schedule_steps: int, data: FinetuneData, **stock: Any) -> None:
-        super().__init__(**stock)
+    Args:
+        schedule_steps: Optimizer steps of the schedule.
+        data: The eval set, which `lrsweep.training.evaluation` evaluates.
+        **arguments: ResumableTrainer's arguments.
+    """
+
+    def __init__(self, *, schedule_steps: int, data: FinetuneData, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.remove_callback(PrinterCallback)  # the screen is the host's
         self._schedule_steps = schedule_steps
         self._data = data
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule over `schedule_steps`, not over the run's steps."""
         return super().create_scheduler(self._schedule_steps, optimizer)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The loss on the eval set, as `eval_loss`."""
         with self.compute_loss_context_manager():
             loss = evaluate(
                 self.model, self._data.evaluation, self.args.eval_batch_size, self.processing_class.pad_token_id
@@ -155,7 +163,11 @@ class _Trainer(ResumableTrainer):
 
 
 class _Reporter(TrainerCallback):
-    """Passes every measurement to the host; ends the run when the host says so or when a number is not finite."""
+    """Reports every measurement to the host; ends the run when the host asks for it or when a metric is not finite.
+
+    Attributes:
+        ended: How the trial ended; None while it trains.
+    """
 
     def __init__(self, trial: Trial, host: Host) -> None:
         self._trial = trial
@@ -165,6 +177,7 @@ class _Reporter(TrainerCallback):
         self.ended: Outcome | None = None
 
     def measured(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports metrics and sets `ended` if the trial is to end."""
         number = self._trial.number
         measurement = Measurement(number, step, metrics)
         stop = self._host.report([measurement])
@@ -179,13 +192,14 @@ class _Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        # The last step is evaluated whether or not eval_every divides it.
+        """Requests an evaluation after the last step, even if eval_every does not divide it."""
         control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
         return control
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> TrainerControl:
+        """Reports a training step."""
         if "loss" in logs:
             names = ("loss", "grad_norm", "learning_rate")
             self.measured(state.global_step, {name: float(logs[name]) for name in names if name in logs})
@@ -195,11 +209,12 @@ class _Reporter(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        """Notes the time of a checkpoint."""
         self._saved_at = time.monotonic()
         return control
 
     def _end(self, control: TrainerControl) -> None:
-        """Stops the run once it is over; one that is only paused is taken up again."""
+        """Stops the run if the trial has ended, with a checkpoint if it is only paused."""
         training = self._trial.config.training
         control.should_training_stop = control.should_training_stop or self.ended is not None
         control.should_save = control.should_save or (self._paused and training.checkpoint_seconds is not None)
@@ -207,6 +222,7 @@ class _Reporter(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
+        """Reports an evaluation, and requests a checkpoint if one is due."""
         if state.global_step > 0:
             self.measured(state.global_step, metrics)
             due = self.ended is None and state.global_step < state.max_steps

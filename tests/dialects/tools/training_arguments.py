@@ -1,4 +1,4 @@
-"""Run inside a tool's own environment, beside its script: what TrainingArguments, or a class of the tool's over it, holds."""
+"""Run inside a tool's own environment, next to its script: the values of TrainingArguments, or of a tool's subclass."""
 
 from typing import Any
 

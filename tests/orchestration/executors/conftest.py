@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.executors import postgres
+from tests.orchestration.executors import postgres
 
 
 @pytest.fixture(scope="session")

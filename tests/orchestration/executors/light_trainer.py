@@ -1,7 +1,7 @@
 """A trainer that computes nothing: `python light_trainer.py FILE SECONDS`, FILE with TrainingArguments, SECONDS a step.
 
-Its losses have their minimum at a learning rate of 1e-3 and a weight decay of 0; it logs as LLaMA-Factory does. How often a
-trial has been begun is told by the lines of `begun` beside its log.
+Its losses have their minimum at a learning rate of 1e-3 and a weight decay of 0; it logs as LLaMA-Factory does. The
+lines of `begun`, next to its log, count how often a trial has been started.
 """
 
 import json

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import lrsweep
-from tests.executors.sweeps import begun, check_complete, grid, kill_one, start
+from tests.orchestration.executors.sweeps import begun, check_complete, grid, kill_one, start
 
-# Sixteen points of the embedded model, so short that they take seconds, with what stays the same on any number of workers.
+# Sixteen points of the embedded model, so short that they take seconds, with settings that give any number of workers
+# the same results.
 REAL = [
     "+sweep=lora_lr",
     "name=real",

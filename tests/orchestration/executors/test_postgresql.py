@@ -7,10 +7,10 @@ import pytest
 
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.errors import InputError
-from lrsweep.orchestration.executors.factory import executor
+from lrsweep.orchestration.executors.factory import build_executor
 from tests.conftest import lrsweep
-from tests.executors import postgres
-from tests.executors.sweeps import begun, check_complete, grid, kill_one, start
+from tests.orchestration.executors import postgres
+from tests.orchestration.executors.sweeps import begun, check_complete, grid, kill_one, start
 
 TRIALS = 24
 
@@ -54,8 +54,11 @@ def test_an_idle_worker_holds_no_connection(database: str, tmp_path: Path) -> No
     with psycopg.connect(database, autocommit=True) as connection:
         for _ in range(40):
             connection.execute("select pg_sleep(0.05)")
-            row = connection.execute("select count(*) from pg_stat_activity where backend_type = 'client backend'")
-            counts.append(row.fetchone()[0] - 1)
+            row = connection.execute(
+                "select count(*) from pg_stat_activity where backend_type = 'client backend'"
+            ).fetchone()
+            assert row is not None
+            counts.append(row[0] - 1)
     assert min(counts) == 0
     kill_one(sweep)
     sweep.process.terminate()
@@ -112,5 +115,5 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 )
 def test_sqlite_is_refused_where_workers_are_on_several_machines(words: list[str], said: str) -> None:
     with pytest.raises(InputError, match="a SQLite file is safe on one only") as refused:
-        executor(sweep_config(["+sweep=lora_lr", *words]))
+        build_executor(sweep_config(["+sweep=lora_lr", *words]))
     assert said in str(refused.value)

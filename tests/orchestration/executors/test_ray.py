@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import lrsweep
-from tests.executors.sweeps import begun, check_complete, children, cwd, grid, kill_one, start
+from tests.orchestration.executors.sweeps import begun, check_complete, children, cwd, grid, kill_one, start
 
 pytestmark = [
     pytest.mark.scale,
@@ -47,8 +47,8 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     token = secrets.token_hex(32)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.executors.a_cluster"],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "tests.orchestration.executors.a_cluster"],
+        cwd=Path(__file__).parents[3],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 
 from lrsweep.files.metrics_log import read_metrics
 from tests.conftest import lrsweep
-from tests.executors.sweeps import begun, check_complete, children, cwd, grid, kill_one, start
+from tests.orchestration.executors.sweeps import begun, check_complete, children, cwd, grid, kill_one, start
 
 LOCAL = ["executor=slurm", "executor.cluster=local", "executor.workers=2", "executor.cpus_per_worker=1"]
 

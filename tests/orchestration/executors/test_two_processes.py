@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import lrsweep
 from tests.recorder import TINY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCH = f"{Path(sys.executable).with_name('torchrun')} --nproc-per-node 2 -m tests.a_trainer {{config}}"
 
 

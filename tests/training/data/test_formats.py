@@ -84,7 +84,7 @@ def test_unknown_field_in_columns_is_refused_with_the_valid_ones() -> None:
         check_columns("alpaca", {"instrution": "question"})
 
 
-BAD = [
+BAD: list[tuple[str, Any, str]] = [
     ("alpaca", [], "a row must be an object with named fields, not list"),
     ("alpaca", None, "a row must be an object with named fields, not null"),
     ("alpaca", {}, "field 'instruction' is missing (the row has: no fields)"),

@@ -29,7 +29,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKED = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|im_end|>"
     "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
 )
 # Like Qwen3's: only the last answer keeps its (empty) thinking. Like DeepSeek-R1's: the generation prompt opens it.
@@ -404,7 +405,7 @@ def test_paths_are_checked_without_a_heavy_import(tmp_path: Path) -> None:
         config(good, "text", columns={"question": "text"})
     )
     code = (
-        "import sys, lrsweep.training.data as data; from lrsweep.config import DataConfig;"
+        "import sys, lrsweep.training.data.loading as data; from lrsweep.config.trial_schema import DataConfig;"
         f"data.check_paths(DataConfig(path={good!r}, format='text'));"
         "assert not {'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)"
     )

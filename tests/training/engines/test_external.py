@@ -20,7 +20,7 @@ from lrsweep.training.engines.trainer import TrainerEngine
 from tests.conftest import lrsweep
 from tests.recorder import TINY, Recorder, tiny, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SCRIPT = f"{sys.executable} -m tests.a_trainer {{config}}"
 
 
@@ -99,7 +99,10 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
 def left_running(folder: Path) -> "subprocess.Popen[bytes]":
     """What a killed worker leaves: a trial's command, which has started another process, out of its session."""
     child = "import time; time.sleep(99)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session=True)"
+    parent = (
+        "import subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]], start_new_session=True)"
+    )
     command = [sys.executable, "-c", parent, str(folder / "trainer.yaml")]
     process = subprocess.Popen(command, env={**os.environ, "LRSWEEP_TRIAL": str(folder)}, start_new_session=True)
     while len(running(folder)) < 2:
@@ -150,6 +153,27 @@ def test_a_signal_that_the_command_gets_too_is_no_failure(tmp_path: Path) -> Non
     assert [outcome.status for outcome in host.outcomes] == ["stopped"]
     (alone,) = train(ExternalEngine(command, text, 1, []), tmp_path, tiny()).outcomes
     assert (alone.status, alone.reason.split(";")[0]) == ("failed", "the command was killed by SIGTERM")
+
+
+def test_signals_reach_no_process_that_took_over_the_commands_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that has ended keeps its process id until it has had its last signal."""
+    killpg = os.killpg
+    sent: list[tuple[int, bool]] = []
+
+    def watched(group: int, signum: int) -> None:
+        sent.append((signum, psutil.pid_exists(group)))
+        killpg(group, signum)
+
+    monkeypatch.setattr(os, "killpg", watched)
+    host = train(engine(), tmp_path, tiny())
+    assert host.outcomes[0].status == "complete"
+    assert sent, "what the command may have left in its group is ended"
+    assert all(still_ours for _, still_ours in sent), sent
+    monkeypatch.undo()
+    # It is not left a zombie either.
+    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
 
 
 def test_gpus_are_handed_out(tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-import lrsweep.training.engines.pack_loader as shared_module
+import lrsweep.training.engines.pack_loader as loader_module
 import lrsweep.training.engines.trainer as trainer_module
 from lrsweep.config.schema import SweepConfig
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
 from lrsweep.training.engines import Outcome
-from lrsweep.training.engines.factory import choose
+from lrsweep.training.engines.factory import Workload, build_engine
 from lrsweep.training.engines.pack_loader import pack_key
 from lrsweep.training.engines.packed import PackedEngine
 from lrsweep.training.engines.trainer import TrainerEngine
 from lrsweep.training.model import load_model
+from lrsweep.training.packing import eval_pass, train_pass
 from tests.recorder import Recorder, tiny, train
 
 # Trials as unlike as one pack allows: rate, betas, decay, schedule, warm-up, clipping, rank, seed, length of the run.
@@ -40,7 +41,7 @@ def exact_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     stock_step, stock_log = trainer_module._Trainer.training_step, trainer_module._Reporter.on_log
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = stock_step(self, *args, **kwargs)
+        loss: torch.Tensor = stock_step(self, *args, **kwargs)
         steps.append(loss.item())
         return loss
 
@@ -179,11 +180,11 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     refused = train(PackedEngine(2, rank=8), tmp_path, dora, tiny())
     assert [outcome.status for outcome in refused.outcomes] == ["failed", "complete"]
     assert "DoRA" in refused.outcomes[0].reason
-    alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, dora, tiny())
+    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine()), tmp_path, dora, tiny())
     assert [outcome.status for outcome in alone.outcomes] == ["complete", "complete"]
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
-        choose(tiny("finetune.dora=true", "engine=packed"), 8, 1)
+        build_engine(Workload(tiny("finetune.dora=true", "engine=packed"), 8, 1))
 
 
 def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
@@ -204,10 +205,10 @@ def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
         model.model.layers[0].mlp = Gathering(model.model.layers[0].mlp)
         return model
 
-    monkeypatch.setattr(shared_module, "load_model", gathering)
+    monkeypatch.setattr(loader_module, "load_model", gathering)
     with pytest.raises(InputError, match=r"engine=packed: .*whose they are is unknown"):
-        choose(tiny("engine=packed"), 8, 1)
-    alone = train(PackedEngine(2, rank=8, otherwise=TrainerEngine()), tmp_path, tiny())
+        build_engine(Workload(tiny("engine=packed"), 8, 1))
+    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine()), tmp_path, tiny())
     assert [(outcome.status, outcome.engine) for outcome in alone.outcomes] == [("complete", "trainer")]
 
 
@@ -247,7 +248,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, m
         tiny("model.dtype=float64", "finetune.dropout=0.1", f"training.seed={i}") for i in range(4)
     ]
     undisturbed = train(PackedEngine(4, rank=8), tmp_path, *trials)
-    stock = packed_module.train_pass
+    stock = train_pass
     widest: list[int] = []
 
     def small_memory(pack: Any, start: int, stop: int, *rest: Any) -> torch.Tensor:
@@ -271,7 +272,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
         tiny("model.dtype=float64", "training.eval_batch_size=4", f"training.seed={i}") for i in range(4)
     ]
     undisturbed = train(PackedEngine(4, rank=8), tmp_path, *trials)
-    stock = packed_module.eval_pass
+    stock = eval_pass
     tried: list[int] = []
 
     def small_memory(pack: Any, start: int, stop: int, *rest: Any) -> Any:
@@ -281,7 +282,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
         return stock(pack, start, stop, *rest)
 
     monkeypatch.setattr(packed_module, "eval_pass", small_memory)
-    monkeypatch.setattr("lrsweep.training.packing.pass_size.Widths.known", lambda *_: 4)
+    monkeypatch.setattr("lrsweep.training.packing.pass_size.PassSizes.current", lambda *_: 4)
     host = train(PackedEngine(4, rank=8), tmp_path, *trials)
     assert [width for width in tried if width > 1] == [4, 2]
     assert tried[-1] == 1
@@ -295,7 +296,7 @@ def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
 ) -> None:
     import lrsweep.training.engines.packed as packed_module
 
-    stock = packed_module.eval_pass
+    stock = eval_pass
     widths: list[int] = []
 
     def counted(pack: Any, start: int, stop: int, *rest: Any) -> Any:
@@ -303,7 +304,7 @@ def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
         return stock(pack, start, stop, *rest)
 
     monkeypatch.setattr(packed_module, "eval_pass", counted)
-    monkeypatch.setattr("lrsweep.training.packing.pass_size.Widths.known", lambda *_: 4)
+    monkeypatch.setattr("lrsweep.training.packing.pass_size.PassSizes.current", lambda *_: 4)
     train(PackedEngine(4, rank=8), tmp_path, *[tiny(f"training.eval_batch_size={rows}") for _ in range(4)])
     assert max(widths) == width
 

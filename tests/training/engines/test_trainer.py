@@ -1,4 +1,4 @@
-"""The reference engine: it trains what the config says, as a plain loop would, and tells the truth about how it ended."""
+"""The reference engine: it trains what the config says, as a plain loop would, and reports truly how it ended."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny models, random trials, and the same trials on stock PEFT, torch.optim.AdamW and clip_grad_norm_, one at a time."""
+"""Tiny models, random trials, and the same trials on stock PEFT, torch.optim.AdamW and clip_grad_norm_ one by one."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,8 @@ class _ExactNorm(nn.Module):
         self.one = float("Gemma" in type(norm).__name__)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (self.one + self.weight)
+        scaled: Tensor = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (self.one + self.weight)
+        return scaled
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
@@ -176,7 +177,7 @@ def alone(base: PreTrainedModel, trial: Trial, mode: str = "lora", **lora: Any) 
         model = get_peft_model(model, trial.lora(fan_in_fan_out=isinstance(base, GPT2LMHeadModel), **lora))
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [weight for name, weight in named.items() if name in decayed]},
         {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
     ]
@@ -184,7 +185,7 @@ def alone(base: PreTrainedModel, trial: Trial, mode: str = "lora", **lora: Any) 
     losses, norms = [], []
     for step in range(trial.steps):
         loss = mean_loss(model, trial.batch(step))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norms.append(torch.nn.utils.clip_grad_norm_(named.values(), trial.max_norm or float("inf")).item())
         optimizer.step()
         optimizer.zero_grad()

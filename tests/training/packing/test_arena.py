@@ -24,7 +24,7 @@ def arena(slots: int = 3) -> Arena:
 
 
 def feed(arena: Arena, slot: int, grads: dict[str, Tensor]) -> None:
-    for name, view in arena.window(slot, slot + 1).items():
+    for name, view in arena.views(slot, slot + 1).items():
         place = view.grad[0]
         place[tuple(slice(size) for size in grads[name].shape)] += grads[name]
 
@@ -86,7 +86,7 @@ def test_clipping_is_per_row_and_exact_in_float32() -> None:
             slot, {"w": torch.zeros(2_000_000)}, lambda groups: torch.optim.SGD(groups, lr=1.0), max_norm=max_norm
         )
         grad = torch.randn(2_000_000, generator=torch.Generator().manual_seed(slot)) * scale
-        wide.window(slot, slot + 1)["w"].grad[0] += grad
+        wide.views(slot, slot + 1)["w"].grad[0] += grad
         norms.append(grad.double().norm())
     found = wide.step(range(3))
     torch.testing.assert_close(found.double(), torch.stack(norms), rtol=1e-6, atol=0)

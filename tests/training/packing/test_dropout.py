@@ -1,10 +1,10 @@
-"""Dropout keyed by trial, pass and layer: the right rate, no pattern, and nothing of slot, neighbours or padding in it."""
+"""Dropout keyed by trial, pass and layer: the right rate, no pattern, independent of slot, neighbours and padding."""
 
 import torch
 
 from lrsweep.training.packing import join, train_pass
 from lrsweep.training.packing.dropout import keep, layer_keys, token_places
-from tests.packing.solo import Trial, differences, lora_pack, together
+from tests.training.packing.solo import Trial, differences, lora_pack, together
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 50, 500)
@@ -91,7 +91,7 @@ def test_the_mean_over_draws_is_the_plain_output() -> None:
         pack.context.select(0, 1, 2, 9, training=True)
         draws.append(pack.context.drop(0, x))
     assert abs(torch.stack(draws).mean().item() - 1) < 0.01
-    assert torch.stack(draws).unique().tolist() == [0.0, 2.0]
+    assert torch.stack(draws).unique().tolist() == [0.0, 2.0]  # type: ignore[no-untyped-call]
     assert not torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], pack.context.drop(1, x))
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lrsweep.training.packing import Pack, pack_lora, pack_weights
-from tests.packing.solo import KINDS, Curve, Trial, alone, differences, lora_pack, tiny, together, trials
+from lrsweep.training.packing import Adapter, Pack, pack_lora, pack_weights
+from tests.training.packing.solo import KINDS, Curve, Trial, alone, differences, lora_pack, tiny, together, trials
 
 SLOTS = (1, 4, 8)
 
@@ -90,5 +90,6 @@ def test_chosen_targets() -> None:
     queue = [Trial(seed) for seed in range(3)]
     for slot, trial in enumerate(queue):
         start = pack.start(trial.lora(target_modules=targets), trial.seed)
+        assert isinstance(start, Adapter)
         assert {name.split(".")[-3] for name in start.weights} == set(targets)
         pack.admit(slot, start, trial.optimizer)

@@ -1,5 +1,6 @@
 """Adapters: PEFT's own at the start, PEFT's own on disk, mixed ranks between, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, PreTrainedModel, set_seed
 
 from lrsweep.training.packing import Adapter, Pack, Unpackable, join, pack_lora, pack_weights, train_pass
-from tests.packing.solo import COMMON, KINDS, Trial, lora_pack, mean_loss, tiny, together, trials
+from tests.training.packing.solo import COMMON, KINDS, Trial, lora_pack, mean_loss, tiny, together, trials
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,7 +45,7 @@ def test_zero_padding_is_a_fixed_point() -> None:
     for step in range(4):
         train_pass(pack, 0, 2, join([Trial(0).batch(step), small.batch(step)]))
         outside = 0
-        for name, view in pack.arena.window(1, 2).items():
+        for name, view in pack.arena.views(1, 2).items():
             beyond = (slice(None), slice(1, None)) if ".lora_A." in name else (slice(None), slice(None), slice(1, None))
             assert view.grad.any() or step == 0
             assert not view.grad[beyond].any()
@@ -130,9 +131,13 @@ def built(config: Any) -> PreTrainedModel:
 
 def test_refused_models() -> None:
     def refused(model: PreTrainedModel, reason: str) -> None:
-        for pack in (lambda: pack_lora(model, Trial(0).lora(), 2), lambda: pack_weights(model, 2)):
+        makers: tuple[Callable[[], Pack], ...] = (
+            lambda: pack_lora(model, Trial(0).lora(), 2),
+            lambda: pack_weights(model, 2),
+        )
+        for make in makers:
             with pytest.raises(Unpackable, match=reason):
-                pack()
+                make()
 
     refused(
         built(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50, bos_token_id=1, eos_token_id=1)), "drop.* = 0.1"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, set_se
 
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, head, join, pack_lora, pack_weights, train_pass
 from lrsweep.training.packing.functions import linear
-from tests.packing.solo import (
+from tests.training.packing.solo import (
     COMMON,
     KINDS,
     VOCABULARY,
@@ -119,9 +119,9 @@ def test_gathered_gradients_divide_by_all_their_tokens() -> None:
     for step in range(3):
         batches = [trial.batch(2 * step), trial.batch(2 * step + 1)]
         counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
-        expected = sum(mean_loss(model, batch) * count for batch, count in zip(batches, counts, strict=True)) / sum(
-            counts
-        )
+        expected: Any = sum(
+            mean_loss(model, batch) * count for batch, count in zip(batches, counts, strict=True)
+        ) / sum(counts)
         expected.backward()
         torch.nn.utils.clip_grad_norm_(parameters, trial.max_norm)
         optimizer.step()
@@ -161,7 +161,7 @@ def test_a_trial_without_labels_has_no_loss_and_no_gradient(mode: str) -> None:
     assert losses.isnan().tolist() == [False, True, False]
     assert [row.any().item() for row in pack.arena.grads] == [True, False, True]
     sums, counts = eval_pass(pack, 0, 3, join(batches))
-    assert (sums[1], counts[1]) == (0, 0)
+    assert (sums[1].item(), counts[1]) == (0, 0)
 
 
 def test_left_padding_keeps_its_mask() -> None:
@@ -222,7 +222,7 @@ def test_output_bias() -> None:
 
 @pytest.mark.parametrize("mode", ["lora", "weights"])
 def test_bfloat16_products_as_under_autocast(mode: str) -> None:
-    """float32 weights and moments, bfloat16 products: near stock training under autocast, and float32 where it counts."""
+    """float32 weights and moments, bfloat16 products: near stock training under autocast; float32 where it counts."""
     dtype = torch.bfloat16 if mode == "lora" else torch.float32
     trial = Trial(1, lr=3e-3, rank=4, max_norm=1.0, steps=4)
     model: Any = tiny("llama", dtype)
@@ -234,7 +234,7 @@ def test_bfloat16_products_as_under_autocast(mode: str) -> None:
     for step in range(trial.steps):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = mean_loss(model, trial.batch(step))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), trial.max_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -306,7 +306,8 @@ def test_layers_that_get_gathered_rows_are_found_out() -> None:
             self.inner = inner
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x[1:]).sum(0) + 0 * x
+            mixed: torch.Tensor = self.inner(x[1:]).sum(0) + 0 * x
+            return mixed
 
     model = AutoModelForCausalLM.from_config(LlamaConfig(**COMMON), dtype=torch.float64)
     model.model.layers[0].mlp = Gathering(model.model.layers[0].mlp)
@@ -318,7 +319,7 @@ def test_layers_that_get_gathered_rows_are_found_out() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_products_are_torchs_own(dtype: torch.dtype) -> None:
-    """Whichever library takes them: with a bias, of a transposed weight, of many axes, of no rows, of what is not finite."""
+    """In any library: with a bias, of a transposed weight, of many axes, of no rows, of what is not finite."""
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 32, generator=generator).to(dtype), torch.randn(48, generator=generator).to(dtype)
     tolerance = 20 * torch.finfo(dtype).eps

@@ -1,4 +1,4 @@
-"""Rows laid end to end: the numbers of padded ones, for every kind of model that takes them, and refused to all others."""
+"""Rows laid end to end: the numbers of padded ones, for every kind of model that takes them; refused to all others."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lrsweep.training.packing import Pack, eval_pass, join, lay_end_to_end, pack_lora, pack_weights, train_pass
 from lrsweep.training.packing.unpadded import Layout, is_sparse
-from tests.packing.solo import COMMON, KINDS, Trial, alone, differences, lora_pack, tiny, together, trials
+from tests.training.packing.solo import COMMON, KINDS, Trial, alone, differences, lora_pack, tiny, together, trials
 
 # Mistral's window here is shorter than the rows.
 TAKERS = [kind for kind in KINDS if kind != "mistral"]
@@ -182,6 +182,6 @@ def test_the_way_there_and_back(short: int, monkeypatch: pytest.MonkeyPatch) -> 
     again = layout.together([part.transpose(1, 2) for part in parts]).flatten()
     real = layout.taken.flatten().bool()
     assert again[real].tolist() == tokens.flatten()[real].tolist()
-    (again * torch.arange(1.0, 13.0)).sum().backward()
+    (again * torch.arange(1.0, 13.0)).sum().backward()  # type: ignore[no-untyped-call]
     assert tokens.grad is not None
     assert tokens.grad.flatten().tolist() == [1, 2, 3, 4, 0, 0, 7, 8, 9, 10, 11, 12]

@@ -1,0 +1,44 @@
+"""A best value at the end of what was tried: reported, and for learning rates extended."""
+
+from typing import Any
+
+import pytest
+
+from lrsweep.analysis.ranking import Result, judge
+from lrsweep.config import search_space
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import replace
+from lrsweep.search.followups import followups
+
+
+def results(key: str, losses: dict[float, float], *overrides: str) -> list[Result]:
+    base = sweep_config(["+sweep=full_lr", f"space.{key}={list(losses)}", *overrides])
+    return [
+        Result(i, {key: value}, replace(base, {key: value}), "complete", 60, loss, "", evals=((40, loss), (60, loss)))
+        for i, (value, loss) in enumerate(losses.items())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "side", "added"),
+    [({1e-4: 2.0, 1e-3: 1.5}, "highest", [3e-3, 1e-2]), ({1e-4: 1.5, 1e-3: 2.0}, "lowest", [3e-5, 1e-5])],
+)
+def test_a_grid_of_two_rates_has_its_best_at_an_edge(losses: dict[float, float], side: Any, added: list[float]) -> None:
+    found = results("optimizer.lr", losses, "search.extend=true")
+    verdict = judge(found)
+    best = min(losses, key=lambda lr: losses[lr])
+    assert [(edge.key, edge.value, edge.side) for edge in verdict.edges] == [("optimizer.lr", best, side)]
+    assert "end of the learning rates tried" in verdict.inconclusive
+    config = sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(losses)}", "search.extend=true"])
+    specs, _ = followups(config, search_space.axes(config), found, verdict, {})
+    assert [spec.params["optimizer.lr"] for spec in specs] == added
+
+
+def test_a_single_rate_has_no_edge() -> None:
+    assert judge(results("optimizer.lr", {1e-4: 2.0})).edges == ()
+
+
+def test_of_two_values_of_another_axis_one_is_always_the_best() -> None:
+    assert judge(results("optimizer.weight_decay", {0.01: 2.0, 0.1: 1.5})).edges == ()
+    three = judge(results("optimizer.weight_decay", {0.01: 2.0, 0.03: 1.8, 0.1: 1.5}))
+    assert [edge.key for edge in three.edges] == ["optimizer.weight_decay"]

@@ -1,0 +1,81 @@
+"""What every dialect in TRAINERS has to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.dialects import TRAINERS, tree
+from lrsweep.dialects.importer import from_tree
+from lrsweep.dialects.mapping import get, values_of
+from lrsweep.dialects.trial_file import of_trial
+from lrsweep.dialects.yaml_reader import load_yaml
+from lrsweep.files.yaml_writer import to_yaml
+
+
+def config() -> SweepConfig:
+    """A config that every trainer can express."""
+    return sweep_config(
+        [
+            "+sweep=lora_lr",
+            "model=local",
+            "model.path=org/model",
+            "model.dtype=bfloat16",
+            "data=local",
+            "data.path=rows.jsonl",
+            "data.format=messages",
+            "optimizer.lr=3e-5",
+            "optimizer.betas=[0.85,0.97]",
+            "optimizer.weight_decay=0.02",
+            "training.seed=7",
+            "training.batch_size=4",
+            "training.gradient_accumulation_steps=2",
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_config_goes_out_and_comes_back_the_same(name: str) -> None:
+    dialect, ours = TRAINERS[name], config()
+    exported = tree(dialect, ours, set())
+    read = values_of(dialect, load_yaml(to_yaml(exported), "export"))
+    own = {key for row in dialect.rows(None) if row.own for key in row.ours}
+    for key, value in read.items():
+        # Rows may need a file of their own there, such as a dataset_info.json.
+        if key not in own and not key.startswith("data."):
+            there: Any = get(ours, key)
+            assert (list(there) if isinstance(there, tuple) else there) == value, key
+    assert read["optimizer.lr"] == 3e-5
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_an_import_exports_as_it_was_but_for_what_was_tuned(name: str) -> None:
+    dialect = TRAINERS[name]
+    file = dict(tree(dialect, config(), set())) | {"a_key_that_lrsweep_does_not_know": "kept"}
+    imported = from_tree(dialect, file, "theirs.yaml").config
+    assert tree(dialect, imported, set()) == file
+    tuned = tree(dialect, replace(imported, {"optimizer.lr": 1e-3}), {"optimizer.lr"})
+    assert {key for key in file if tuned[key] != file[key]} == {"learning_rate"}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_trials_file_writes_where_it_is_told_and_evaluates(name: str, tmp_path: Path) -> None:
+    dialect, ours = TRAINERS[name], config()
+    file = of_trial(dialect, tree(dialect, ours, set()), ours, tmp_path)
+    assert file["output_dir"] == str(tmp_path)
+    assert (file["eval_steps"], file["logging_steps"]) == (ours.training.eval_every, 1)
+    assert not file.get("push_to_hub")
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_what_changes_the_training_is_refused_not_dropped(name: str) -> None:
+    from lrsweep.errors import InputError
+
+    dialect = TRAINERS[name]
+    assert dialect.refusals
+    for refusal in dialect.refusals:
+        for key in refusal.keys.split():
+            with pytest.raises(InputError, match=key):
+                refusal.check({key: "something"})

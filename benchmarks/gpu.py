@@ -59,7 +59,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 LABELLED, LR, CLIP, SEED = 0.5, 1e-4, 1.0, 0
-WARM, MOST, ENOUGH_SECONDS = 3, 20, 4.0  # untimed steps; timed steps at most; stop timing after so many seconds
+WARM, MOST, ENOUGH_SECONDS = 3, 20, 4.0  # untimed steps; timed steps at most; seconds after which timing stops
 
 SMALL, LARGE, TINY = "Qwen2.5-0.5B", "Llama-3.1-8B", "tiny"
 CONFIGS: dict[str, PreTrainedConfig] = {

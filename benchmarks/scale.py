@@ -50,7 +50,7 @@ SEARCHES = {
 
 
 def config_of(search: str, trials: int, url: str) -> SweepConfig:
-    """Returns the config of a sweep with this search method and so many trials, with its study at `url`."""
+    """Returns the config of a sweep of `trials` trials with this search method and its study at `url`."""
     overrides = [*SEARCHES[search], f"name={search}", f"search={search}", f"search.n_trials={trials}"]
     return sweep_config([*overrides, f"search.storage='{url}'", "pruner=none", "tracking=none"])
 
@@ -101,7 +101,7 @@ def several(config: SweepConfig, folder: Path, count: int, seconds: float, start
 
 
 def measure(url: str, search: str, workers: int, trials: int, seconds: float) -> dict[str, Any]:
-    """Runs a sweep of so many trials on so many workers; returns an entry of the results file."""
+    """Runs a sweep of `trials` trials on `workers` workers; returns an entry of the results file."""
     config = config_of(search, trials, url)
     with tempfile.TemporaryDirectory() as place, connections(url) as most:
         folder = Path(place)

@@ -211,7 +211,7 @@ SLOW = ("lrsweep gp", "lrsweep gp, one by one", "Optuna gp")
 
 
 def measure(truth: Truth, arm: str, trials: int, sweeps: int) -> dict[str, Any]:
-    """Returns an entry of the results file: the regrets of so many sweeps."""
+    """Returns an entry of the results file: the regrets of `sweeps` sweeps (fewer for a slow arm)."""
     regrets, steps = [], []
     sweeps = sweeps // 5 if arm in SLOW else sweeps
     for seed in range(sweeps):

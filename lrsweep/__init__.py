@@ -1,3 +1,3 @@
-"""lrsweep finds the learning rate for a fine-tune: short trials, compared in MLflow, exported to your trainer."""
+"""lrsweep finds the learning rate for a fine-tune: it runs short trials and exports the best config to your trainer."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,4 +1,4 @@
-"""`python -m lrsweep` is the command `lrsweep`."""
+"""Makes `python -m lrsweep` run the command `lrsweep`."""
 
 from lrsweep.cli.main import main
 

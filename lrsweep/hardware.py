@@ -9,7 +9,7 @@ from pathlib import Path
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Creates no CUDA context.
 
-    CUDA ignores every entry from the first invalid one on, so -1 hides all GPUs.
+    CUDA ignores the first invalid entry and all entries after it, so `-1` hides every GPU.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:

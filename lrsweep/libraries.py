@@ -27,7 +27,7 @@ def version(package: str) -> str | None:
 
 
 def quiet() -> None:
-    """Turns off progress bars and telemetry, keeps log records off the terminal, and limits spinning of torch's threads.
+    """Turns off progress bars and telemetry, keeps logs off the terminal, and limits how long torch's threads spin.
 
     For the command line and worker processes, before the libraries are imported. It changes the process's environment,
     so a program that uses lrsweep as a library should not call it.

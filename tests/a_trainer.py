@@ -1,7 +1,7 @@
 """Somebody's training script: transformers' Trainer on the embedded model, its arguments from a YAML file.
 
-`python a_trainer.py FILE [--sleep SECONDS] [--fail-above LR]`. It writes trainer_log.jsonl as it trains, as LLaMA-Factory
-does.
+`python a_trainer.py FILE [--sleep SECONDS] [--fail-above LR]`. It writes trainer_log.jsonl as it trains, as
+LLaMA-Factory does.
 """
 
 import argparse

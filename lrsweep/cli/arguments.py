@@ -1,4 +1,4 @@
-"""Subcommands' arguments: argparse, but a wrong argument is one line like any other error."""
+"""The arguments of subcommands: argparse, but an invalid argument is an InputError, which is one line."""
 
 import argparse
 from typing import NoReturn
@@ -18,7 +18,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(prog=f"lrsweep {command}", description=description)
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError."""
+        """Raises InputError with argparse's message."""
         raise InputError(f"{self.prog.removeprefix('lrsweep ')}: {message}; see {self.prog} --help")
 
     def add_sweep_name(self) -> None:

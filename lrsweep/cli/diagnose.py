@@ -1,4 +1,4 @@
-"""`lrsweep diagnose FILE ...`: what loss curves show, and what to change."""
+"""`lrsweep diagnose FILE ...`: diagnoses loss curves, and advises what to change."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from lrsweep.cli.arguments import ArgumentParser
 
 def run(argv: Sequence[str]) -> int:
     """Prints a diagnosis for each file. Raises LrsweepError."""
-    parser = ArgumentParser("diagnose", "say what loss curves show, and what to change")
+    parser = ArgumentParser("diagnose", "diagnose loss curves, and advise what to change")
     parser.add_argument(
         "files",
         nargs="+",
@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
         help="trainer_state.json, trainer_log.jsonl, metrics.jsonl, or the id of an MLflow run in this folder's store",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    parser.add_argument("--plot", action="store_true", help="write a plot of each curve beside its file, as FILE.png")
+    parser.add_argument("--plot", action="store_true", help="write a plot of each curve next to its file, as FILE.png")
     arguments = parser.parse_args(argv)
     from lrsweep.analysis import log_readers
     from lrsweep.analysis.diagnosis import diagnose
@@ -44,6 +44,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _same_sweep(file: str, other: str) -> bool:
-    """Whether two files are logs of different trials of one sweep: outputs/NAME/trials/0007/metrics.jsonl."""
+    """Returns whether two files are logs of different trials of one sweep (outputs/NAME/trials/0007/metrics.jsonl)."""
     one, two = Path(file), Path(other)
     return one != two and one.parent.parent == two.parent.parent and one.parent.parent.name == "trials"

@@ -1,4 +1,4 @@
-"""`lrsweep doctor`: what this machine has, what will be used, and why."""
+"""`lrsweep doctor`: shows this machine, and what a sweep will use of it."""
 
 import platform
 import shutil
@@ -11,7 +11,7 @@ from lrsweep.libraries import PACKAGES, version
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints the machine. Raises InputError."""
+    """Prints one line for each fact. Raises InputError for an argument."""
     ArgumentParser("doctor", "show what this machine has and what will be used").parse_args(argv)
     import psutil
     import torch

@@ -1,4 +1,4 @@
-"""`lrsweep export NAME --to FORMAT`: the best config of a sweep for your trainer."""
+"""`lrsweep export NAME --to FORMAT`: writes the best config of a sweep for your trainer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
         "--base",
         type=Path,
         metavar="FILE",
-        help="your own config: only the tuned keys change in it, comments and order stay",
+        help="your own config: only its tuned keys change, comments and order stay",
     )
     parser.add_argument(
         "--target-version",

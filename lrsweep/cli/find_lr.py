@@ -1,4 +1,4 @@
-"""`lrsweep find-lr [key=value ...]`: a learning-rate range test, which proposes a range to sweep."""
+"""`lrsweep find-lr [key=value ...]`: runs a learning-rate range test and proposes a range to sweep."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ from lrsweep.files.redaction import mask
 if TYPE_CHECKING:
     from lrsweep.training.lr_ramp import RampPoint
 
-# Shows progress: passes on what it is given.
+# Wraps the points of a range test to show progress, and yields them unchanged.
 Progress = Callable[[Iterable["RampPoint"]], Iterable["RampPoint"]]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the range test and prints what it shows. Raises LrsweepError."""
+    """Runs the range test and prints its result. Raises LrsweepError."""
     parser = ArgumentParser(
         "find-lr", "run a learning-rate range test on the composed config, to find a range to sweep"
     )
@@ -68,17 +68,20 @@ def find(config: SweepConfig, rates: Sequence[float] | Floats, progress: Progres
     Args:
         config: The composed config.
         rates: The learning rates, one for each step, rising.
-        progress: Wraps the steps, to show how far the test is.
+        progress: Wraps the points, to show progress.
+
+    Returns:
+        The losses over the rates, and the range to sweep.
 
     Raises:
-        InputError: Something is wrong with config, model or data.
+        InputError: The config, the model or the data are invalid.
     """
     from lrsweep.training.data.loading import check_paths
     from lrsweep.training.model_folder import check_path
 
     check_path(config.model)
     check_paths(config.data)
-    # torch and transformers take seconds to import: after what can be refused without them.
+    # torch and transformers take seconds to import, so errors that do not need them come first.
     import numpy as np
 
     from lrsweep.training.lr_ramp import ramp
@@ -95,5 +98,5 @@ def find(config: SweepConfig, rates: Sequence[float] | Floats, progress: Progres
         if range_test.blown_up(np.array(changes) + np.mean(bases), float(np.mean(bases))):
             break
     base = float(np.mean(bases))
-    # As if all rows were as hard as they are on average.
+    # The loss of each point as if its rows were as hard as the average row.
     return range_test.analyse(np.array(lrs), np.array(changes) + base, base)

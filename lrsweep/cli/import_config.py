@@ -1,4 +1,4 @@
-"""`lrsweep import FORMAT FILE`: another trainer's config becomes a sweep."""
+"""`lrsweep import FORMAT FILE`: turns another trainer's config into a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line: a subcommand if the first word is one, else a sweep; everything else is Hydra's."""
+"""The command line: a subcommand if the first argument is one; otherwise Hydra's overrides or flags, for a sweep."""
 
 import importlib
 import os
@@ -9,7 +9,7 @@ from lrsweep import __version__
 from lrsweep.errors import InputError, LrsweepError
 from lrsweep.files.redaction import mask
 
-# Each subcommand's module, with a function `run(argv) -> exit code`.
+# The module of each subcommand. It has a function `run(argv) -> exit code`.
 COMMANDS = {
     "export": "lrsweep.cli.export",
     "import": "lrsweep.cli.import_config",
@@ -33,14 +33,14 @@ def main() -> None:
         print("lrsweep: interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        # Whoever read the output has gone; what is left to print goes nowhere.
+        # The reader of the output is gone (as in `lrsweep ... | head`); the rest is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Does what `argv` says; returns the exit code. Raises LrsweepError."""
+    """Runs the command in `argv`; returns the exit code. Raises LrsweepError."""
     if argv and argv[0] in COMMANDS:
         return int(importlib.import_module(COMMANDS[argv[0]]).run(argv[1:]))
     if argv == ["--version"]:

@@ -1,4 +1,4 @@
-"""`lrsweep report NAME`: a sweep's result, and its report.html written again."""
+"""`lrsweep report NAME`: shows a sweep's result and writes its report.html again."""
 
 from collections.abc import Sequence
 

@@ -8,7 +8,7 @@ from lrsweep.libraries import quiet
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the sweep that the overrides in `argv` compose to. Raises LrsweepError."""
+    """Runs the sweep that the overrides in `argv` describe. Raises LrsweepError."""
     config = sweep_config(argv)
     quiet()
     from rich.console import Console
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         summary = controller.run(config, open_screen(console))
     except controller.InterruptedSweepError as interrupted:
-        # resume=fresh would start over once more.
+        # resume=fresh would start over again.
         command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
         interrupted.args = (f"interrupted; resume with: {command}",)
         raise

@@ -1,4 +1,4 @@
-"""`lrsweep sync NAME`: sends MLflow what a sweep's files have and it lacks."""
+"""`lrsweep sync NAME`: sends MLflow the trials that it lacks, from a sweep's files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from lrsweep.report.screen import Screen
 
 
 def run(argv: Sequence[str]) -> int:
-    """Syncs, and prints what came of it. Raises LrsweepError."""
-    parser = ArgumentParser("sync", "send MLflow what an outage or a kill kept from it")
+    """Syncs, and prints the result. Raises LrsweepError."""
+    parser = ArgumentParser("sync", "send MLflow the trials that it missed because of an outage or a kill")
     parser.add_sweep_name()
     parser.add_argument("--uri", help="the tracking store (default: the sweep's own)")
-    parser.add_argument("--storage", metavar="URL", help="the study's database, where its URL has a password")
+    parser.add_argument("--storage", metavar="URL", help="the study's database, if its URL has a password")
     arguments = parser.parse_args(argv)
     from rich.console import Console
 
@@ -32,20 +32,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str:
-    """Sends MLflow what the sweep's files have and it lacks.
+    """Sends MLflow the trials that it lacks, from the sweep's files.
 
     Args:
         name: The sweep.
         uri: The tracking store; None is the sweep's own.
         storage: The study's database; None is the sweep's own.
-        screen: Where progress is shown.
+        screen: Shows notes.
 
     Returns:
         One line about the result.
 
     Raises:
         InputError: There is no such sweep, or it is not tracked.
-        StorageError: The sweep is running, its files are damaged, or the store does not answer.
+        StorageError: The sweep is running, its files are damaged, or a store does not answer.
     """
     from lrsweep.orchestration.controller import finish_tracking
     from lrsweep.orchestration.monitor import Monitor
@@ -65,7 +65,7 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
     axes = search_space.axes(config)
     study = find_study(config, axes, folder.path)
     if study is None:
-        raise StorageError(f"{folder.study}: does not exist, and only it says how the trials ended")
+        raise StorageError(f"{folder.study}: does not exist, but only the study records how the trials ended")
     tracker = open_tracker(config.tracking, Path.cwd(), config.name)
     with folder.locked(), logging_to(folder, config.redactor):
         dataset = DatasetInfo(**study.dataset)
@@ -85,4 +85,4 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
                 f"tracking.uri={tracker.uri}: {tracker.unsent} points are still unsent; see {folder.log}"
             )
     rest = "" if ended else "; the sweep is not complete: the same lrsweep +sweep command resumes it"
-    return f"{name}: sent {sent} trials, {tracker.uri} has all that has ended{rest}"
+    return f"{name}: sent {sent} trials, {tracker.uri} has all ended trials{rest}"

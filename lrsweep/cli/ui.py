@@ -1,4 +1,4 @@
-"""`lrsweep ui`: MLflow's UI on this folder's runs."""
+"""`lrsweep ui`: serves MLflow's UI with this folder's runs."""
 
 from collections.abc import Sequence
 

@@ -183,6 +183,8 @@ def _offer_sweeps() -> None:
     If the user asked for a broken one, `_chosen_sweep` has already rejected it.
     """
     store = ConfigStore.instance()
+    # Sweeps of a folder that this process worked in before are not offered here.
+    store.repo.pop("sweep", None)
     for name, path in _sweep_files().items():
         with contextlib.suppress(InputError):
             store.store(group="sweep", name=name, node=_read_sweep(path), package="_global_", provider="sweeps")

@@ -1,4 +1,4 @@
-"""Other trainers' configs, one file a dialect: the best one goes out in theirs, and theirs become sweeps."""
+"""The config languages of other trainers, one module per dialect: exports the best config, and imports theirs."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.report.summary import Summary
 
+# A new dialect is added here; `mapping` describes how to write one.
 TRAINERS: dict[str, Dialect] = {
     dialect.name: dialect for dialect in (llamafactory.DIALECT, transformers.DIALECT, trl.DIALECT, axolotl.DIALECT)
 }
@@ -19,19 +20,26 @@ DIALECTS = ("hydra", *TRAINERS)
 
 
 def export(summary: Summary, dialect: str, base: Path | None = None, version: str | None = None) -> str:
-    """The best config of a sweep in `dialect`; with `base`, that file with the tuned keys changed and nothing else.
+    """Returns a sweep's best config as the text of a config file.
 
-    `version` is the tool's, where its keys depend on it. Raises InputError for what does not exist or cannot be said.
+    Args:
+        summary: The sweep's summary.
+        dialect: One of `DIALECTS`.
+        base: The user's own file: the result is that file with only the tuned keys changed. None writes a whole file.
+        version: The trainer's version, such as `5.15`, if its keys depend on it; None for the current one.
+
+    Raises:
+        InputError: No trial completed, an argument is not valid, or the trainer cannot express the config.
     """
     if dialect not in DIALECTS:
         raise InputError(f"--to {dialect}: no such format (choices: {', '.join(DIALECTS)})")
     best = summary.verdict.best
     if best is None:
-        raise InputError(f"{summary.config.name}: no trial completed, so there is no best to export")
+        raise InputError(f"{summary.config.name}: no trial completed, so there is no best config to export")
     if dialect == "hydra":
         if base is not None or version is not None:
             option = "--base" if base is not None else "--target-version"
-            raise InputError(f"{option}: has no meaning for hydra; give it with {', '.join(TRAINERS)}")
+            raise InputError(f"{option}: has no meaning for hydra; use it with {', '.join(TRAINERS)}")
         return hydra.export(summary)
     trainer = TRAINERS[dialect]
     target = None if version is None else target_version(trainer, version)
@@ -47,7 +55,22 @@ def export(summary: Summary, dialect: str, base: Path | None = None, version: st
 def tree(
     trainer: Dialect, config: SweepConfig, searched: set[str], version: Version | None = None
 ) -> dict[str, object]:
-    """The whole config in the trainer's words; what came from its own file goes back as it was."""
+    """Writes a whole config in a trainer's language.
+
+    What an import kept of the trainer's own file is returned unchanged.
+
+    Args:
+        trainer: The trainer's dialect.
+        config: The config.
+        searched: The dotted keys that were searched.
+        version: The trainer's version; None for the current one.
+
+    Returns:
+        The content of the config file, by the trainer's keys.
+
+    Raises:
+        InputError: The trainer cannot express the config.
+    """
     origin = config.origin
     if origin is None or origin.dialect != trainer.name:
         return written(trainer, config, None, searched, version)
@@ -56,10 +79,10 @@ def tree(
 
 
 def tuned(base: SweepConfig, best: SweepConfig) -> set[str]:
-    """The dotted keys in which the best trial differs from the sweep's base."""
+    """Returns the dotted keys in which the best trial differs from the sweep's base config."""
     before, after = flatten(base.model_dump()), flatten(best.model_dump())
     keys = {key for key, value in after.items() if before.get(key) != value}
-    # A row of a table names such a mapping whole.
+    # The dialects' rows name these mappings as a whole.
     return {
         next((whole for whole in ("optimizer.kwargs", "scheduler.kwargs") if key.startswith(whole)), key)
         for key in keys
@@ -67,7 +90,11 @@ def tuned(base: SweepConfig, best: SweepConfig) -> set[str]:
 
 
 def target_version(trainer: Dialect, text: str) -> Version:
-    """`v0.9.5` as (0, 9). Raises InputError."""
+    """Parses a trainer's version: `v0.9.5` gives (0, 9).
+
+    Raises:
+        InputError: The text is not a version, or the trainer's keys do not depend on its version.
+    """
     if not trainer.versioned:
         raise InputError(f"--target-version {text}: {trainer.name}'s keys do not depend on it; leave it out")
     try:

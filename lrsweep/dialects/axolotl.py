@@ -1,4 +1,4 @@
-"""Axolotl's config: what `axolotl train FILE` reads."""
+"""The dialect of Axolotl: the config that `axolotl train FILE` reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,13 +25,13 @@ from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
 from lrsweep.errors import InputError
 
-# Where a config says nothing of warm-up.
+# Axolotl's warm-up ratio for a config that does not set one.
 _DEFAULT_WARMUP = 0.03
 
 
 def _read_model(tree: Tree) -> Tree:
     if not tree.get("base_model"):
-        raise InputError("base_model: missing; a run needs its model")
+        raise InputError("base_model: missing; give the model")
     revision = tree.get("revision_of_model")
     return {
         "model.path": word("base_model", tree["base_model"]),
@@ -45,8 +45,8 @@ def _write_model(config: SweepConfig) -> Tree:
 
 
 def _read_precision(tree: Tree) -> Tree:
-    said = given(tree, "bf16", "auto")
-    return {"model.dtype": "auto" if said == "auto" else "bfloat16" if flag("bf16", said) else "float32"}
+    bf16 = given(tree, "bf16", "auto")
+    return {"model.dtype": "auto" if bf16 == "auto" else "bfloat16" if flag("bf16", bf16) else "float32"}
 
 
 def _write_precision(config: SweepConfig) -> Tree:
@@ -59,7 +59,7 @@ def _read_finetune(tree: Tree) -> Tree:
     if adapter is None:
         return {"finetune.mode": "full", "model.quantization": None}
     if adapter not in ("lora", "qlora"):
-        raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights; choose one of them")
+        raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
     targets = given(tree, "lora_target_modules", [])
     names = [targets] if isinstance(targets, str) else list(targets)
     if flag("lora_target_linear", given(tree, "lora_target_linear", False)) or names == ["all-linear"]:
@@ -90,14 +90,16 @@ def _write_finetune(config: SweepConfig) -> Tree:
 
 def _read_rate(tree: Tree) -> Tree:
     if tree.get("learning_rate") is None:
-        raise InputError("learning_rate: missing; Axolotl has no default for it")
+        raise InputError("learning_rate: missing; Axolotl has no default, give one")
     return {"optimizer.lr": number("learning_rate", tree["learning_rate"])}
 
 
 def _read_optimizer(tree: Tree) -> Tree:
     name = word("optimizer", given(tree, "optimizer", "adamw_torch_fused"))
     if name not in ADAMW:
-        raise InputError(f"optimizer={name}: trials train with {ADAMW[0]} or its other makes; choose one of them")
+        raise InputError(
+            f"optimizer={name}: trials train with AdamW, as {ADAMW[0]} or another implementation; choose one of them"
+        )
     return {"optimizer.name": "adamw", **read_adam(tree), "optimizer.kwargs": {}}
 
 
@@ -105,7 +107,7 @@ def _write_optimizer(config: SweepConfig) -> Tree:
     optimizer = config.optimizer
     if optimizer.name != "adamw" or optimizer.kwargs:
         raise InputError(
-            f"optimizer.name={optimizer.name}: the export to axolotl knows AdamW only; sweep with optimizer=adamw"
+            f"optimizer.name={optimizer.name}: the export to axolotl supports AdamW only; sweep with optimizer=adamw"
         )
     return {"optimizer": "adamw_torch", **write_adam(optimizer)}
 
@@ -161,7 +163,7 @@ _ROWS = (
         ("data.eval_path", "data.eval_split", "data.eval_fraction"),
         read_evaluation_set,
         lambda config: {"val_set_size": config.data.eval_fraction},
-        own=True,
+        keep_file_value=True,
     ),
     key("sequence_len", "data.max_length", 512, whole),
     key("sample_packing", "data.packing", False, flag),
@@ -190,7 +192,7 @@ _ROWS = (
         ("training.eval_every", "training.eval_batch_size"),
         _read_evaluation,
         lambda config: {"eval_steps": config.training.eval_every, "eval_batch_size": config.training.eval_batch_size},
-        own=True,
+        keep_file_value=True,
     ),
     key(
         "gradient_checkpointing",
@@ -215,34 +217,35 @@ def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree, "optimizer")
     if given(tree, "excess_length_strategy", "drop") == "drop":
         found.append(
-            "rows beyond sequence_len are dropped there, and cut off in trials; excess_length_strategy: truncate cuts too"
+            "Axolotl drops rows longer than sequence_len, and trials truncate them; with excess_length_strategy: "
+            "truncate Axolotl does so too"
         )
     if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
-        found.append("no warm-up is given: a 0.03 share of the run, as Axolotl takes it (there, at most 100 steps)")
+        found.append("no warm-up is given: trials use Axolotl's default, 3% of the run (in Axolotl at most 100 steps)")
     if not tree.get("val_set_size") and not tree.get("test_datasets"):
         found.append(NO_EVALUATION)
     return found
 
 
 _METHOD = "trials train plain LoRA or all weights"
-_RATES = "several learning rates"
+_RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",
     _rows,
     (
         Refusal(
-            "rl reward_model process_reward_model trainer_cls", "trials do supervised fine-tuning only", "take it out"
+            "rl reward_model process_reward_model trainer_cls", "trials do supervised fine-tuning only", "remove it"
         ),
-        Refusal("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "take it out"),
+        Refusal("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "remove it"),
         Refusal(
             "relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
             "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft "
             "lora_fan_in_fan_out",
             _METHOD,
-            "take it out",
+            "remove it",
             ([],),
         ),
-        Refusal("peft_init_lora_weights", _METHOD, "take it out", (True,)),
+        Refusal("peft_init_lora_weights", _METHOD, "remove it", (True,)),
         Refusal(
             "cosine_min_lr_ratio",
             "trials have transformers' schedules",
@@ -251,23 +254,23 @@ DIALECT = Dialect(
         Refusal(
             "cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor jagged_restart_steps",
             "trials have transformers' schedules",
-            "take it out",
+            "remove it",
         ),
-        Refusal("train_on_inputs", "trials learn the answers only", "set it to false"),
+        Refusal("train_on_inputs", "trials train on the answers only", "set it to false"),
         Refusal(
             "pretraining_dataset streaming curriculum_sampling sample_packing_sequentially use_pose",
-            "trials draw whole rows at random",
-            "take it out",
+            "trials draw whole rows in random order",
+            "remove it",
         ),
-        Refusal("batch_size", "it counts all devices", "write gradient_accumulation_steps instead"),
-        Refusal("optim_args", "trials have AdamW's betas and eps only", "take it out"),
-        Refusal("float16 bfloat16", "trials hold what they train in float32", "set bf16: true instead"),
+        Refusal("batch_size", "it depends on the number of devices", "set gradient_accumulation_steps instead"),
+        Refusal("optim_args", "trials support AdamW's betas and eps only", "remove it"),
+        Refusal("float16 bfloat16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal(
             "tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
-            "it changes the tokenizer or its template",
-            "put it into the model's folder",
+            "it changes the tokenizer or its chat template",
+            "make the change in the model's folder",
         ),
-        Refusal("use_eaft", "it is another loss", "take it out"),
+        Refusal("use_eaft", "trials use the cross-entropy loss", "remove it"),
         *training_arguments.REFUSALS,
     ),
     (

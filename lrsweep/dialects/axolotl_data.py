@@ -1,4 +1,4 @@
-"""Axolotl's data sets: which of them hold rows as trials read them."""
+"""Axolotl's data keys: which data sets trials can read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ _MESSAGES = {"role": "role", "content": "content"}
 
 
 def read_data(tree: Tree) -> Tree:
-    """The one data set that trials read."""
+    """Reads the data set. Raises InputError for several data sets, and for rows that trials cannot read."""
     return _one_set(tree, "datasets")
 
 
@@ -39,20 +39,20 @@ def _one_set(tree: Tree, name: str) -> Tree:
     entry: Mapping[str, Any] = sets[0]
     for field, value in entry.items():
         if field not in _ENTRY:
-            raise InputError(f"{name}: {field}={brief(value)}: trials read rows as they are; take it out")
+            raise InputError(f"{name}: {field}={brief(value)}: trials do not change or select rows; remove it")
     template = given(entry, "chat_template", given(tree, "chat_template", "tokenizer_default"))
     kind = entry.get("type")
     if kind == "chat_template" and template != "tokenizer_default":
         raise InputError(
-            f"chat_template={brief(template)}: trials use the tokenizer's own template; set it to tokenizer_default, and put "
-            "yours into the model's folder as chat_template.jinja"
+            f"chat_template={brief(template)}: trials use the tokenizer's own template; set it to tokenizer_default, "
+            "and put yours into the model's folder as chat_template.jinja"
         )
     roles = given(entry, "roles_to_train", ["assistant"])
     if kind == "chat_template" and (
         list(roles) not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
     ):
         raise InputError(
-            f"roles_to_train={brief(roles)}: trials learn the assistant's turns with their ends; take it out"
+            f"roles_to_train={brief(roles)}: trials train on the assistant's turns and their end tokens; remove it"
         )
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
@@ -63,36 +63,38 @@ def _one_set(tree: Tree, name: str) -> Tree:
         "data.path": files or word(f"{name}.path", entry.get("path", "")),
         "data.name": entry.get("name"),
         "data.split": entry.get("split") or "train",
-        **_form(entry, kind),
+        **_format(entry, kind),
     }
 
 
-def _form(entry: Tree, kind: Any) -> Tree:
+def _format(entry: Tree, kind: Any) -> Tree:
     if kind == "completion":
         field = entry.get("field") or "text"
         return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
     if kind != "chat_template":
         reason = (
-            "it writes prompts of its own (### Instruction:)"
+            "it writes its own prompts (### Instruction:)"
             if "alpaca" in str(kind)
-            else "trials do not know that form"
+            else "trials do not know that format"
         )
-        raise InputError(f"type={brief(kind)}: {reason}; use chat_template with the tokenizer's own, or completion")
+        raise InputError(
+            f"type={brief(kind)}: {reason}; use chat_template with the tokenizer's own template, or completion"
+        )
     properties = dict(given(entry, "message_property_mappings", _MESSAGES))
     if properties == _SHAREGPT:
-        form, ours, usual = "sharegpt", "conversations", "messages"
+        row_format, ours, usual = "sharegpt", "conversations", "messages"
     elif properties == _MESSAGES:
-        form, ours, usual = "messages", "messages", "messages"
+        row_format, ours, usual = "messages", "messages", "messages"
     else:
         raise InputError(
             f"message_property_mappings={brief(properties)}: trials know {_MESSAGES} and {_SHAREGPT}; use one of them"
         )
     field = entry.get("field_messages") or usual
-    return {"data.format": form, "data.columns": {} if field == ours else {ours: field}}
+    return {"data.format": row_format, "data.columns": {} if field == ours else {ours: field}}
 
 
 def write_data(config: SweepConfig) -> Tree:
-    """The data set as an entry of `datasets`."""
+    """Writes the data set as an entry of `datasets`. Raises InputError for a format that Axolotl cannot express."""
     data = config.data
     entry: dict[str, Any] = {"path": data.path}
     if data.format in ("messages", "sharegpt"):
@@ -105,7 +107,7 @@ def write_data(config: SweepConfig) -> Tree:
         entry |= {"type": "completion"}
     else:
         raise InputError(
-            f"data.format={data.format}: Axolotl would write prompts of its own around such rows; convert them to messages"
+            f"data.format={data.format}: Axolotl would add its own prompts to such rows; convert them to messages"
         )
     suffix = data.path.rsplit(".", 1)[-1].lower()
     if suffix in ("json", "jsonl", "csv", "parquet"):
@@ -118,7 +120,7 @@ def write_data(config: SweepConfig) -> Tree:
 
 
 def read_evaluation_set(tree: Tree) -> Tree:
-    """Held-out rows: a data set of their own, or a share."""
+    """Reads the held-out rows: an evaluation set, or a share of the rows."""
     if tree.get("test_datasets"):
         found = _one_set(tree, "test_datasets")
         return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}

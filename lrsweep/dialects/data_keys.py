@@ -1,27 +1,40 @@
-"""What the dialects say alike of a run's rows."""
+"""Data keys that several dialects share: the rows that are held out for evaluation."""
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Tree, number
 from lrsweep.errors import InputError
 
-NO_EVALUATION = "the run has no evaluation; trials hold out a tenth of the rows"
+NO_EVALUATION = "the run has no evaluation; trials hold out 10% of the rows for it"
 
 
 def held_out(tree: Tree, name: str) -> Tree:
-    """The share of the rows that is held out."""
+    """Reads the share of the rows that the trainer's key `name` holds out; a share of 0 sets nothing.
+
+    Raises:
+        InputError: The value is a number of rows instead of a share below 1.
+    """
     share = number(name, tree.get(name) or 0)
     if share >= 1:
-        raise InputError(f"{name}={share:g}: trials hold out a share of the rows; write it as one, below 1")
+        raise InputError(f"{name}={share:g}: trials hold out a share of the rows; write a share below 1")
     return {"data.eval_fraction": share} if share > 0 else {}
 
 
 def share_held_out(tree: Tree, config: SweepConfig, others: str, share: str) -> Tree:
-    """A share of the rows to evaluate on, where a file names no other evaluation: a trial is for its eval loss."""
+    """Returns a share of the rows to evaluate on if a trial's file has no evaluation, as a trial needs its eval loss.
+
+    Args:
+        tree: The trial's file.
+        config: The trial's config.
+        others: The trainer's key for an evaluation set.
+        share: The trainer's key for the share that is held out.
+    """
     return {} if tree.get(others) or tree.get(share) else {share: config.data.eval_fraction}
 
 
 def rows_are_ours(config: SweepConfig) -> str:
-    """What a file has to say that names rows which no other tool has."""
+    """Returns a comment for a file with the embedded data set, which other tools do not have; else an empty string."""
     if config.data.path != "embedded":
         return ""
-    return "# The rows are lrsweep's own, from Python's standard library: name your data set instead of `embedded`.\n"
+    return (
+        "# The data set `embedded` is lrsweep's own, from Python's standard library: replace it with your data set.\n"
+    )

@@ -1,4 +1,4 @@
-"""The user's own file with a few keys changed: the text is edited in place, so not a comment, quote or space moves."""
+"""Changes a few keys in the user's own YAML file: the text is edited in place, so comments, quotes and spaces stay."""
 
 import re
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import scalar
 
-# What an earlier export wrote above the same file.
+# The header that an earlier export wrote at the top of the same file.
 _OWN_HEADER = re.compile(
     r"\A# The best of the lrsweep sweep .*\n(# (Eval|No other|Learning|The learning|It was|This file) .*\n)*"
 )
@@ -23,7 +23,7 @@ _OWN_HEADER = re.compile(
 
 @dataclass(frozen=True)
 class _Place:
-    """A top-level key in the text: where its line starts, its column, and from where to where its value stands."""
+    """A top-level key in the text: the index of its line, its column, and the start and end index of its value."""
 
     line: int
     column: int
@@ -32,7 +32,14 @@ class _Place:
 
 
 def read(path: Path) -> tuple[str, dict[str, Any]]:
-    """A config file's text and what it says. Raises InputError."""
+    """Reads a config file.
+
+    Returns:
+        The text, without a byte-order mark, and its content.
+
+    Raises:
+        InputError: The file cannot be read, or is not a YAML mapping.
+    """
     try:
         text = path.read_bytes().decode().removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as fault:
@@ -44,12 +51,22 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
 def edited(
     dialect: Dialect, path: Path, config: SweepConfig, tuned: Collection[str], version: Version | None, header: str
 ) -> str:
-    """The file at `path` with the tuned keys as the config has them, below the header. Raises InputError."""
+    """Returns the text of a user's file in which the tuned keys have the config's values.
+
+    Args:
+        dialect: The trainer's dialect.
+        path: The user's file.
+        config: The config with the values.
+        tuned: The dotted keys to change.
+        version: The trainer's version; None for the current one.
+        header: Comment lines to put at the top.
+
+    Raises:
+        InputError: The file cannot be read or cannot be edited in place, or the trainer cannot express the config.
+    """
     text, tree = read(path)
     if path.suffix.lower() == ".json":
-        raise InputError(
-            f"{path}: JSON has no comments, and an export says in them what it found; write the file as YAML"
-        )
+        raise InputError(f"{path}: JSON has no comments, which an export needs for its header; write the file as YAML")
     changes = _misread(dialect, text, tree, tuned, version) | edits(dialect, tree, config, tuned, version)
     result = with_changes(text, changes)
     expected = changed(tree, changes)
@@ -59,26 +76,31 @@ def edited(
         found = None
     if found != expected:
         raise InputError(
-            f"{path}: {', '.join(changes)} cannot be changed without touching other keys (an anchor, or all on one line); "
-            "write each key on a line of its own"
+            f"{path}: {', '.join(changes)} cannot be changed without touching other keys (an anchor or several keys on "
+            "a line); write each key on a line of its own"
         )
-    apart = differences(dialect, expected, config, version)
-    said = [f"This file trains otherwise than the trials did: {', '.join(apart)}."] if apart else []
-    above = (header + comments(said)).replace("\n", _newline(text))
+    different = differences(dialect, expected, config, version)
+    warning = [f"This file trains differently from the trials: {', '.join(different)}."] if different else []
+    above = (header + comments(warning)).replace("\n", _newline(text))
     return above + _OWN_HEADER.sub("", result)
 
 
 def _misread(
     dialect: Dialect, text: str, tree: dict[str, Any], tuned: Collection[str], version: Version | None
 ) -> dict[str, Any]:
-    """The tuned keys whose value stands there as 1e-3 or such, which PyYAML takes for text."""
+    """The tuned keys whose value is written as 1e-3 or the like, which PyYAML reads as a string."""
     plain = yaml.safe_load(text)
     rows = [row for row in dialect.rows(version) if set(row.ours) & set(tuned)]
     return {name: tree[name] for row in rows for name in row.part(tree) if plain[name] != tree[name]}
 
 
 def with_changes(text: str, changes: dict[str, Any]) -> str:
-    """The text with top-level keys set, or taken out where the value is None; new ones follow the last one changed."""
+    """Returns a YAML text with top-level keys set or removed.
+
+    Args:
+        text: The text.
+        changes: Values by key; None removes the key. New keys go after the last changed one or after learning_rate.
+    """
     places, newline = _places(text), _newline(text)
     cuts: list[tuple[int, int, str]] = []
     new = []
@@ -92,9 +114,9 @@ def with_changes(text: str, changes: dict[str, Any]) -> str:
             space = " " if text[place.start - 1] == ":" else ""
             cuts.append((place.start, place.end, space + scalar(value)))
     if new:
-        beside = [place.end for name, place in places.items() if name in changes or name == "learning_rate"]
-        beside = beside or [place.end for place in places.values()]
-        at = _line_end(text, max(beside, default=len(text)))
+        ends = [place.end for name, place in places.items() if name in changes or name == "learning_rate"]
+        ends = ends or [place.end for place in places.values()]
+        at = _line_end(text, max(ends, default=len(text)))
         before = newline if text and at == len(text) and not text.endswith("\n") else ""
         indent = " " * next((place.column for place in places.values()), 0)
         cuts.append((at, at, before + "".join(indent + line for line in new)))
@@ -109,19 +131,19 @@ def _places(text: str) -> dict[str, _Place]:
     for (key, _), (value, end) in zip(nodes[::2], nodes[1::2], strict=True):
         at, start = key.start_mark, value.start_mark.index
         if isinstance(value, yaml.CollectionStartEvent) and not value.flow_style:
-            start = text.index(":", key.end_mark.index) + 1  # what replaces a block stands on the key's line
+            start = text.index(":", key.end_mark.index) + 1  # a block's replacement goes on the key's line
         if isinstance(key, yaml.ScalarEvent):
             found[key.value] = _Place(text.rfind("\n", 0, at.index) + 1, at.column, start, end)
     return found
 
 
 def _nodes(text: str) -> list[tuple[Any, int]]:
-    """The event that begins each top-level key and value, in turn, and where that one ends.
+    """The event that begins each top-level key and value, in turn, and the index at which that node ends.
 
-    Of events, as a composed node that an alias names stands at its anchor.
+    This uses events since a composed node that an alias refers to has the position of its anchor.
     """
     found = []
-    flow: list[bool] = []  # of each collection that is open
+    flow: list[bool] = []  # for each open collection, whether it has flow style
     first: Any = None
     end = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -133,9 +155,9 @@ def _nodes(text: str) -> list[tuple[Any, int]]:
                 continue
             end = mark.index
             if getattr(event, "style", None) in ("|", ">"):
-                end = len(text[:end].rstrip())  # its mark is on the next key's line
+                end = len(text[:end].rstrip())  # a block scalar's end mark is on the next key's line
         elif isinstance(event, yaml.CollectionEndEvent):
-            # A block's own end lies beyond the comments after it; its last word's does not.
+            # The end mark of a block collection is after the comments that follow it; that of its last scalar is not.
             end = mark.index if flow.pop() else end
         else:
             continue
@@ -149,5 +171,5 @@ def _newline(text: str) -> str:
 
 
 def _line_end(text: str, place: int) -> int:
-    """Where the line after that place begins."""
+    """The index at which the next line begins."""
     return text.find("\n", place) + 1 or len(text)

@@ -1,4 +1,4 @@
-"""The best config as a Hydra file for lrsweep itself: a sweep's base with the tuned keys in place."""
+"""Export of the best config as a Hydra file for lrsweep itself: the sweep's base with the tuned values."""
 
 from lrsweep.config.schema import TRIAL_SECTIONS
 from lrsweep.dialects.header import header
@@ -7,7 +7,11 @@ from lrsweep.report.summary import Summary
 
 
 def export(summary: Summary) -> str:
-    """A file for ./sweeps: composes to the winning trial's config; give it a space to sweep on from there."""
+    """Returns a file for ./sweeps that composes to the best trial's config, as the base of another sweep.
+
+    Args:
+        summary: The summary of a sweep with a best trial.
+    """
     best = summary.verdict.best
     assert best is not None
     tree = best.config.masked()

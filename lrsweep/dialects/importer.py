@@ -1,4 +1,4 @@
-"""A sweep file from another trainer's config: its base is that run, its axis the learning rate around the run's."""
+"""Imports another trainer's config as a sweep of learning rates around the run's own."""
 
 import math
 import re
@@ -15,15 +15,15 @@ from lrsweep.dialects.training_arguments import epochs
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
 
-# Trials of a long run are its first steps, on its schedule: so many, or three times its warm-up.
+# A trial of a long run is its first 200 steps on its schedule, or three times the warm-up if that is longer.
 _STEPS, _WARMUPS = 200, 3
 _EVALUATIONS = 8
-# What trials have where the file says nothing.
+# What trials use where the file does not give a value.
 _DEFAULTS = {"data.eval_fraction": 0.1, "data.max_eval_rows": 512, "training.eval_batch_size": 8}
-# Where a file does not say it: the user does, on the command line or in the sweep file.
+# If the file does not give these, the user must, on the command line or in the sweep file.
 _OPEN = {"model.path": "???", "data.path": "???", "data.format": "???"}
-# Any config that is whole; what is imported replaces its parts.
-_ANY: dict[str, Any] = {
+# A complete config, whose values the imported ones replace.
+_TEMPLATE: dict[str, Any] = {
     "name": "imported",
     "model": {"path": "open"},
     "data": {"path": "open", "format": "messages"},
@@ -42,7 +42,14 @@ _ANY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """The run as a config, `missing` keys that the file does not have, keys `kept` for the export, and notes on the rest."""
+    """An imported run.
+
+    Attributes:
+        config: The run as a config.
+        missing: The dotted keys that the file does not give, which the user has to set.
+        kept: The trainer's keys without an lrsweep equivalent, kept for the export.
+        notes: Notes for the user, each a clause without a full stop.
+    """
 
     config: SweepConfig
     missing: tuple[str, ...]
@@ -51,7 +58,15 @@ class Imported:
 
 
 def imported(dialect: str, file: Path) -> Imported:
-    """The run that `file` describes. Raises InputError naming the key that cannot be taken over, and what to do."""
+    """Imports the run that a trainer's config file describes.
+
+    Args:
+        dialect: The trainer's name.
+        file: The config file.
+
+    Raises:
+        InputError: The file cannot be read, or a key cannot be imported; the message says which and what to do.
+    """
     if dialect not in TRAINERS:
         raise InputError(f"import {dialect}: no such format (choices: {', '.join(TRAINERS)})")
     _, tree = file_editor.read(file)
@@ -59,37 +74,55 @@ def imported(dialect: str, file: Path) -> Imported:
 
 
 def place(out: Path | None, file: Path) -> Path:
-    """Where the sweep file goes. Raises InputError for a file that is there already, or a name that +sweep= cannot say."""
+    """Returns where to write the sweep file.
+
+    Args:
+        out: The path that the user gave; None puts it into ./sweeps under the config file's name.
+        file: The trainer's config file.
+
+    Raises:
+        InputError: The path exists, or Hydra's +sweep= could not name it.
+    """
     path = out or Path("sweeps") / f"{re.sub('[^A-Za-z0-9_-]+', '_', file.stem)}.yaml"
     if path.suffix != ".yaml" or not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", path.stem):
         raise InputError(
-            f"--out {path}: a sweep file is called NAME.yaml, NAME of letters, digits, '_' and '-'; rename it"
+            f"--out {path}: a sweep file is called NAME.yaml with only letters, digits, '_' and '-' in NAME; rename it"
         )
     if path.exists():
-        raise InputError(f"{path}: is there already; give another --out, or remove it")
+        raise InputError(f"{path}: exists already; give another --out, or remove it")
     return path
 
 
 def from_tree(dialect: Dialect, tree: Tree, file: str, count: bool = False) -> Imported:
-    """The same, of a file's content; `count` looks at the data, for the run's length and the rows' form."""
-    _check_text(tree)
-    said = values_of(dialect, tree)
-    values = _DEFAULTS | said
+    """Imports the content of a trainer's config file.
+
+    Args:
+        dialect: The trainer's dialect.
+        tree: The file's content.
+        file: The file's path, to name it in the sweep file.
+        count: Whether to read the data, for the run's length in steps and the rows' format.
+
+    Raises:
+        InputError: A key cannot be imported, or the data cannot be read.
+    """
+    _refuse_interpolation(tree)
+    from_file = values_of(dialect, tree)
+    values = _DEFAULTS | from_file
     missing = tuple(key for key in _OPEN if values.get(key, "???") == "???")
     try:
         config = _config({key: value for key, value in values.items() if key not in missing})
     except InputError as fault:
-        raise _in_their_words(dialect, tree, fault) from None
+        raise _with_their_keys(dialect, tree, fault) from None
     notes = list(dialect.notes(tree))
     if count and "data.path" not in missing:
         config, missing = _look_at_data(dialect, tree, config, missing)
     steps = config.training.horizon
     if steps is None:
         times = epochs(tree, *dialect.epochs)
-        open_ends = not count or config.data.packing or {"data.path", "data.format"} & set(missing)
-        rows = None if open_ends else _rows(config, own_share="data.eval_fraction" in said)
+        unknown = not count or config.data.packing or {"data.path", "data.format"} & set(missing)
+        rows = None if unknown else _rows(config, own_share="data.eval_fraction" in from_file)
         if rows is None:
-            notes.append("the run's length in steps is not known here: set training.horizon to it")
+            notes.append("the run's length in steps is not known: set training.horizon to it")
         else:
             steps = run_steps(rows, config, times)
     config = replace(config, _trial(config, steps, "training.eval_every" in values))
@@ -99,13 +132,19 @@ def from_tree(dialect: Dialect, tree: Tree, file: str, count: bool = False) -> I
 
 
 def run_steps(rows: int, config: SweepConfig, times: float) -> int:
-    """Optimizer steps of a run over `rows` rows, as transformers counts them."""
+    """Returns the number of optimizer steps of a run, as transformers counts them.
+
+    Args:
+        rows: Number of training rows.
+        config: The run's config, for batch size and gradient accumulation.
+        times: Number of epochs.
+    """
     batches = math.ceil(rows / config.training.batch_size)
     return math.ceil(max(1, math.ceil(batches / config.training.gradient_accumulation_steps)) * times)
 
 
 def rates(lr: float) -> list[float]:
-    """The learning rate in the middle, a decade to either side, in half decades: 1e-5, 3e-5, 1e-4, 3e-4, 1e-3."""
+    """Returns five learning rates in half decades with `lr` in the middle: 1e-5, 3e-5, 1e-4, 3e-4, 1e-3 for 1e-4."""
     half = math.sqrt(10)
     sides = [f"{lr / 10:.3g}", f"{lr / half:.0e}", f"{lr * half:.0e}", f"{lr * 10:.3g}"]
     low, lower, higher, high = (float(side) for side in sides)
@@ -113,7 +152,12 @@ def rates(lr: float) -> list[float]:
 
 
 def text(run: Imported, name: str) -> str:
-    """The sweep file, for ./sweeps/NAME.yaml."""
+    """Returns the text of the sweep file.
+
+    Args:
+        run: The imported run.
+        name: The sweep's name, for ./sweeps/NAME.yaml.
+    """
     config, origin = run.config, run.config.origin
     assert origin is not None
     tree = config.model_dump()
@@ -122,14 +166,14 @@ def text(run: Imported, name: str) -> str:
         tree[section][leaf] = "???"
     extra = "".join(f" {key}=..." for key in run.missing)
     lines = [
-        f"The run of {origin.file} ({origin.dialect}), at learning rates around its own.",
+        f"The run of {origin.file} ({origin.dialect}) at learning rates around its own.",
         f"To run it: python -m lrsweep +sweep={name}{extra}",
-        f"The best one goes back with: lrsweep export {name} --to {origin.dialect} --base {origin.file}",
+        f"To put the best one back: lrsweep export {name} --to {origin.dialect} --base {origin.file}",
         *(f"Note: {note}." for note in run.notes),
     ]
     if config.training.schedule_steps > config.training.max_steps:
         lines.append(
-            f"Trials are the run's first {config.training.max_steps} of {config.training.horizon} steps, on its schedule."
+            f"Trials run the first {config.training.max_steps} of its {config.training.horizon} steps, on its schedule."
         )
     groups = {group: tree[group] for group in TRIAL_SECTIONS}
     body = to_yaml(groups | {"space": {"optimizer": {"lr": rates(config.optimizer.lr)}}}).replace("'???'", "???")
@@ -138,13 +182,13 @@ def text(run: Imported, name: str) -> str:
         + comments(lines)
         + _defaults(run)
         + body
-        + "# What has no equivalent here, or is spelled otherwise: an export gives it back.\n"
+        + "# Keys without an equivalent in lrsweep, or with another spelling, which an export returns unchanged.\n"
         + _origin(tree["origin"])
     )
 
 
 def _defaults(run: Imported) -> str:
-    """A value that is missing here stays missing only in groups whose own value is."""
+    """A defaults list with config groups that leave a missing value missing; the default groups would set it."""
     groups = [group for group in ("model", "data") if any(key.startswith(group) for key in run.missing)]
     return "defaults:\n" + "".join(f"  - override /{group}: local\n" for group in groups) if groups else ""
 
@@ -156,37 +200,37 @@ def _origin(origin: Mapping[str, str]) -> str:
     return head + "  rest: |\n" + "".join(f"    {line}\n" if line else "\n" for line in origin["rest"].split("\n")[:-1])
 
 
-def _check_text(tree: Any) -> None:
-    """OmegaConf, which reads the sweep file, would take these for more than text."""
+def _refuse_interpolation(tree: Any) -> None:
+    """Refuses values that OmegaConf, which reads the sweep file, would not take literally."""
     for name, value in flatten(tree).items():
         if "${" in str(value) or "???" in str(value):
             raise InputError(
-                f"{name}={str(value)[:60]!r}: holds ${{...}} or ???, which stand for other values here; write it out"
+                f"{name}={str(value)[:60]!r}: holds ${{...}} or ???, which OmegaConf replaces; write the value out"
             )
 
 
-def _in_their_words(dialect: Dialect, tree: Tree, fault: InputError) -> InputError:
-    """A fault that names a key of ours, naming theirs."""
+def _with_their_keys(dialect: Dialect, tree: Tree, fault: InputError) -> InputError:
+    """An error about one of lrsweep's keys, with the trainer's key in its place."""
     match = re.match(r"([a-z_]+\.[a-z_]+)[^=:]*(.*)", str(fault), re.DOTALL)
-    ours, said = match.groups() if match else ("", "")
+    ours, message = match.groups() if match else ("", "")
     for row in dialect.rows(None):
         if ours in row.ours:
-            return InputError(f"{', '.join(row.part(tree)) or row.theirs[0]}{said}; correct it")
+            return InputError(f"{', '.join(row.part(tree)) or row.theirs[0]}{message}; correct it")
     return fault
 
 
 def _config(values: Tree) -> SweepConfig:
-    tree = {section: dict(part) if isinstance(part, dict) else part for section, part in _ANY.items()}
+    tree = {section: dict(part) if isinstance(part, dict) else part for section, part in _TEMPLATE.items()}
     for key, value in values.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
-    # The whole run, until it is known how much of it a trial is.
+    # The whole run for now; `_trial` shortens it.
     tree["training"]["max_steps"] = values.get("training.horizon") or 1
     return validate(tree)
 
 
 def _trial(config: SweepConfig, steps: int | None, every_given: bool) -> dict[str, Any]:
-    """How long a trial is, and how often it is evaluated."""
+    """The config keys for a trial's length and how often it is evaluated."""
     length = max(_STEPS, _WARMUPS * config.scheduler.warmup(steps or 0))
     length = length if steps is None else min(steps, length)
     every = config.training.eval_every
@@ -198,7 +242,10 @@ def _trial(config: SweepConfig, steps: int | None, every_given: bool) -> dict[st
 def _look_at_data(
     dialect: Dialect, tree: Tree, config: SweepConfig, missing: Sequence[str]
 ) -> tuple[SweepConfig, tuple[str, ...]]:
-    """The config with its rows' form found in the file, where the config does not say it; a fault in the data is one here."""
+    """Checks the data's paths and fills in the rows' format from the data if the file does not give it.
+
+    Returns the config and the keys that are still missing.
+    """
     from lrsweep.training.data.loading import check_paths, first_row
 
     if "data.format" in missing:
@@ -206,12 +253,12 @@ def _look_at_data(
         names = set(row) if isinstance(row, Mapping) else set()
         if "messages" in names and dialect.name == "trl":
             raise InputError(
-                "assistant_only_loss=False: TRL then learns the prompts of conversations too, and trials the answers only; "
-                "set it to true"
+                "assistant_only_loss=False: TRL then trains on the prompts of conversations too, but trials only on "
+                "the answers; set it to true"
             )
         form = "prompt_completion" if {"prompt", "completion"} <= names else "text" if "text" in names else None
         if form == "prompt_completion" and tree.get("completion_only_loss") is False:
-            raise InputError("completion_only_loss=False: trials learn completions only; set it to true")
+            raise InputError("completion_only_loss=False: trials train on completions only; set it to true")
         if form is None:
             return config, tuple(missing)
         config = validate(config.model_dump() | {"data": config.data.model_dump() | {"format": form}})
@@ -221,7 +268,10 @@ def _look_at_data(
 
 
 def _rows(config: SweepConfig, own_share: bool) -> int | None:
-    """The rows of the run itself, which holds some out only where its file says so; None where the data is on the hub."""
+    """The run's number of training rows; None if the data is on the hub.
+
+    The run holds rows out only if its own file has a share for it (`own_share`).
+    """
     from lrsweep.training.data.loading import count_rows
 
     rows = count_rows(config.data)

@@ -1,4 +1,7 @@
-"""LLaMA-Factory's default engine: what `llamafactory-cli train FILE` reads. It caps transformers, so it has warmup_ratio."""
+"""The dialect of LLaMA-Factory's default engine: the config that `llamafactory-cli train FILE` reads.
+
+LLaMA-Factory requires a version of transformers that still has warmup_ratio.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +29,7 @@ _V1 = "model peft_config micro_batch_size global_batch_size optim_config lr_sche
 def _read_model(tree: Tree) -> Tree:
     attention = word("flash_attn", tree.get("flash_attn") or "auto")
     if attention not in _ATTENTION:
-        raise InputError(f"flash_attn={attention}: no such attention; choose of {', '.join(_ATTENTION)}")
+        raise InputError(f"flash_attn={attention}: no such attention; choose one of {', '.join(_ATTENTION)}")
     return {**read_model(tree), "model.attn_implementation": _ATTENTION[attention]}
 
 
@@ -35,7 +38,7 @@ def _write_model(config: SweepConfig) -> Tree:
     names = {ours: theirs for theirs, ours in _ATTENTION.items()}
     if model.attn_implementation not in names:
         raise InputError(
-            f"model.attn_implementation={model.attn_implementation}: LLaMA-Factory has no name for it; choose of "
+            f"model.attn_implementation={model.attn_implementation}: LLaMA-Factory has no name for it; choose one of "
             f"{', '.join(name for name in names if name)}"
         )
     return {
@@ -144,7 +147,7 @@ _ROWS = (
         ("data.eval_name", "data.eval_fraction"),
         read_evaluation_set,
         write_evaluation_set,
-        own=True,
+        keep_file_value=True,
     ),
 )
 _CHECKPOINTING = Row(
@@ -166,8 +169,8 @@ def _rows(version: Version | None) -> Sequence[Row]:
 def _check(config: SweepConfig, version: Version | None) -> None:
     if version is not None and version >= (1, 0):
         raise InputError(
-            "--target-version v1: LLaMA-Factory's v1 engine has no keys for betas, weight decay, schedule and warm-up; train "
-            "with its default engine (without USE_V1), and export without --target-version"
+            "--target-version v1: LLaMA-Factory's v1 engine has no keys for betas, weight decay, schedule and warm-up; "
+            "train with its default engine (without USE_V1), and export without --target-version"
         )
 
 
@@ -184,7 +187,7 @@ def _complete(config: SweepConfig) -> Tree:
 
 
 def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
-    # It logs as it goes, and needs no checkpoint for that.
+    # LLaMA-Factory writes its log during training, without checkpoints.
     keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
     return {**share_held_out(tree, config, "eval_dataset", "val_size"), **keys}
 
@@ -192,49 +195,51 @@ def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
     if tree.get("trust_remote_code"):
-        found.append("trust_remote_code stays; trials load the model with transformers' own code")
+        found.append("trust_remote_code stays; trials load the model with transformers' own code only")
     if not tree.get("val_size") and not tree.get("eval_dataset"):
         found.append(NO_EVALUATION)
     return found
 
 
 _METHOD = "trials train plain LoRA, all weights or the last layers"
-_DATA = "trials learn the answers in the rows as they are"
+_DATA = "trials train on the answers in the rows, unchanged and in random order"
 DIALECT = Dialect(
     "llamafactory",
     _rows,
     (
         Refusal(
-            _V1, "a key of the v1 engine (USE_V1=1), which has no betas and no schedules", "give the default engine's"
+            _V1,
+            "a key of the v1 engine (USE_V1=1), which has no betas and no schedules",
+            "use the default engine's keys",
         ),
         Refusal("stage", "trials do supervised fine-tuning only", "set stage: sft", ("sft",)),
         Refusal(
             "use_galore use_apollo use_badam use_adam_mini use_muon",
-            "it is another optimizer, with another learning rate",
+            "it is another optimizer, with another best learning rate",
             "set it to false",
         ),
-        Refusal("loraplus_lr_ratio", "LoRA+ has two learning rates", "take it out"),
+        Refusal("loraplus_lr_ratio", "LoRA+ has two learning rates", "remove it"),
         Refusal(
             "pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
             "use_mca use_kt train_from_scratch",
             _METHOD,
-            "take it out",
+            "remove it",
         ),
-        Refusal("freeze_trainable_modules", _METHOD, "take it out", ("all",)),
+        Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
             "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system",
             _DATA,
-            "take it out",
+            "remove it",
         ),
-        Refusal("mix_strategy", "trials join data sets end to end", "set it to concat", ("concat",)),
-        Refusal("pure_bf16", "trials hold what they train in float32", "set bf16: true instead"),
+        Refusal("mix_strategy", "trials concatenate data sets", "set it to concat", ("concat",)),
+        Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
         Refusal(
             "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
             "moe_aux_loss_coef",
             "it changes the model",
-            "take it out",
+            "remove it",
         ),
         *training_arguments.REFUSALS,
     ),

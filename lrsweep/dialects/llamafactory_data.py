@@ -1,4 +1,4 @@
-"""LLaMA-Factory's data: data sets, template and packing."""
+"""LLaMA-Factory's data keys: data sets, template and packing."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from lrsweep.training.data.chat_templates import check_name
 
 
 def read_data(tree: Tree) -> Tree:
-    """Data sets named in a dataset_info.json."""
+    """Reads the data sets, named in a dataset_info.json. Raises InputError if none is named or it is not local."""
     if not tree.get("dataset"):
-        raise InputError("dataset: missing; a run needs its data")
+        raise InputError("dataset: missing; give the data set's name")
     place = tree.get("dataset_dir") or "data"
     if not isinstance(place, str) or place == "ONLINE" or place.startswith("REMOTE:"):
-        raise InputError(f"dataset_dir={place}: trials read a dataset_info.json that lies here; give its folder")
+        raise InputError(f"dataset_dir={place}: trials read a local dataset_info.json; give its folder")
     rows = tree.get("max_samples")
     return {
         "data.path": place,
@@ -28,14 +28,14 @@ def read_data(tree: Tree) -> Tree:
 
 
 def write_data(config: SweepConfig) -> Tree:
-    """The data set; what dataset_info.json has to say of it, `not_here` tells."""
+    """Writes the data set's name; `not_here` gives its entry in dataset_info.json. Raises InputError for plain text."""
     data = config.data
     if data.format == "llamafactory":
         rows = {} if data.max_rows_per_set is None else {"max_samples": data.max_rows_per_set}
         return {"dataset": data.name, "dataset_dir": data.path, **rows}
     if data.format == "text":
         raise InputError(
-            "data.format=text: LLaMA-Factory's sft stage learns answers to prompts; export to transformers or trl"
+            "data.format=text: LLaMA-Factory's sft stage trains on answers to prompts; export to transformers or trl"
         )
     if data.path == "embedded":
         return {"dataset": "embedded"}
@@ -43,7 +43,7 @@ def write_data(config: SweepConfig) -> Tree:
 
 
 def read_template(tree: Tree) -> Tree:
-    """A template that the tokenizer's own has to agree with, once it is there."""
+    """Reads the template. Whether it agrees with the chat template is checked when the tokenizer is loaded."""
     name = tree.get("template")
     if name is not None:
         check_name(word("template", name))
@@ -51,30 +51,30 @@ def read_template(tree: Tree) -> Tree:
 
 
 def read_packing(tree: Tree) -> Tree:
-    """Packed rows that do not see one another."""
+    """Reads packing. Raises InputError for packed rows that attend to one another."""
     apart = flag("neat_packing", tree.get("neat_packing") or False)
     if flag("packing", tree.get("packing") or False) and not apart:
         raise InputError(
-            "packing=True: packed rows see one another there, and trials keep them apart; set neat_packing: true"
+            "packing=True: packed rows attend to one another there, but not in trials; set neat_packing: true"
         )
     return {"data.packing": apart}
 
 
 def read_evaluation_set(tree: Tree) -> Tree:
-    """Held-out rows: data sets of their own, or a share."""
+    """Reads the held-out rows: evaluation sets, or a share of the rows."""
     if tree.get("eval_dataset"):
         return {"data.eval_name": word("eval_dataset", tree["eval_dataset"]).replace(" ", "")}
     return held_out(tree, "val_size")
 
 
 def write_evaluation_set(config: SweepConfig) -> Tree:
-    """The same, back."""
+    """Writes the evaluation sets, or the share."""
     data = config.data
     return {"eval_dataset": data.eval_name} if data.eval_name else {"val_size": data.eval_fraction}
 
 
 def not_here(config: SweepConfig) -> str:
-    """What dataset_info.json has to hold for the file to run."""
+    """Returns a comment with the entry that dataset_info.json needs; empty if there is one already."""
     data = config.data
     if data.format == "llamafactory":
         return ""
@@ -98,9 +98,7 @@ def not_here(config: SweepConfig) -> str:
     if data.format == "messages":
         tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
         entry["tags"] = tags | {"system_tag": "system"}
-    said = f'# dataset_info.json beside the data has to say: "{Path(data.path).stem}": {json.dumps(entry)}\n'
+    comment = f'# Add to the dataset_info.json in the data\'s folder: "{Path(data.path).stem}": {json.dumps(entry)}\n'
     if data.format == "prompt_completion":
-        said += (
-            "# Trials had prompt and completion as they are, and an end-of-text token after them; `empty` adds none.\n"
-        )
-    return said
+        comment += "# Trials added an end-of-text token after each completion; the template `empty` does not.\n"
+    return comment

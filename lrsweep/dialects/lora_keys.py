@@ -1,11 +1,19 @@
-"""LoRA's keys, which LLaMA-Factory, TRL and Axolotl name nearly alike; which modules it adapts, each says its own way."""
+"""LoRA's keys, whose names LLaMA-Factory, TRL and Axolotl nearly share. The key of the target modules differs."""
 
 from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects.mapping import Tree, flag, given, integral, number, whole
 
 
 def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str) -> Tree:
-    """`rank` is its key and the tool's default, `alpha` and `dropout` are defaults; DoRA's key is `prefix`_dora."""
+    """Reads the LoRA keys except for the target modules.
+
+    Args:
+        tree: The trainer's file.
+        rank: The trainer's key for the rank, and its default.
+        alpha: The trainer's default for lora_alpha.
+        dropout: The trainer's default for lora_dropout.
+        prefix: What precedes `_dora` and `_rslora` in the trainer's keys.
+    """
     return {
         "finetune.mode": "lora",
         "finetune.r": whole(rank[0], given(tree, *rank)),
@@ -17,7 +25,15 @@ def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix
 
 
 def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool: str) -> Tree:
-    """The same, back, with the tool's `targets`."""
+    """Writes the LoRA keys.
+
+    Args:
+        finetune: The fine-tuning config, in mode `lora`.
+        rank: The trainer's key for the rank.
+        prefix: What precedes `_dora` and `_rslora` in the trainer's keys.
+        targets: The target modules by the trainer's keys.
+        tool: The trainer's name, for messages.
+    """
     return {
         rank: finetune.r,
         "lora_alpha": integral("finetune.alpha", finetune.alpha, tool),

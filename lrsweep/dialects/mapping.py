@@ -1,4 +1,31 @@
-"""A dialect's table: which keys of theirs stand for which of ours. Each row reads and writes, so both directions agree."""
+"""The parts of a dialect: a table of rows that map a trainer's keys to lrsweep's, and the keys that an import refuses.
+
+A dialect is the config language of one trainer. To add a trainer:
+
+1. Write a module with a `DIALECT`, as in `lrsweep.dialects.trl`. Its core is a table of `Row`s: `key()` makes a row
+   that maps one key to one key, and a `Row` with its own functions maps several keys together.
+2. List the keys that would change training but that a trial does not support as `Refusal`s. An import must never drop
+   them silently.
+3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`, and its name to the help of `lrsweep import` and
+   `lrsweep export` in `lrsweep/cli`.
+4. Add configs to tests/dialects/examples.py. tests/dialects/test_dialect_contract.py tests every dialect in `TRAINERS`.
+
+    ROWS = (
+        key("learning_rate", "optimizer.lr", 5e-5, number),
+        key("weight_decay", "optimizer.weight_decay", 0.0, number),
+    )
+    DIALECT = Dialect(
+        name="mytrainer",
+        rows=lambda version: ROWS,
+        refusals=(Refusal("use_lion", "trials train with AdamW", "remove it"),),
+        sections=(),
+        complete=lambda config: {"output_dir": f"{config.name}-run"},
+    )
+
+Each row reads and writes, so import and export use the same table and cannot disagree. In this package, `theirs` are
+the trainer's top-level keys and `ours` are lrsweep's dotted config keys. A key that is absent or null in the trainer's
+file has the trainer's default, which the row that reads it knows.
+"""
 
 import math
 import re
@@ -9,53 +36,78 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
 
+# A parsed config file of a trainer, or a part of one, by the trainer's keys; also values by lrsweep's dotted keys.
 Tree = Mapping[str, Any]
+# Major and minor version of a trainer.
 Version = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Keys of `theirs` that stand for keys of `ours`. A key that is absent, or null, means its default.
+    """Keys of the trainer that correspond to keys of lrsweep.
 
-    `own`: the file's own words stand (the run's length, its evaluation). They are where the sweep starts from, and go back as
-    they were, unless one of `ours` was searched. `exclusive`: its keys are ways to say one thing; one that is not used goes.
+    `read` and `write` must be inverses: reading what `write` returned gives the config's values again. Most rows come
+    from `key()`.
+
+    Attributes:
+        theirs: The trainer's keys.
+        ours: The dotted lrsweep keys that the row depends on or sets.
+        read: Maps the trainer's file to values by lrsweep key. It gets the whole file, in which keys may be absent or
+            null, and returns only keys of `ours`. Raises InputError for a value that trials do not support.
+        write: Maps a config to the trainer's keys and values, only keys of `theirs`. Raises InputError for a config
+            that the trainer cannot express.
+        keep_file_value: An import takes the file's value (for the run's length and its evaluation) only as the sweep's
+            starting point, and an export returns the file's own keys unchanged, unless one of `ours` was searched.
+        exclusive: The keys are alternatives, of which at most one may be set: an edit that sets one removes the others.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     read: Callable[[Tree], Tree]
     write: Callable[[SweepConfig], Tree]
-    own: bool = False
+    keep_file_value: bool = False
     exclusive: bool = False
 
-    def says(self, tree: Tree, config: SweepConfig) -> bool:
-        """Whether `tree` already says what the config does."""
+    def matches(self, tree: Tree, config: SweepConfig) -> bool:
+        """Returns whether the trainer's file already has the config's values; False if it cannot be read."""
         try:
-            said = self.read(tree)
+            values = self.read(tree)
         except InputError:
             return False
-        return all(_plain(get(config, key)) == _plain(value) for key, value in said.items())
+        return all(_plain(get(config, key)) == _plain(value) for key, value in values.items())
 
     def edits(self, tree: Tree, config: SweepConfig) -> dict[str, Any]:
-        """The fewest changes after which `tree` says what the config does; None takes a key out."""
-        if self.says(tree, config):
+        """Returns the fewest changes to the trainer's file after which it has the config's values.
+
+        A value of None removes the key.
+        """
+        if self.matches(tree, config):
             return {}
         new = self.write(config)
         wanted = {name: new.get(name) for name in self.theirs if new.get(name) != tree.get(name)}
         for name in list(wanted):
             without = {other: value for other, value in wanted.items() if other != name}
-            if not (self.exclusive and wanted[name] is None) and self.says(changed(tree, without), config):
+            if not (self.exclusive and wanted[name] is None) and self.matches(changed(tree, without), config):
                 wanted = without
         return wanted
 
     def part(self, tree: Tree) -> dict[str, Any]:
-        """Those of its keys that `tree` has."""
+        """Returns the row's keys that the trainer's file has, with their values."""
         return {key: tree[key] for key in self.theirs if key in tree}
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Keys whose effect a sweep cannot show, and which it must not drop. `harmless` values have no effect."""
+    """Keys that an import refuses because trials do not support their effect.
+
+    Dropping such a key silently would find a learning rate for another training run than the user's.
+
+    Attributes:
+        keys: The trainer's keys, separated by spaces.
+        why: Why it is refused: the middle part of the message "key=value: why; fix".
+        fix: What the user should do.
+        harmless: Values without effect, which are accepted. Absent, null and false are always accepted.
+    """
 
     keys: str
     why: str
@@ -63,6 +115,11 @@ class Refusal:
     harmless: tuple[Any, ...] = ()
 
     def check(self, tree: Tree) -> None:
+        """Checks a trainer's file.
+
+        Raises:
+            InputError: One of the keys has a value that is not harmless.
+        """
         for key in self.keys.split():
             value = tree.get(key)
             if value is not None and value is not False and value not in self.harmless:
@@ -70,27 +127,32 @@ class Refusal:
 
 
 def saved_at_evaluations(tree: Tree, config: SweepConfig) -> Tree:
-    """For trainers that write their log with their checkpoints only: a checkpoint at each evaluation."""
+    """Keys for trainers that write their log only with a checkpoint: one checkpoint at each evaluation."""
     every = config.training.eval_every
     return {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1, "save_only_model": True}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """A trainer's config language.
+    """The config language of a trainer.
 
     Attributes:
         name: The trainer's name, as in `export --to NAME`.
-        rows: The table of keys, for a version of the tool (None: today's).
+        rows: Returns the table of keys for a version of the trainer; None is the current version.
         refusals: Keys that an import refuses.
-        sections: Keys that may hold a mapping; all others are flat.
-        complete: Keys that a runnable file needs besides the table's.
-        check: Raises InputError for a config that the tool cannot express, or only by silently dropping something.
-        notes: What stays as it is in the trainer and differs in trials.
-        not_here: Comments on what a file leaves out that did not come from the tool.
-        versioned: Whether the keys depend on the tool's version.
-        epochs: The key of the run's length in epochs, and its default.
-        trial_keys: What the file of a trial under `engine=external` sets, given the trial's own file and config.
+        sections: The trainer's keys, besides those of the table, whose value may be a mapping. An import refuses
+            mappings under other keys.
+        complete: Returns the keys that a runnable file needs besides those of the table, for an export without `--base`
+            of a sweep that was not imported from this trainer.
+        check: Raises InputError for a config that the trainer cannot express, or only by dropping something silently.
+        notes: Returns notes on what stays in the trainer's file but differs in trials, for the user of an import. Each
+            is a clause without a full stop.
+        not_here: Returns comment lines on what an export leaves out, for a sweep that was not imported from this
+            trainer.
+        versioned: Whether the keys depend on the trainer's version, so that `--target-version` is allowed.
+        epochs: The trainer's key for the run's length in epochs, and its default.
+        trial_keys: Returns the keys that a trial's file under `engine=external` sets or, with None, removes; given the
+            trial's export and its config.
     """
 
     name: str
@@ -106,16 +168,6 @@ class Dialect:
     trial_keys: Callable[[Tree, SweepConfig], Tree] = saved_at_evaluations
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What a file says: `values` by our dotted keys; `rest` goes back into an export as it is; `kept` has no equivalent."""
-
-    values: Tree
-    rest: Tree
-    kept: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
 def key(
     theirs: str,
     ours: str,
@@ -123,7 +175,17 @@ def key(
     read: Callable[[str, Any], Any],
     write: Callable[[Any], Any] = lambda value: value,
 ) -> Row:
-    """One key of theirs for one of ours."""
+    """Makes a row that maps one key of the trainer to one key of lrsweep.
+
+    Args:
+        theirs: The trainer's key.
+        ours: The dotted lrsweep key.
+        default: The trainer's default, as a value of the lrsweep key: what an absent or null key means.
+        read: Converts the trainer's value, given the trainer's key and the value. Raises InputError for a value that is
+            not valid: `number`, `whole`, `flag` and `word` of this module do that for plain types.
+        write: Converts lrsweep's value for the trainer's file; by default it stays the same. A value of None writes
+            nothing.
+    """
 
     def reading(tree: Tree) -> Tree:
         value = tree.get(theirs)
@@ -137,18 +199,29 @@ def key(
 
 
 def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
-    """Our dotted keys, as the file says them. Raises InputError for what is refused or malformed."""
+    """Reads a trainer's file.
+
+    Args:
+        dialect: The trainer's dialect.
+        tree: The file's content.
+
+    Returns:
+        Values by lrsweep's dotted keys, with the trainer's defaults for absent keys.
+
+    Raises:
+        InputError: The file holds a key that is refused, a malformed value, an unknown section or a secret.
+    """
     for refusal in dialect.refusals:
         refusal.check(tree)
     known = {name for row in dialect.rows(None) for name in row.theirs} | set(dialect.sections)
     for name, value in tree.items():
         if isinstance(value, Mapping) and name not in known:
             raise InputError(
-                f"{name}: {dialect.name} has no section of that name, its keys are flat; move what it holds up"
+                f"{name}: {dialect.name} has no section of that name, its keys are flat; move its keys to the top level"
             )
         if isinstance(value, str) and re.search(r"((hub|hf|auth|access)_token|api_key|secret|password)$", name):
             raise InputError(
-                f"{name}: a secret, which would be written into the sweep; take it out, use the environment"
+                f"{name}: a secret, which would be written into the sweep; remove it and use an environment variable"
             )
     values: dict[str, Any] = {}
     for row in dialect.rows(None):
@@ -157,14 +230,26 @@ def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
 
 
 def rest_of(dialect: Dialect, tree: Tree, config: SweepConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What an export has to give back as it was, and which keys of it have no equivalent here."""
+    """Returns what an export has to return unchanged.
+
+    Args:
+        dialect: The trainer's dialect.
+        tree: The imported file's content.
+        config: The config that was read from it.
+
+    Returns:
+        Keys and values of the file that the config alone would not reproduce, and those of the keys that have no
+        lrsweep equivalent.
+    """
     rest: dict[str, Any] = {}
     known: set[str] = set()
     for row in dialect.rows(None):
         known |= set(row.theirs)
         part = row.part(tree)
-        # Also another spelling of the same, and a default that the file spells out, alone or among others.
-        if part and (row.own or len(row.theirs) > 1 or row.says({}, config) or dict(row.write(config)) != part):
+        # This keeps other spellings of the same value too, and defaults that the file gives explicitly.
+        if part and (
+            row.keep_file_value or len(row.theirs) > 1 or row.matches({}, config) or dict(row.write(config)) != part
+        ):
             rest |= part
     kept = {name: value for name, value in tree.items() if name not in known}
     return rest | kept, tuple(kept)
@@ -173,13 +258,25 @@ def rest_of(dialect: Dialect, tree: Tree, config: SweepConfig) -> tuple[dict[str
 def written(
     dialect: Dialect, config: SweepConfig, rest: Tree | None, tuned: Collection[str], version: Version | None
 ) -> dict[str, Any]:
-    """The config in their words. With a `rest`, the file it came from: its own words wherever they still hold."""
+    """Writes a config in a trainer's language.
+
+    Args:
+        dialect: The trainer's dialect.
+        config: The config.
+        rest: What `rest_of` kept of the imported file: its spelling is used wherever its values are still right. None
+            if the config does not come from a file of this trainer.
+        tuned: The dotted keys that were searched.
+        version: The trainer's version; None for the current one.
+
+    Raises:
+        InputError: The trainer cannot express the config.
+    """
     dialect.check(config, version)
     tree: dict[str, Any] = {}
     for row in dialect.rows(version):
         if rest is None:
             tree |= row.write(config)
-        elif row.own and not set(row.ours) & set(tuned):
+        elif row.keep_file_value and not set(row.ours) & set(tuned):
             tree |= row.part(rest)
         else:
             part = row.part(rest)
@@ -193,7 +290,21 @@ def written(
 def edits(
     dialect: Dialect, base: Tree, config: SweepConfig, tuned: Collection[str], version: Version | None
 ) -> dict[str, Any]:
-    """The fewest changes to `base` after which it says the tuned keys as the config does; None takes a key out."""
+    """Returns the fewest changes to a user's file after which its tuned keys have the config's values.
+
+    Args:
+        dialect: The trainer's dialect.
+        base: The content of the user's file.
+        config: The config.
+        tuned: The dotted keys that were searched. Other keys are not changed.
+        version: The trainer's version; None for the current one.
+
+    Returns:
+        New values by the trainer's keys; None removes the key.
+
+    Raises:
+        InputError: The trainer cannot express the config.
+    """
     dialect.check(config, version)
     changes: dict[str, Any] = {}
     for row in dialect.rows(version):
@@ -203,24 +314,30 @@ def edits(
 
 
 def differences(dialect: Dialect, base: Tree, config: SweepConfig, version: Version | None) -> list[str]:
-    """Where `base` trains otherwise than the trials did: optimizer, schedule and batch, in its words."""
+    """Returns the keys of a user's file that make it train differently from the trials.
+
+    Only keys of the optimizer, the schedule, fine-tuning and the batch size are compared.
+
+    Returns:
+        One text per row, such as `lora_r=8, lora_alpha=16`.
+    """
     found = []
     for row in dialect.rows(version):
         ours = [name for name in row.ours if name.split(".")[0] in ("optimizer", "scheduler", "finetune")]
         ours += [name for name in row.ours if name in ("training.batch_size", "training.gradient_accumulation_steps")]
-        if ours and not row.own and not row.says(base, config):
+        if ours and not row.keep_file_value and not row.matches(base, config):
             part = row.part(base) or dict.fromkeys(row.theirs[:1], "its default")
             found.append(", ".join(f"{name}={brief(value)}" for name, value in part.items()))
     return found
 
 
 def changed(base: Tree, changes: Tree) -> dict[str, Any]:
-    """`base` with the changes made."""
+    """Returns a copy of `base` with the changes; None removes a key."""
     return {name: value for name, value in {**base, **changes}.items() if value is not None or name not in changes}
 
 
 def get(config: SweepConfig, dotted: str) -> Any:
-    """The value of a dotted key."""
+    """Returns a config's value of a dotted key."""
     node: Any = config
     for part in dotted.split("."):
         node = getattr(node, part)
@@ -228,12 +345,20 @@ def get(config: SweepConfig, dotted: str) -> Any:
 
 
 def given(tree: Tree, name: str, default: Any) -> Any:
-    """The value of a key of theirs; null is as good as absent."""
+    """Returns the value of a trainer's key, or the default if it is absent or null."""
     return default if tree.get(name) is None else tree[name]
 
 
 def number(name: str, value: Any) -> float:
-    """A number; a string is read as one, as YAML makes a string of 1e-4."""
+    """Reads a number, also from a string, since YAML 1.1 reads 1e-4 as one.
+
+    Args:
+        name: The trainer's key, for the message.
+        value: The value.
+
+    Raises:
+        InputError: The value is not a number.
+    """
     try:
         if not isinstance(value, bool):
             return float(value)
@@ -243,7 +368,7 @@ def number(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number."""
+    """Reads a whole number. Raises InputError like `number`."""
     found = number(name, value)
     if not math.isfinite(found) or found != int(found):
         raise InputError(f"{name}={brief(value)}: not a whole number; write one")
@@ -251,29 +376,33 @@ def whole(name: str, value: Any) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or false."""
-    words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-    if str(value).lower() not in words:
+    """Reads a truth value: true, false, yes, no, 1 or 0. Raises InputError like `number`."""
+    spellings = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+    if str(value).lower() not in spellings:
         raise InputError(f"{name}={brief(value)}: neither true nor false; write one of them")
-    return words[str(value).lower()]
+    return spellings[str(value).lower()]
 
 
 def word(name: str, value: Any) -> str:
-    """Text on one line."""
+    """Reads a string; numbers count as one. Raises InputError like `number`."""
     if isinstance(value, list | Mapping | bool):
-        raise InputError(f"{name}={brief(value)}: not a text; write one")
+        raise InputError(f"{name}={brief(value)}: not a string; write one")
     return str(value)
 
 
 def integral(name: str, value: float, tool: str) -> int:
-    """A number of ours that `tool` takes as a whole one only."""
+    """Converts a value of the lrsweep key `name` for a trainer that takes only whole numbers.
+
+    Raises:
+        InputError: The value is not a whole number.
+    """
     if value != int(value):
-        raise InputError(f"{name}={value:g}: {tool} takes whole numbers only; search whole ones")
+        raise InputError(f"{name}={value:g}: {tool} takes whole numbers only; search over whole numbers")
     return int(value)
 
 
 def brief(value: Any) -> str:
-    """A value in one short line."""
+    """Returns a value's repr, cut to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -1,4 +1,4 @@
-"""The model, as LLaMA-Factory and TRL name it."""
+"""The model's keys, which LLaMA-Factory and TRL share."""
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Tree, word
@@ -6,9 +6,9 @@ from lrsweep.errors import InputError
 
 
 def read_model(tree: Tree) -> Tree:
-    """The model."""
+    """Reads the model and its revision. Raises InputError if there is no model."""
     if not tree.get("model_name_or_path"):
-        raise InputError("model_name_or_path: missing; a run needs its model")
+        raise InputError("model_name_or_path: missing; give the model")
     revision = tree.get("model_revision")
     return {
         "model.path": word("model_name_or_path", tree["model_name_or_path"]),
@@ -17,7 +17,7 @@ def read_model(tree: Tree) -> Tree:
 
 
 def write_model(config: SweepConfig) -> Tree:
-    """The same, back."""
+    """Writes the model and its revision."""
     model = config.model
     return {"model_name_or_path": model_folder(model.path)} | (
         {"model_revision": model.revision} if model.revision else {}
@@ -25,7 +25,7 @@ def write_model(config: SweepConfig) -> Tree:
 
 
 def model_folder(path: str) -> str:
-    """The model's path; that of the shipped model where that is meant."""
+    """Returns the model's path or hub id; for `embedded`, the folder of the model that lrsweep ships."""
     if path != "embedded":
         return path
     from lrsweep.embedded import BASE

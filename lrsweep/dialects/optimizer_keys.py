@@ -1,4 +1,4 @@
-"""TrainingArguments' optimizer: its name there, and what else it is given."""
+"""The optimizer's keys in TrainingArguments: its name and its hyperparameters."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.dialects.mapping import Row, Tree, brief, given, number, word
 from lrsweep.errors import InputError
 
-# One update rule, in several makes; the 8-bit ones hold its state in fewer bits.
+# Implementations of one update rule; from `paged_adamw` on, some keep its state in memory pages or in fewer bits.
 ADAMW = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -23,7 +23,8 @@ ADAMW = (
     "adamw_torch_4bit",
     "adamw_torch_8bit",
 )
-# torch's name (and TrainingArguments', but for AdamW) -> what `optim_args` passes on; the rest is dropped there in silence.
+# Optimizers by torch's name, which TrainingArguments shares, and the arguments that `optim_args` passes to them.
+# TrainingArguments drops others silently.
 _OPTIM_ARGS = {
     "sgd": {"momentum", "dampening", "nesterov"},
     "adagrad": {"lr_decay", "eps"},
@@ -32,15 +33,16 @@ _OPTIM_ARGS = {
 
 
 def _read_optimizer(tree: Tree) -> Tree:
-    name, said = word("optim", tree.get("optim") or "adamw_torch"), tree.get("optim_args")
+    name, optim_args = word("optim", tree.get("optim") or "adamw_torch"), tree.get("optim_args")
     if name not in ADAMW and name not in _OPTIM_ARGS:
         raise InputError(
-            f"optim={name}: trials train with {ADAMW[0]} (or its other makes) or {', '.join(_OPTIM_ARGS)}; choose one of them"
+            f"optim={name}: trials train with AdamW ({ADAMW[0]} or the like), {', '.join(_OPTIM_ARGS)}; "
+            "choose one of them"
         )
-    passed = _passed(said)
+    passed = _passed(optim_args)
     for argument in passed:
         if argument not in _OPTIM_ARGS.get(name, ()):
-            raise InputError(f"optim_args={brief(said)}: {name} is not given {argument} there; take it out")
+            raise InputError(f"optim_args={brief(optim_args)}: does not pass {argument} to {name}; remove it")
     adam = dict(read_adam(tree))
     if "eps" in passed:
         adam["optimizer.eps"] = passed.pop("eps")
@@ -48,7 +50,7 @@ def _read_optimizer(tree: Tree) -> Tree:
 
 
 def read_adam(tree: Tree) -> Tree:
-    """Betas and eps."""
+    """Reads Adam's betas and eps."""
     usual = (("adam_beta1", 0.9), ("adam_beta2", 0.999))
     return {
         "optimizer.betas": [number(name, given(tree, name, value)) for name, value in usual],
@@ -57,14 +59,14 @@ def read_adam(tree: Tree) -> Tree:
 
 
 def write_adam(optimizer: OptimizerConfig) -> Tree:
-    """The same, back."""
+    """Writes Adam's betas and eps."""
     return {"adam_beta1": optimizer.betas[0], "adam_beta2": optimizer.betas[1], "adam_epsilon": optimizer.eps}
 
 
-def _passed(said: Any) -> dict[str, Any]:
-    """`momentum=0.9,nesterov=True` as a mapping."""
+def _passed(optim_args: Any) -> dict[str, Any]:
+    """Parses `momentum=0.9,nesterov=True` into a mapping."""
     found: dict[str, Any] = {}
-    for part in str(said).replace(" ", "").split(",") if said else ():
+    for part in str(optim_args).replace(" ", "").split(",") if optim_args else ():
         name, _, value = part.partition("=")
         found[name] = value == "True" if value in ("True", "False") else number(f"optim_args.{name}", value)
     return found
@@ -73,7 +75,7 @@ def _passed(said: Any) -> dict[str, Any]:
 def _write_optimizer(config: SweepConfig) -> Tree:
     optimizer = config.optimizer
     if optimizer.name == "adamw":
-        _refuse_beyond(optimizer, set())
+        _refuse_others(optimizer, set())
         return {"optim": "adamw_torch", **write_adam(optimizer)}
     if optimizer.name not in _OPTIM_ARGS:
         raise InputError(
@@ -81,18 +83,18 @@ def _write_optimizer(config: SweepConfig) -> Tree:
             f"{', '.join(_OPTIM_ARGS)}); pass the optimizer to Trainer in code"
         )
     accepted = _OPTIM_ARGS[optimizer.name]
-    _refuse_beyond(optimizer, accepted)
+    _refuse_others(optimizer, accepted)
     passed = ({"eps": optimizer.eps} if "eps" in accepted else {}) | optimizer.kwargs
     return {"optim": optimizer.name} | (
         {"optim_args": ",".join(f"{k}={v}" for k, v in passed.items())} if passed else {}
     )
 
 
-def _refuse_beyond(optimizer: OptimizerConfig, accepted: set[str]) -> None:
+def _refuse_others(optimizer: OptimizerConfig, accepted: set[str]) -> None:
     for name in optimizer.kwargs:
         if name not in accepted:
             raise InputError(
-                f"optimizer.kwargs.{name}: TrainingArguments cannot pass it to {optimizer.name}; take it out of the sweep"
+                f"optimizer.kwargs.{name}: TrainingArguments cannot pass it to {optimizer.name}; remove it of the sweep"
             )
 
 

@@ -1,4 +1,4 @@
-"""TrainingArguments' rows, which the dialects of transformers, TRL and LLaMA-Factory share; each has its own defaults."""
+"""TrainingArguments' rows, which transformers, TRL and LLaMA-Factory share, each with its own defaults."""
 
 import contextlib
 import json
@@ -13,19 +13,19 @@ from lrsweep.dialects.mapping import Refusal, Row, Tree, brief, flag, key, numbe
 from lrsweep.dialects.optimizer_keys import ADAMW
 from lrsweep.errors import InputError
 
-# What changes the training, and is on only where it is set.
+# Keys that change training and are off by default.
 REFUSALS = (
-    Refusal("label_smoothing_factor", "trials learn the labels as they are", "set it to 0", (0, 0.0)),
-    Refusal("neftune_noise_alpha", "trials add no noise to embeddings", "take it out"),
-    Refusal("optim_target_modules", "trials have no optimizer that works on some modules", "take it out"),
+    Refusal("label_smoothing_factor", "trials do not smooth labels", "set it to 0", (0, 0.0)),
+    Refusal("neftune_noise_alpha", "trials add no noise to embeddings", "remove it"),
+    Refusal("optim_target_modules", "trials have no optimizer for single modules", "remove it"),
     Refusal(
-        "auto_find_batch_size", "a learning rate belongs to one batch size", "set it to false and choose the batch"
+        "auto_find_batch_size", "a learning rate is for one batch size", "set it to false and choose the batch size"
     ),
     Refusal("group_by_length", "trials draw rows at random", "set it to false"),
     Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
     Refusal("fp16", "trials train in bf16 or float32", "set bf16: true instead, or fp16: false"),
     Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
-    Refusal("use_dft_loss", "it is another loss", "set it to false"),
+    Refusal("use_dft_loss", "trials use the cross-entropy loss", "set it to false"),
 )
 SECTIONS = (
     "lr_scheduler_kwargs",
@@ -41,7 +41,13 @@ SECTIONS = (
 
 
 def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
-    """The table, for a tool whose default learning rate is `lr`."""
+    """Returns the rows of TrainingArguments.
+
+    Args:
+        lr: The trainer's default learning rate.
+        warmup: The row for the warm-up, `WARMUP_RATIO` or `WARMUP_STEPS`.
+        checkpointing: The row for activation checkpointing.
+    """
     return (
         key("learning_rate", "optimizer.lr", lr, number),
         optimizer_keys.ROW,
@@ -58,8 +64,8 @@ def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
     )
 
 
-def ratio(tree: Tree) -> Tree:
-    """Warm-up as all versions mean it: steps beat the ratio, and steps below 1 are one."""
+def read_warmup(tree: Tree) -> Tree:
+    """Reads the warm-up as all versions do: steps take precedence over the ratio, and steps below 1 are a ratio."""
     steps = number("warmup_steps", tree.get("warmup_steps") or 0)
     share = number("warmup_ratio", tree.get("warmup_ratio") or 0)
     if steps >= 1:
@@ -69,14 +75,14 @@ def ratio(tree: Tree) -> Tree:
 
 
 def write_warmup(config: SweepConfig) -> Tree:
-    """Warm-up in two keys, of which one is used."""
+    """Writes the warm-up to one of the two keys."""
     scheduler = config.scheduler
     if scheduler.warmup_steps is not None:
         return {"warmup_steps": scheduler.warmup_steps}
     return {"warmup_ratio": scheduler.warmup_ratio or 0.0}
 
 
-def _one_key(config: SweepConfig) -> Tree:
+def _write_warmup_steps(config: SweepConfig) -> Tree:
     scheduler = config.scheduler
     return {
         "warmup_steps": scheduler.warmup_steps if scheduler.warmup_steps is not None else scheduler.warmup_ratio or 0
@@ -84,21 +90,25 @@ def _one_key(config: SweepConfig) -> Tree:
 
 
 WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
-# transformers up to 5.14 has both keys; from 5.15 on, warmup_steps alone, a share where it is below 1.
-WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, write_warmup, exclusive=True)
-WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, ratio, _one_key, exclusive=True)
+# transformers up to 5.14 has both keys. From 5.15 on it has only warmup_steps, which is a ratio if it is below 1.
+WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, read_warmup, write_warmup, exclusive=True)
+WARMUP_STEPS = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, read_warmup, _write_warmup_steps, exclusive=True)
 
 
 def checkpointing(default: bool) -> Row:
-    """Activation checkpointing, under its old or its new name."""
+    """Returns the row for activation checkpointing, under its old and its new name.
+
+    Args:
+        default: The trainer's default.
+    """
     names = ("gradient_checkpointing", "activation_checkpointing")
 
     def read(tree: Tree) -> Tree:
-        said = [flag(name, tree[name]) for name in names if tree.get(name) is not None]
-        return {"training.gradient_checkpointing": any(said) if said else default}
+        flags = [flag(name, tree[name]) for name in names if tree.get(name) is not None]
+        return {"training.gradient_checkpointing": any(flags) if flags else default}
 
     def write(config: SweepConfig) -> Tree:
-        # The old name, which transformers 4 and 5 both take; only where it has to be said.
+        # transformers 4 and 5 both accept the old name. It is written only if it differs from the default.
         wanted = config.training.gradient_checkpointing
         return {} if wanted == default else {"gradient_checkpointing": wanted}
 
@@ -106,7 +116,7 @@ def checkpointing(default: bool) -> Row:
 
 
 def mapping_of(name: str, value: Any) -> dict[str, Any]:
-    """A mapping, also as the JSON text that the tools take for one."""
+    """Reads a mapping, also from JSON text, as the trainers do. Raises InputError for other values."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = json.loads(value)
@@ -116,17 +126,22 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
 
 
 def scheduler(theirs: str, usual: str) -> Row:
-    """The schedule, whose key is `theirs`."""
+    """Returns the row for the learning-rate schedule and its arguments.
+
+    Args:
+        theirs: The trainer's key for the schedule's name.
+        usual: The trainer's default schedule.
+    """
 
     def read(tree: Tree) -> Tree:
         name = word(theirs, tree.get(theirs) or usual)
         if name not in get_args(SchedulerName):
             raise InputError(
-                f"{theirs}={name}: trials have no such schedule; choose of {', '.join(get_args(SchedulerName))}"
+                f"{theirs}={name}: trials have no such schedule; choose one of {', '.join(get_args(SchedulerName))}"
             )
         kwargs = tree.get("lr_scheduler_kwargs")
-        said = mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {}
-        return {"scheduler.name": name, "scheduler.kwargs": said}
+        arguments = mapping_of("lr_scheduler_kwargs", kwargs) if kwargs else {}
+        return {"scheduler.name": name, "scheduler.kwargs": arguments}
 
     def write(config: SweepConfig) -> Tree:
         kwargs = dict(config.scheduler.kwargs)
@@ -136,7 +151,11 @@ def scheduler(theirs: str, usual: str) -> Row:
 
 
 def length(in_epochs: str) -> Row:
-    """The run's length: the file's own, in steps or in epochs."""
+    """Returns the row for the run's length, which stays as the file gives it, in steps or in epochs.
+
+    Args:
+        in_epochs: The trainer's key for the length in epochs.
+    """
 
     def read(tree: Tree) -> Tree:
         steps = whole("max_steps", tree.get("max_steps") or -1)
@@ -145,7 +164,7 @@ def length(in_epochs: str) -> Row:
     def write(config: SweepConfig) -> Tree:
         return {"max_steps": config.training.schedule_steps}
 
-    return Row(("max_steps", in_epochs), ("training.horizon", "training.max_steps"), read, write, own=True)
+    return Row(("max_steps", in_epochs), ("training.horizon", "training.max_steps"), read, write, keep_file_value=True)
 
 
 def _read_evaluation(tree: Tree) -> Tree:
@@ -170,32 +189,44 @@ _EVALUATION = Row(
     ("training.eval_every", "training.eval_batch_size"),
     _read_evaluation,
     _write_evaluation,
-    own=True,
+    keep_file_value=True,
 )
 
 
 def epochs(tree: Tree, name: str, default: float) -> float:
-    """How often the run goes over its rows, where its steps are not given."""
+    """Reads the run's number of epochs.
+
+    Args:
+        tree: The trainer's file.
+        name: The trainer's key for it.
+        default: The trainer's default.
+
+    Raises:
+        InputError: The value is not a positive, finite number.
+    """
     found = number(name, tree.get(name) if tree.get(name) is not None else default)
     if not found > 0 or math.isinf(found):
-        raise InputError(f"{name}={found:g}: no run; give a number above 0")
+        raise InputError(f"{name}={found:g}: must be finite and above 0; correct it")
     return found
 
 
 def write_precision(config: SweepConfig) -> Tree:
-    """bf16 or not; where that is the machine's affair, nothing."""
+    """Writes bf16 on or off; nothing for `auto`, which depends on the machine."""
     return {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"}
 
 
 def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
-    """What stays with the trainer and is not quite so in trials."""
+    """Returns notes on keys that stay in the trainer's file but differ in trials.
+
+    Args:
+        tree: The trainer's file.
+        key_of_optimizer: The trainer's key for the optimizer.
+    """
     found = []
     if (name := tree.get(key_of_optimizer)) in ADAMW[6:]:
-        found.append(
-            f"{key_of_optimizer}: {name} stays; trials train with AdamW in 32 bits, with the same hyperparameters"
-        )
+        found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
     if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
         found.append(
-            "deepspeed and fsdp stay; on N devices, set training.gradient_accumulation_steps to N times its value"
+            "deepspeed and fsdp stay; if the run uses N devices, multiply training.gradient_accumulation_steps by N"
         )
     return found

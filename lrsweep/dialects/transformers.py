@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments as YAML, which HfArgumentParser reads. Model and data are in the user's own script."""
+"""The dialect of transformers: TrainingArguments as YAML. Model and data are in the user's own script."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import training_arguments
 from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, word
 
-# From here on, transformers has no warmup_ratio.
+# The first version of transformers without warmup_ratio.
 ONE_WARMUP_KEY: Version = (5, 15)
 
 
@@ -20,7 +20,7 @@ def _names_model(tree: Tree) -> bool:
 
 
 PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
-# Not TrainingArguments', but a script's own dataclass often has it.
+# This is not in TrainingArguments, but often in a script's own dataclass.
 _MODEL = Row(
     ("model_name_or_path",),
     ("model.path",),
@@ -30,7 +30,7 @@ _MODEL = Row(
 
 
 def warmup(version: Version | None) -> Row:
-    """Warm-up as that version of transformers has it."""
+    """Returns the row for warm-up in a version of transformers; None is the current one."""
     return (
         training_arguments.WARMUP_STEPS
         if version is None or version >= ONE_WARMUP_KEY
@@ -43,20 +43,20 @@ def _rows(version: Version | None) -> Sequence[Row]:
 
 
 def _complete(config: SweepConfig) -> dict[str, Any]:
-    # A NaN is logged as a NaN, not as the running average.
+    # With the filter off, a NaN is logged as NaN instead of the running average.
     return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
 
 
 def not_here(config: SweepConfig) -> str:
-    """TrainingArguments knows no model, data or LoRA: they are told in comments."""
-    said = f"# Not part of TrainingArguments: model {config.model.path}, data {config.data.path}"
+    """Returns comments on model, data and LoRA, which TrainingArguments does not hold."""
+    comment = f"# Not part of TrainingArguments: model {config.model.path}, data {config.data.path}"
     if config.finetune.mode == "lora":
-        said += f", LoRA r={config.finetune.r} alpha={config.finetune.alpha:g} dropout={config.finetune.dropout:g}"
+        comment += f", LoRA r={config.finetune.r} alpha={config.finetune.alpha:g} dropout={config.finetune.dropout:g}"
     else:
-        said += f", {config.finetune.mode} fine-tuning"
+        comment += f", {config.finetune.mode} fine-tuning"
     if config.model.dtype == "auto":
-        said += ".\n# Trials ran in bf16 if their GPU has it: add `bf16: true` on such a machine"
-    return said + ".\n"
+        comment += ".\n# Trials ran in bf16 if their GPU supports it: add `bf16: true` on such a machine"
+    return comment + ".\n"
 
 
 DIALECT = Dialect(
@@ -64,7 +64,7 @@ DIALECT = Dialect(
     _rows,
     (
         *training_arguments.REFUSALS,
-        Refusal("bf16_full_eval", "trials are evaluated as they are trained", "set it to false"),
+        Refusal("bf16_full_eval", "trials are evaluated in the precision of training", "set it to false"),
     ),
     training_arguments.SECTIONS,
     _complete,

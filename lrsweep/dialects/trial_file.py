@@ -1,4 +1,4 @@
-"""A trial's config file for its own trainer: the export's, except for where it writes, what it logs and what it keeps."""
+"""The config file of a trial that the user's own trainer runs: an export with other output, logging and checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Dialect, Tree, changed
 
-# A trial is neither published nor resumed by its trainer; keys that would do that, or contradict those set here, go.
-_OUT = (
+# Its trainer neither publishes nor resumes a trial: keys that would do that, or contradict those set here, are removed.
+_REMOVED = (
     "push_to_hub",
     "hub_model_id",
     "hub_strategy",
@@ -21,13 +21,16 @@ _OUT = (
 
 
 def of_trial(dialect: Dialect, tree: Tree, config: SweepConfig, output: Path) -> dict[str, Any]:
-    """The file of one trial.
+    """Makes the config file of one trial.
 
     Args:
-        dialect: The trainer's.
+        dialect: The trainer's dialect.
         tree: An export of the trial's config in that dialect.
         config: The trial's config.
         output: The folder that the trainer writes to.
+
+    Returns:
+        The file's content, by the trainer's keys.
     """
     keys = {
         "output_dir": str(output.resolve()),
@@ -35,4 +38,4 @@ def of_trial(dialect: Dialect, tree: Tree, config: SweepConfig, output: Path) ->
         "eval_strategy": "steps",
         "eval_steps": config.training.eval_every,
     }
-    return changed(tree, {**dict.fromkeys(_OUT), **keys, **dialect.trial_keys(tree, config)})
+    return changed(tree, {**dict.fromkeys(_REMOVED), **keys, **dialect.trial_keys(tree, config)})

@@ -1,4 +1,4 @@
-"""TRL's supervised fine-tuning: what `trl sft --config FILE` reads (ScriptArguments, SFTConfig, ModelConfig)."""
+"""The dialect of TRL: the config that `trl sft --config FILE` reads (ScriptArguments, SFTConfig and ModelConfig)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ from lrsweep.dialects.transformers import warmup
 from lrsweep.errors import InputError
 
 _FILE_TYPES = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
-# The share of the rows to evaluate on where the sweep had another file for it.
+# The share of the rows to evaluate on if the sweep used another file for evaluation.
 _HELD_OUT = 0.1
 _FORMATS = ("messages", "prompt_completion", "text")
 
@@ -39,7 +39,9 @@ def _read_precision(tree: Tree) -> Tree:
 def _read_quantization(tree: Tree) -> Tree:
     if flag("load_in_4bit", tree.get("load_in_4bit") or False):
         if tree.get("bnb_4bit_quant_type", "nf4") != "nf4":
-            raise InputError(f"bnb_4bit_quant_type={tree['bnb_4bit_quant_type']}: trials quantize to nf4; set it so")
+            raise InputError(
+                f"bnb_4bit_quant_type={tree['bnb_4bit_quant_type']}: trials quantize to nf4; set it to nf4"
+            )
         return {"model.quantization": "4bit"}
     return {"model.quantization": "8bit" if flag("load_in_8bit", tree.get("load_in_8bit") or False) else None}
 
@@ -56,7 +58,8 @@ def _read_lora(tree: Tree) -> Tree:
     targets = tree.get("lora_target_modules")
     if targets is None:
         raise InputError(
-            "lora_target_modules: missing, and then PEFT chooses by the model's type; write all-linear, or the modules' names"
+            "lora_target_modules: missing, so PEFT would choose by the model's type; give all-linear or the modules' "
+            "names"
         )
     names = [targets] if isinstance(targets, str) else list(targets)
     return {
@@ -102,7 +105,7 @@ def _read_evaluation_set(tree: Tree) -> Tree:
 def _one_set(entry: Tree) -> Tree:
     for name in entry:
         if name not in ("path", "name", "split", "data_files"):
-            raise InputError(f"datasets: {name}={brief(entry[name])}: trials read a data set whole; take it out")
+            raise InputError(f"datasets: {name}={brief(entry[name])}: trials read a data set whole; remove it")
     files = entry.get("data_files")
     if files is not None and not isinstance(files, str):
         raise InputError(f"datasets: data_files={brief(files)}: trials read one file or folder; give one")
@@ -114,7 +117,7 @@ def _one_set(entry: Tree) -> Tree:
 
 
 def _format(tree: Tree, field: str) -> Tree:
-    """The rows' form, where the file says it: TRL itself looks at the columns."""
+    """The rows' format, if the file gives it; TRL itself goes by the columns."""
     if flag("assistant_only_loss", tree.get("assistant_only_loss") or False):
         return {"data.format": "messages"}
     if tree.get("completion_only_loss") is not None and flag("completion_only_loss", tree["completion_only_loss"]):
@@ -125,13 +128,13 @@ def _format(tree: Tree, field: str) -> Tree:
 def _write_evaluation_set(config: SweepConfig) -> Tree:
     data = config.data
     if _is_mixture(config):
-        # `trl sft` evaluates on a split that is there only if this makes it; another file it cannot take.
+        # `trl sft` can evaluate on a split that this key makes, but not on another file.
         return {"test_split_size": data.eval_fraction or _HELD_OUT}
     return {"dataset_test_split": data.eval_split}
 
 
 def _is_mixture(config: SweepConfig) -> bool:
-    """Whether TRL gets the rows under `datasets`: a file, and whatever has no split of its own to evaluate on."""
+    """Returns whether TRL gets the rows under `datasets`: for files, and for data without a split to evaluate on."""
     return _suffix(config.data.path) in _FILE_TYPES or config.data.eval_split is None
 
 
@@ -143,7 +146,8 @@ def _write_data(config: SweepConfig) -> Tree:
     data = config.data
     if data.format not in _FORMATS:
         raise InputError(
-            f"data.format={data.format}: TRL reads rows of {', '.join(_FORMATS)}; convert the file, or export to llamafactory"
+            f"data.format={data.format}: TRL reads rows of {', '.join(_FORMATS)}; convert them, or export to "
+            "llamafactory"
         )
     where: dict[str, Any]
     if _is_mixture(config):
@@ -159,7 +163,7 @@ def _write_data(config: SweepConfig) -> Tree:
         return where | ({"dataset_text_field": columns["text"]} if columns else {})
     if columns:
         raise InputError(
-            f"data.columns={columns}: TRL takes the names {', '.join(columns)} only; rename them in the file"
+            f"data.columns={columns}: TRL needs the column names {', '.join(columns)}; rename them in the file"
         )
     return where | ({"assistant_only_loss": True} if data.format == "messages" else {"completion_only_loss": True})
 
@@ -199,7 +203,7 @@ _ROWS = (
         ("data.eval_split", "data.eval_fraction"),
         _read_evaluation_set,
         _write_evaluation_set,
-        own=True,
+        keep_file_value=True,
     ),
     key("max_length", "data.max_length", 1024, whole),
     key("packing", "data.packing", False, flag),
@@ -226,7 +230,7 @@ def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
 
 
 def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
-    """`trl sft` evaluates on a split of the hub's, or one that it splits off, which it does under `datasets` only."""
+    """`trl sft` evaluates on a split from the hub, or on one that it splits off, which needs the key `datasets`."""
     share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
     if tree.get("datasets"):
         return share
@@ -240,9 +244,9 @@ def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
     if tree.get("load_in_4bit") and not tree.get("use_bnb_nested_quant"):
-        found.append("use_bnb_nested_quant stays off; trials quantize the quantization constants too")
+        found.append("use_bnb_nested_quant stays off; trials use nested quantization")
     if tree.get("bf16") is not False and tree.get("use_peft") and tree.get("dtype", "float32") == "float32":
-        found.append("dtype: float32 stays; trials hold the frozen base in bf16")
+        found.append("dtype: float32 stays; trials keep the frozen base model in bf16")
     return found
 
 
@@ -252,15 +256,15 @@ DIALECT = Dialect(
     (
         *training_arguments.REFUSALS,
         Refusal("chat_template_path", "trials use the tokenizer's own template", "put it there as chat_template.jinja"),
-        Refusal("loss_type", "trials learn by the plain log-likelihood", "take it out", ("nll", "chunked_nll")),
-        Refusal("packing_strategy", "trials keep packed rows whole and apart", "set it to bfd", ("bfd",)),
+        Refusal("loss_type", "trials use the cross-entropy loss", "remove it", ("nll", "chunked_nll")),
+        Refusal("packing_strategy", "trials keep packed rows whole and separate", "set it to bfd", ("bfd",)),
         Refusal("truncation_mode", "trials keep the start of long rows", "set it to keep_start", ("keep_start",)),
-        Refusal("lora_modules_to_save", "trials train adapters only", "take it out", ([],)),
-        Refusal("lora_target_parameters", "trials adapt modules only", "take it out", ([],)),
-        Refusal("lora_task_type", "trials train causal models", "take it out", ("CAUSAL_LM",)),
+        Refusal("lora_modules_to_save", "trials train adapters only", "remove it", ([],)),
+        Refusal("lora_target_parameters", "trials adapt modules only", "remove it", ([],)),
+        Refusal("lora_task_type", "trials train causal models", "remove it", ("CAUSAL_LM",)),
         Refusal("streaming dataset_streaming", "trials need all rows", "set it to false"),
-        Refusal("max_seq_length", "TRL renamed it in 0.20", "write max_length"),
-        Refusal("torch_dtype", "TRL renamed it", "write dtype"),
+        Refusal("max_seq_length", "TRL 0.20 renamed it", "use max_length"),
+        Refusal("torch_dtype", "TRL renamed it", "use dtype"),
     ),
     (*training_arguments.SECTIONS, "model_init_kwargs", "dataset_kwargs", "env"),
     _complete,

@@ -1,4 +1,4 @@
-"""YAML as the trainers read their own files: 1e-4 is a number, a date is text, and a key given twice is refused."""
+"""A YAML reader that reads config files as the trainers do, and refuses duplicate keys."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import yaml
 from lrsweep.config import yaml_safety
 from lrsweep.errors import InputError
 
-# YAML 1.1's floats, and those it forgot: an exponent without a dot.
+# YAML 1.1's floats, and floats with an exponent but without a dot, which YAML 1.1 reads as strings.
 _FLOAT = re.compile(
     r"""^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]?\d+)?)$
     |^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$""",
@@ -16,19 +16,19 @@ _FLOAT = re.compile(
 )
 
 
-# libyaml's, where PyYAML was built with it: the same language, ten times as fast.
+# libyaml's loader, if PyYAML was built with it, is ten times as fast.
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
-    """As the tools read their own files: 1e-4 is a number, a date is text. A key given twice is refused."""
+    """A safe loader for which 1e-4 is a number and a date is a string; it refuses duplicate keys."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
     seen = set()
     for name, _ in node.value:
         if not isinstance(name, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, "a key is a text", name.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a string", name.start_mark)
         if name.value in seen and name.value != "<<":
             raise yaml.constructor.ConstructorError(None, None, f"{name.value} is given twice", name.start_mark)
         seen.add(name.value)
@@ -45,10 +45,18 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def load_yaml(text: str, where: str) -> dict[str, Any]:
-    """The mapping that a config file holds. Raises InputError naming file and line."""
+    """Parses a config file.
+
+    Args:
+        text: The file's text.
+        where: The file's name, for messages.
+
+    Raises:
+        InputError: The text is not a YAML mapping with string keys; the message names the file and, if known, the line.
+    """
     yaml_safety.check(text, where)
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError as fault:
         mark, problem = (
             getattr(fault, "problem_mark", None),

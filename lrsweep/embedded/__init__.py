@@ -1,6 +1,6 @@
-"""The embedded default: a small base model and a task for it. A sweep runs on any machine, without a download."""
+"""The embedded default: a small base model and a task for it. With it a sweep runs anywhere, without a download."""
 
 from pathlib import Path
 
 BASE = Path(__file__).parent / "base"
-"""Folder of the base model: safetensors weights, config, tokenizer, model card, pretraining log."""
+"""The base model's folder: safetensors weights, config, tokenizer, model card and pretraining log."""

@@ -1,7 +1,7 @@
 """Text for the embedded base and its task: the sources of the running Python's standard library.
 
-Nothing of it ships with lrsweep; it is read where it is installed. The files differ a little between Python versions,
-the split does not: a module is on one side by its name, in every version.
+lrsweep ships none of it, but reads it where it is installed. The files differ a little between Python versions, but the
+split does not: a module is on the same side in every version, by its name.
 """
 
 import ast
@@ -18,20 +18,24 @@ from pathlib import Path
 
 from lrsweep.errors import InputError
 
-# Applications, jokes and generated tables: not installed everywhere, or not code and prose as people write them.
+# Applications, jokes and generated tables: not installed everywhere, or not typical code and prose.
 LEFT_OUT = {"antigravity", "encodings", "idlelib", "lib2to3", "pydoc_data", "this", "turtledemo"}
 TEST_FOLDERS = {"idle_test", "test", "tests"}
 
-# In characters. So bounded, and starting with a letter or digit, a completion is tokenized the same with its prompt and
-# without, and every row fits in 128 tokens of the base's tokenizer.
+# In characters. With these limits, and with a letter or digit first, a completion has the same tokens with its prompt
+# and without, and every row fits into 128 tokens of the base's tokenizer.
 SHORTEST_COMPLETION, LONGEST_COMPLETION, LONGEST_PROMPT = 16, 100, 200
 
 
 def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Train and eval rows, `{"prompt": 'module.function(args)\\n\"\"\"', "completion": first line of its docstring}`.
+    """The train rows and the eval rows, by module and line, each prompt once.
 
-    In order of module and line, each prompt once. The two sides share no package, and no eval completion is a line of
-    any text on the train side. Raises InputError where Python is installed without its sources.
+    A row is a mapping. Its `prompt` is `module.function(args)`, a newline and three quotation marks; its `completion`
+    is the first line of the function's docstring. The two sides have no package in common, and no eval completion is a
+    line of any text on the train side.
+
+    Raises:
+        InputError: Python is installed without its sources.
     """
     train, evaluation = _split_pairs()
     if not train or not evaluation:
@@ -40,27 +44,30 @@ def rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def pretraining_texts() -> list[str]:
-    """Sources of the modules that are not evaluated, in order of module."""
+    """The sources of the modules on the train side, by module."""
     return [text for module, text in _sources() if not is_evaluated(module)]
 
 
 def held_out_texts() -> list[str]:
-    """Sources of the evaluated modules, in order of module."""
+    """The sources of the modules on the eval side, by module."""
     return [text for module, text in _sources() if is_evaluated(module)]
 
 
 def is_evaluated(module: str) -> bool:
-    """Whether a module (dotted path) is on the eval side: one package in five, by a hash of its name.
+    """Whether a module is on the eval side: one package in five is, by a hash of its name.
 
-    A package stays whole and `_pydatetime` goes with `datetime`: code that moves between the files of a package, as it
-    does from one Python version to the next, never crosses the split.
+    A package stays whole, and `_pydatetime` is on the side of `datetime`: code that moves between the files of a
+    package from one Python version to the next never crosses the split.
+
+    Args:
+        module: The module's dotted path.
     """
     package = re.sub(r"^_(py_?)?", "", module.split(".")[0])
     return int(hashlib.sha256(package.encode()).hexdigest(), 16) % 5 == 0
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    """(dotted module path, text) of each file that is UTF-8, in order of module."""
+    """The dotted module path and the text of each file that is UTF-8, by module."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     for name in sorted(sys.stdlib_module_names - LEFT_OUT):
         for file in [stdlib / f"{name}.py", *sorted((stdlib / name).rglob("*.py"))]:
@@ -74,9 +81,10 @@ def _sources() -> Iterator[tuple[str, str]]:
             yield ".".join(path).removesuffix(".__init__"), text
 
 
-# Kept for the life of the process: a sweep reads its data once for every trial.
+# Cached for the life of the process, because a sweep reads its data for every trial.
 @functools.cache
 def _split_pairs() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """The pairs (prompt, completion) of the train side and of the eval side."""
     train: dict[str, str] = {}
     evaluation: dict[str, str] = {}
     train_lines: set[str] = set()
@@ -99,7 +107,7 @@ def _split_pairs() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Syntax trees have no cycles to collect, and with torch loaded the collector's rounds cost more than the parsing."""
+    """Pauses the garbage collector: syntax trees have no cycles, and with torch loaded it takes longer than parsing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -110,10 +118,10 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _documented(text: str) -> Iterator[tuple[str, str]]:
-    """(`Class.function(arguments)`, docstring) of the functions and methods of a module, in order of line."""
+    """The signature `Class.function(arguments)` and docstring of a module's functions and methods, by line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file may hold an escape that this Python warns about
+            warnings.simplefilter("ignore")  # a file may have an escape that this Python warns about
             module = ast.parse(text)
     except (SyntaxError, ValueError):
         return

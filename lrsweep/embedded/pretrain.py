@@ -1,7 +1,7 @@
-"""How the embedded base was made, top to bottom: `python -m lrsweep.embedded.pretrain [--out DIR] [--steps N]`.
+"""Pretrains the embedded base: `python -m lrsweep.embedded.pretrain [--out DIR] [--steps N]`.
 
-Reads the standard library of the Python that runs it, less the modules that the task evaluates. Takes some six minutes
-on two CPU cores. The same seed, versions and machine give the same weights.
+It trains on the standard library of the Python that runs it, without the modules on the task's eval side, and takes
+about six minutes on two CPU cores. The same seed, versions and machine give the same weights.
 """
 
 import argparse
@@ -33,9 +33,9 @@ BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 MAX_GRAD_NORM = 1.0
 LOG_EVERY = 10  # steps
-HELD_OUT_WINDOWS = 512
+HELD_OUT_BLOCKS = 512  # of LENGTH tokens each
 
-# Turns are marked with plain words: a special token would be a row of the embedding that no text has trained.
+# Turns are marked with plain text: a special token's row of the embedding would not have been trained on any text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '# ' + message['role'] + '\\n' }}"
@@ -49,7 +49,17 @@ CHAT_TEMPLATE = (
 
 
 def pretrain(texts: Sequence[str], held_out: Sequence[str], out: Path, steps: int = STEPS) -> float:
-    """Makes tokenizer and model from `texts`, writes both and the log to `out`; returns the loss on `held_out`."""
+    """Trains a tokenizer and a model.
+
+    Args:
+        texts: The texts to train on.
+        held_out: The texts to measure the final loss on.
+        out: The folder for the model, the tokenizer and the log; created if missing.
+        steps: Optimizer steps. Default 1500.
+
+    Returns:
+        The mean loss on `held_out`, in nats.
+    """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -64,7 +74,11 @@ def pretrain(texts: Sequence[str], held_out: Sequence[str], out: Path, steps: in
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>", model_max_length=512, chat_template=CHAT_TEMPLATE
+        tokenizer_object=bpe,
+        pad_token="<pad>",  # noqa: S106 - a token, not a password
+        eos_token="<eos>",  # noqa: S106 - a token, not a password
+        model_max_length=512,
+        chat_template=CHAT_TEMPLATE,
     )
     tokenizer.save_pretrained(out)
 
@@ -86,7 +100,7 @@ def pretrain(texts: Sequence[str], held_out: Sequence[str], out: Path, steps: in
     )
     model.train()
 
-    # Weight decay is for the matrices, not for the gains of the norms.
+    # Weight decay applies to the matrices, not to the weights of the norms.
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -125,16 +139,16 @@ def pretrain(texts: Sequence[str], held_out: Sequence[str], out: Path, steps: in
 
         model.eval()
         stream = _stream(bpe, held_out)
-        windows = stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
-        windows = windows[:: max(1, len(windows) // HELD_OUT_WINDOWS)][:HELD_OUT_WINDOWS]  # spread over the modules
+        blocks = stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
+        blocks = blocks[:: max(1, len(blocks) // HELD_OUT_BLOCKS)][:HELD_OUT_BLOCKS]  # spread over the modules
         held_out_loss = 0.0
         with torch.no_grad():
-            for batch in torch.split(windows, BATCH):
-                held_out_loss += model(input_ids=batch, labels=batch).loss.item() * len(batch) / len(windows)
+            for batch in torch.split(blocks, BATCH):
+                held_out_loss += model(input_ids=batch, labels=batch).loss.item() * len(batch) / len(blocks)
         _note(
             log,
             held_out_loss=round(held_out_loss, 4),
-            held_out_tokens=windows.numel(),
+            held_out_tokens=blocks.numel(),
             seconds=round(time.perf_counter() - started),
         )
 
@@ -143,19 +157,20 @@ def pretrain(texts: Sequence[str], held_out: Sequence[str], out: Path, steps: in
 
 
 def _stream(bpe: tokenizers.Tokenizer, texts: Sequence[str]) -> Tensor:
-    """The texts as one (N,) row of token ids, each text with <eos> behind it."""
+    """The texts as one row of token ids, shape (N,), with <eos> after each text."""
     eos = bpe.token_to_id("<eos>")
     return torch.tensor([token for encoded in bpe.encode_batch(texts) for token in (*encoded.ids, eos)])
 
 
 def _note(log: TextIO, **record: Any) -> None:
+    """Writes a record to the log and to the terminal, as a line of JSON."""
     line = json.dumps(record)
     print(line, flush=True)
     print(line, file=log, flush=True)
 
 
 def main() -> None:
-    """The command line. `--out` is the packaged base unless given."""
+    """Runs the command line. `--out` defaults to the packaged base."""
     parser = argparse.ArgumentParser(prog="python -m lrsweep.embedded.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=BASE, help="folder to write (default: the packaged base)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default: {STEPS})")

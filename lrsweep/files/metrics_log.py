@@ -18,8 +18,8 @@ class MetricsLog:
 
     Args:
         trial_folder: The trial's folder.
-        first: The first step that this attempt reports. Earlier rows of a previous attempt stay; later ones are removed,
-            because the trial measures them again.
+        first: The first step that this attempt reports. A previous attempt's earlier rows stay; its later ones are
+            removed, because the trial measures them again.
 
     Attributes:
         path: The file.

@@ -1,1 +1,1 @@
-"""Running a sweep: the controller, its workers, and who is alive."""
+"""Running a sweep: the controller, its workers and executors, and which of them are alive."""

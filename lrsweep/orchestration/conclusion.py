@@ -1,4 +1,4 @@
-"""What is written when a sweep ends: report.html and the folder best/."""
+"""The files that a sweep writes at its end: report.html and the folder best/."""
 
 import contextlib
 import shutil
@@ -13,7 +13,15 @@ from lrsweep.report.summary import Summary
 
 
 def conclude(summary: Summary, folder: SweepFolder) -> None:
-    """Writes the page, and the best config in every dialect that can say it, with its adapter."""
+    """Writes report.html, and into best/ the best config, in every dialect that can express it, with its adapter.
+
+    Args:
+        summary: The finished sweep.
+        folder: The sweep's folder.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
     write_page(summary, folder)
     best = summary.verdict.best
     if best is None:
@@ -30,6 +38,6 @@ def conclude(summary: Summary, folder: SweepFolder) -> None:
 
 
 def artifacts(folder: SweepFolder) -> list[Path]:
-    """What MLflow's parent run carries."""
+    """The existing files to attach to MLflow's parent run."""
     files = [folder.config, folder.summary, folder.report, folder.best]
     return [path for path in [*files, *sorted(folder.path.glob("*.png"))] if path.exists()]

@@ -1,6 +1,6 @@
-"""The process that runs a sweep: it opens the study, starts an executor's workers, watches them, and concludes.
+"""The controller, the process that runs a sweep: it opens the study, starts workers, watches them, and reports.
 
-It does not train, unless the executor is `inline`: whatever happens in a trial, the sweep goes on.
+It does not train, unless the executor is `inline`, so the sweep continues whatever happens in a trial.
 """
 
 import contextlib
@@ -44,14 +44,18 @@ from lrsweep.training.engines.factory import check_engine
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at what the workers do, and how long workers of an earlier run may take to end.
-_LOOK_EVERY, _LINGER = 0.5, 60.0
-# The former on a database server, where many may be at work and a look costs as much as a worker's query.
-_LOOK_EVERY_ON_SERVER = 1.0
+# Seconds between two polls of the workers, and the seconds that workers of an earlier run may take to end.
+_POLL_EVERY, _LINGER = 0.5, 60.0
+# Seconds between two polls on a database server, where each competes with the queries of many workers.
+_POLL_EVERY_ON_SERVER = 1.0
 
 
 class InterruptedSweepError(LrsweepError):
-    """A signal ended the run; the same command resumes it."""
+    """A signal ended the run; the same command resumes it.
+
+    Args:
+        signum: The signal.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__("interrupted; run the same command to resume")
@@ -59,7 +63,14 @@ class InterruptedSweepError(LrsweepError):
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM, so that workers finish their step; a second one kills them and exits at once."""
+    """Records the first SIGINT or SIGTERM, so that workers can finish their step; a second one kills them and exits.
+
+    Args:
+        kill: Kills the workers.
+
+    Attributes:
+        signum: The signal; None before it comes.
+    """
 
     def __init__(self, kill: Callable[[], None]) -> None:
         self._kill = kill
@@ -82,7 +93,17 @@ class Interrupt:
 
 @dataclass
 class Controller:
-    """A sweep while it runs."""
+    """A running sweep.
+
+    Attributes:
+        config: The sweep's config.
+        folder: The sweep's folder.
+        study: The sweep's study.
+        executor: Runs the workers; it is prepared.
+        tracker: Gets the loss curves.
+        screen: Shows progress.
+        interrupt: Reports signals.
+    """
 
     config: SweepConfig
     folder: SweepFolder
@@ -93,12 +114,18 @@ class Controller:
     interrupt: Interrupt
 
     def run(self, about: About) -> Summary:
-        """Has the search's trials trained, then what follows from their results, until nothing does.
+        """Runs the search's trials, then the trials that follow from their results, until none follow.
+
+        Args:
+            about: The facts about the sweep besides its trials.
+
+        Returns:
+            The summary of the finished sweep.
 
         Raises:
             InterruptedSweepError: A signal came.
             NoWinnerError: Too many trials failed.
-            LrsweepError: What ended a worker for good.
+            LrsweepError: A worker reported an error that ends the sweep, or workers keep dying.
         """
         monitor = Monitor(self.config, self.folder, self.study, self.tracker, self.screen)
         monitor.catch_up()
@@ -120,12 +147,12 @@ class Controller:
             raise
 
     def _until_finished(self, monitor: Monitor) -> None:
-        """Watches until no trial is left to run."""
+        """Watches the workers until all trials have ended; adds the time to the study's."""
         started = time.monotonic()
         try:
             self._watch(monitor)
         finally:
-            # When the storage is gone, more is lost than the time spent.
+            # If the storage fails too, the original error matters more than the time spent.
             with contextlib.suppress(LrsweepError):
                 self.study.add_seconds(time.monotonic() - started)
 
@@ -139,7 +166,7 @@ class Controller:
                 return
             for text in self.executor.replace_dead():
                 self.screen.note(text)
-            time.sleep(_LOOK_EVERY_ON_SERVER if self.study.on_server else _LOOK_EVERY)
+            time.sleep(_POLL_EVERY_ON_SERVER if self.study.on_server else _POLL_EVERY)
 
     def _failures(self) -> int:
         return sum(record.status == "failed" for record in self.study.records())
@@ -154,16 +181,16 @@ class Controller:
             )
 
     def _summary(self, about: About) -> Summary:
-        """The sweep as it stands; writes summary.json."""
+        """Summarizes the sweep as it is now; writes summary.json."""
         about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
         return summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
 
     def _stop_workers(self, monitor: Monitor, about: About) -> None:
-        """Lets the workers checkpoint and end, and reports what they still wrote."""
+        """Waits for the workers to checkpoint and end, then shows and sends the rest of their metrics."""
         self.executor.stop()
         while self.executor.running():
-            time.sleep(_LOOK_EVERY)
-        # What ends the sweep may be the disk or the database itself.
+            time.sleep(_POLL_EVERY)
+        # The error that ends the sweep may be the disk's or the database's.
         with contextlib.suppress(LrsweepError):
             monitor.look()
             self._summary(about)
@@ -171,18 +198,19 @@ class Controller:
 
 
 def run(config: SweepConfig, screen: Screen) -> Summary:
-    """Runs the sweep to its total, or finds it complete.
+    """Runs or resumes the sweep; a complete one is only read.
 
     Args:
         config: The sweep's config.
-        screen: Where progress is shown.
+        screen: Shows progress.
 
     Returns:
-        The summary, which is on disk by then.
+        The summary, which is on disk too.
 
     Raises:
-        InputError: Something is wrong with config, model or data; nothing has been created.
+        InputError: The config, the model or the data are invalid; nothing has been created.
         NoWinnerError: No trial completed.
+        WorkerError: Workers keep dying; the same command resumes.
         StorageError: The disk or a database failed; the same command resumes.
         InterruptedSweepError: A signal came; the same command resumes.
     """
@@ -206,7 +234,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     try:
         dataset = executor.prepare(existing is None)
         tracker = open_tracker(config.tracking, Path.cwd(), config.name)
-        # Only once everything that may be wrong has been checked.
+        # Only after all checks, so that an invalid config renames nothing.
         if fresh:
             aside = put_aside(config, folder.path)
             screen.note(
@@ -260,7 +288,7 @@ def _run(
 
 @contextlib.contextmanager
 def _alive(folder: SweepFolder, study: ControllerStudy, dataset: DatasetInfo) -> Iterator[None]:
-    """The study is open, and its workers see that its controller is alive."""
+    """Opens the study, and shows its workers that the controller is alive."""
     liveness = Liveness(folder.path, new_worker_name())
     try:
         study.open(liveness.worker, asdict(dataset))
@@ -271,13 +299,22 @@ def _alive(folder: SweepFolder, study: ControllerStudy, dataset: DatasetInfo) ->
 
 
 def next_trials(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> tuple[list[TrialSpec], str]:
-    """The trials that follow from a summary, and why; none where the sweep is at its end."""
+    """The trials that follow from a summary, and the reason for them; none if the sweep is complete."""
     labels = {number: diagnosis.label for number, diagnosis in summary.diagnoses.items()}
     return followups(config, axes, summary.results, summary.verdict, labels)
 
 
 def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> bool:
-    """Tells the tracker how the sweep ended, and marks the sweep as done once all has been sent; returns whether it has."""
+    """Sends the tracker the result, and marks the sweep as complete if the tracker has received everything.
+
+    Args:
+        tracker: The tracker.
+        summary: The finished sweep.
+        folder: The sweep's folder.
+
+    Returns:
+        Whether the tracker has received everything.
+    """
     tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
     best = summary.verdict.recommended
     tracker.finish(
@@ -292,6 +329,7 @@ def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> 
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:
+    """The summary. Raises NoWinnerError if no trial completed."""
     if summary.verdict.best is None:
         reasons = sorted({f"{result.status}: {result.reason}" for result in summary.results})
         raise NoWinnerError(

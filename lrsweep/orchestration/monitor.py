@@ -1,7 +1,7 @@
-"""What happens in a sweep's trials, read from their files and the study, and sent to the terminal and MLflow.
+"""Follows a sweep's trials in their files and the study, and sends what is new to the terminal and MLflow.
 
-Workers only write files; the controller reads them here, whether the workers are threads, processes or on other machines.
-MLflow is a view that can be made again from the files at any time.
+Workers only write files, which the controller reads here, whether the workers are threads, processes or on other
+machines. MLflow's data can be rebuilt from the files at any time.
 """
 
 import json
@@ -27,21 +27,28 @@ from lrsweep.training.engines import Measurement
 
 @dataclass
 class _Tail:
-    """A metrics.jsonl that may still grow, or be written again."""
+    """Reads the new lines of a metrics.jsonl that grows or is replaced.
+
+    Attributes:
+        path: The file.
+        inode: The file's inode when it was last read.
+        read: The bytes read so far.
+    """
 
     path: Path
     inode: int = 0
-    # Bytes read so far.
     read: int = 0
 
     def new_rows(self) -> tuple[bool, list[dict[str, Any]]]:
-        """The complete lines that came since the last call, and whether the file was replaced in between.
+        """The new lines since the last call.
 
-        It is replaced when a trial starts again or resumes from a checkpoint; then all its lines are new.
+        Returns:
+            Whether the file was replaced since the last call, and its new complete lines. A file is replaced when its
+            trial starts again or resumes from a checkpoint; then all of its lines are new.
         """
         try:
             with open(self.path, "rb") as file:
-                # Of the open file: the path may lead to another one a moment later.
+                # The inode of the open file: the path may lead to another file by now.
                 inode = os.fstat(file.fileno()).st_ino
                 replaced = self.inode not in (0, inode)
                 if inode != self.inode:
@@ -57,7 +64,15 @@ class _Tail:
 
 @dataclass
 class Monitor:
-    """A sweep as it progresses, for one terminal and one tracker."""
+    """Shows a sweep's progress on a screen, and sends it to a tracker.
+
+    Attributes:
+        config: The sweep's config.
+        folder: The sweep's folder.
+        study: The sweep's study.
+        tracker: Gets the trials' metrics.
+        screen: Shows the trials.
+    """
 
     config: SweepConfig
     folder: SweepFolder
@@ -66,15 +81,15 @@ class Monitor:
     screen: Screen
     _ended: set[int] = field(default_factory=set)
     _logs: dict[int, _Tail] = field(default_factory=dict)
-    # Who had the trials that an earlier run left: shown once a worker takes them up.
+    # The claims that an earlier run left: such a trial is shown once another worker has claimed it.
     _left: dict[int, Claim | None] = field(default_factory=dict)
     _curves: dict[int, Curve] = field(default_factory=dict)
 
     def catch_up(self) -> int:
-        """Takes what earlier runs did as known, and sends the tracker the ended trials that it lacks.
+        """Skips the trials of earlier runs, and sends the tracker the ended trials that it lacks.
 
         Returns:
-            How many trials those were.
+            The number of trials sent.
         """
         trials = self.study.trials()
         self._left = {view.number: view.claim for view in trials}
@@ -92,7 +107,7 @@ class Monitor:
         return sent
 
     def look(self) -> None:
-        """Shows and sends what is new."""
+        """Shows and sends everything that is new since the last call."""
         for view in self.study.trials():
             if view.number in self._ended or (view.record is None and not _is_running(view, self._left)):
                 continue
@@ -109,13 +124,13 @@ class Monitor:
                 self.screen.trial_finished(view.number, view.record.status, view.record.reason)
 
     def interrupted(self) -> None:
-        """Ends what has not ended, for now."""
+        """Marks the trials that have not ended as interrupted."""
         for number in self._logs.keys() - self._ended:
             self.tracker.finish_trial(number, "interrupted", {})
             self.screen.trial_interrupted(number)
 
     def _begin(self, view: TrialView) -> bool:
-        """Starts to show a trial; False where its values do not go together, and there is nothing to show but that."""
+        """Starts to show a trial; returns False if its values contradict each other, so that it failed at once."""
         config = self._config(view.spec)
         if config is None:
             self._ended.add(view.number)
@@ -127,6 +142,7 @@ class Monitor:
         return True
 
     def _config(self, spec: TrialSpec) -> SweepConfig | None:
+        """The trial's config; None if its values contradict each other."""
         try:
             return search_space.trial_config(self.config, self.study.axes, spec.params, spec.overrides)
         except InputError:
@@ -143,14 +159,14 @@ class Monitor:
         self.tracker.start_trial(number, name, flatten(config.masked()), tags)
 
     def _log(self, number: int, row: dict[str, Any]) -> Measurement:
-        """Sends the tracker a row; returns it as a measurement."""
+        """Sends a row to the tracker; returns it as a measurement."""
         at = row.pop("time", None)
         measurement = Measurement(number, int(row.pop("step")), row)
         self.tracker.log(measurement, at)
         return measurement
 
     def _finish(self, record: Record) -> None:
-        """Ends a trial's run, with its diagnosis among those that have ended; the final summary diagnoses again."""
+        """Ends a trial's run, and tags it with a diagnosis among the ended trials; the summary diagnoses again."""
         others = list(self._curves.values())
         own = self._curves[record.number] = curve(read_metrics(self.folder.trial(record.number)))
         tags = {"diagnosis": diagnose(own, others).label, "reason": record.reason, "engine": record.engine}
@@ -158,11 +174,11 @@ class Monitor:
 
 
 def title(number: int, values: Mapping[str, Any]) -> str:
-    """A trial's name in MLflow: its number and axis values, by their short names."""
+    """A trial's name in MLflow: its number and its values, with short keys."""
     shown = " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in values.items())
     return f"{number:04d} {shown}"
 
 
 def _is_running(view: TrialView, left: Mapping[int, Claim | None]) -> bool:
-    """Whether a worker of this run has the trial."""
+    """Returns whether a worker of this run has the trial."""
     return view.claim is not None and view.claim.worker != "" and view.claim != left.get(view.number)

@@ -1,4 +1,4 @@
-"""What a sweep checks before it creates anything: everything that its trials will need."""
+"""Checks everything that the trials will need, before the sweep creates anything."""
 
 import hashlib
 import math
@@ -29,18 +29,21 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     Args:
         config: The sweep's config.
         axes: Its axes.
-        look: Whether to check the gradients too; that loads the model.
+        look: Also check the gradients, which loads the model.
+
+    Returns:
+        The engine, and the facts about the data.
 
     Raises:
-        InputError: Something is wrong with config, model or data.
+        InputError: The config, the model or the data are invalid.
     """
     if config.engine.name == "external":
         return _external(config, axes)
     check_path(config.model)
     check_paths(config.data)
-    # torch and transformers take seconds to import: after what can be refused without them.
+    # torch and transformers take seconds to import, so errors that do not need them come first.
     from lrsweep.training.gradient_check import check_gradients
-    from lrsweep.training.inputs import inputs
+    from lrsweep.training.inputs import forget_inputs, inputs
     from lrsweep.training.model import check_quantization, check_trainable
     from lrsweep.training.optimizer import check_buildable
 
@@ -49,6 +52,7 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
         check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
         _check_packing(trial)
     check_trainable(config.model, config.finetune)
+    forget_inputs()
     _, data = inputs(config.model, config.data)
     dataset = DatasetInfo(
         config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation), data.dropped, data.cut
@@ -58,14 +62,17 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     if look and config.search.preflight:
         lrs = [lr for axis in axes if axis.key == LR for lr in axis.ends()]
         with warnings.catch_warnings():
-            # PEFT still asks transformers under an old name; no log takes warnings yet.
+            # PEFT still uses a deprecated name of transformers, and there is no log file for the warning yet.
             warnings.simplefilter("ignore", FutureWarning)
             check_gradients(config, lrs or [config.optimizer.lr])
     return engine, dataset
 
 
 def _check_packing(config: SweepConfig) -> None:
-    """In transformers, flash attention keeps packed rows apart in batches of one block only. Raises InputError."""
+    """Raises InputError for packed rows with flash attention.
+
+    In transformers, it separates packed rows only in batches of one block.
+    """
     attention = config.model.attn_implementation or ""
     if config.data.packing and "flash" in attention:
         raise InputError(
@@ -75,23 +82,24 @@ def _check_packing(config: SweepConfig) -> None:
 
 
 def _trials_of_one_worker(config: SweepConfig, axes: Sequence[Axis]) -> int:
+    """The most trials that one worker may have at once, which limits the size of a pack."""
     workers = config.executor.workers
     count = (len(hardware.gpus()) or 1) if workers == "auto" else workers
     trials = len(search_space.grid(axes)) if config.search.method == "grid" else config.search.n_trials or 1
     share = max(1, math.ceil(trials / count))
-    # Trials that are chosen at once are chosen without knowing each other's losses.
+    # Trials that are sampled at once are sampled without knowing each other's losses.
     return min(share, max(GP_STARTUP, trials // 4)) if config.search.method == "gp" else share
 
 
 def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
-    """A grid's trials; for another search, whose points are not known yet, the base."""
+    """The configs of a grid's trials; for other methods, whose values are not known yet, the base config."""
     if config.search.method != "grid":
         return [config]
     return [search_space.trial_config(config, axes, point) for point in search_space.grid(axes)]
 
 
 def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
-    """The user's own command as the engine; its model and data are its own affair. Raises InputError."""
+    """The engine for the user's own command, which checks model and data itself. Raises InputError."""
     from lrsweep.dialects import TRAINERS, tree, tuned
     from lrsweep.dialects.trial_file import of_trial
     from lrsweep.files.yaml_writer import to_yaml
@@ -110,7 +118,7 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
         whole = tree(dialect, trial.config, searched | set(tuned(config, trial.config)))
         return to_yaml(of_trial(dialect, whole, trial.config, output))
 
-    # What the dialect cannot express shows now.
+    # Reports now what the dialect cannot express.
     for trial in _combinations(config, axes):
         text(Trial(0, trial, Path()), Path())
     program = shlex.split(command)[0]
@@ -126,7 +134,7 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
 
 
 def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:
-    """The learning rate that rules of thumb give, if it is searched and they say anything about such a model."""
+    """The learning rate that rules of thumb give; None if it is not searched, or they do not apply to the model."""
     if not config.search.prior or not priors.applies(config) or all(axis.key != LR for axis in axes):
         return None
     known = priors.read_size(config.model)
@@ -134,7 +142,7 @@ def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | N
 
 
 def first_point(axes: Sequence[Axis], prior: priors.Prior | None) -> dict[str, Any] | None:
-    """The prior as a first trial: within the range, or the nearest choice."""
+    """The prior as the first trial's stored value: clamped to the range, or the nearest choice."""
     axis = next((axis for axis in axes if axis.key == LR), None)
     if prior is None or axis is None:
         return None

@@ -1,6 +1,6 @@
-"""One worker: it claims trials from the study, has an engine train them, and writes down what they measure.
+"""A worker: it claims trials from the study, lets an engine train them, and writes their metrics and outcomes.
 
-What a trial measured, and how it ended, is on disk before the study hears of it. The controller reads it there, for the
+A trial's metrics and its outcome are on disk before the study gets them. The controller reads them there, for the
 terminal and MLflow.
 """
 
@@ -30,15 +30,22 @@ from lrsweep.training.engines import Engine, Measurement, Outcome, Stop, Trial
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks for more to do.
-_LOOK_EVERY = 0.3
-# At most so many on a server: hundreds of workers without a trial must not keep those with one from the database.
-_LOOK_AT_LEAST_EVERY = 5.0
+# Seconds until an idle worker looks for trials again.
+_POLL_EVERY = 0.3
+# On a server, the pause grows to this: the queries of hundreds of idle workers would slow down the others.
+_LONGEST_PAUSE = 5.0
 
 
 @dataclass
 class Worker:
-    """The engine's host. Once `stop` is set, trials are checkpointed and released, and no more are claimed."""
+    """The engine's host: it gives the engine trials, and takes their metrics and outcomes.
+
+    Attributes:
+        config: The sweep's config.
+        folder: The sweep's folder.
+        study: The study, as this worker sees it.
+        stop: Once it is set, trials are checkpointed and released, and no more are claimed.
+    """
 
     config: SweepConfig
     folder: SweepFolder
@@ -46,12 +53,12 @@ class Worker:
     stop: threading.Event
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
     _eval_loss: dict[int, float] = field(default_factory=dict)
-    # Of the trials that it has: optimizer steps, and those of the warm-up.
+    # For each of its trials: the optimizer steps, and those of the warm-up.
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
     _stops: dict[int, Stop] = field(default_factory=dict)
 
     def next_trial(self) -> Trial | None:
-        """The next trial to train, its folder made; None when there is none now, or a stop was asked for."""
+        """The next trial to train, with its folder created; None if none is available, or `stop` is set."""
         while not self.stop.is_set():
             claimed = self.study.next()
             if claimed is None:
@@ -60,13 +67,13 @@ class Worker:
             folder = self.folder.trial(number)
             ended = _read_outcome(folder)
             if ended is not None:
-                # A kill came between the file and the study.
+                # The previous worker was killed after it had written the outcome, before it updated the study.
                 self.study.tell(Record(number, spec, **ended))
                 continue
             try:
                 config = search_space.trial_config(self.config, self.study.axes, spec.params, spec.overrides)
             except InputError as fault:
-                # Values that are valid alone may not go together; a sampler cannot know.
+                # Valid values may contradict each other, which a sampler cannot know.
                 self.study.tell(Record(number, spec, "failed", 0, None, str(fault)))
                 continue
             self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
@@ -75,7 +82,14 @@ class Worker:
         return None
 
     def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
-        """Writes what was measured; returns the trials that the pruner, a stop or another worker ends, and why."""
+        """Writes metrics to disk, and reports evaluations to the study.
+
+        Args:
+            measurements: Metrics that were measured at the same time.
+
+        Returns:
+            The trials to stop, by number, and why: `pruned`, `paused` by `stop`, or `lost` to another worker.
+        """
         evals = []
         for measurement in measurements:
             number, step, metrics = measurement.number, measurement.step, measurement.metrics
@@ -85,23 +99,23 @@ class Worker:
             if "eval_loss" in metrics:
                 self._logs[number].sync()
                 self._eval_loss[number] = metrics["eval_loss"]
-                # Before training all are equal, and what is not finite ends as diverged, not as pruned.
+                # Before training all trials are equal, and a loss that is not finite is diverged, not pruned.
                 if step > 0 and math.isfinite(metrics["eval_loss"]):
                     evals.append(EvalReport(number, step, *self._budgets[number], metrics["eval_loss"]))
         stop: dict[int, Stop] = self.study.report(evals)
         if self.stop.is_set():
             stop = {**dict.fromkeys(self._budgets, "paused"), **stop}
-        # The first reason stands: a pruned trial is not resumed because a stop comes before its end.
+        # The first reason stays: a pruned trial must not be resumed because `stop` is set before it ends.
         return {number: self._stops.setdefault(number, why) for number, why in stop.items()}
 
     def _open_log(self, number: int, first: int) -> None:
-        """Opens the log of a trial that starts, or is resumed, with the step `first`."""
+        """Opens the log of a trial that starts or resumes at the step `first`."""
         self._logs[number] = MetricsLog(self.folder.trial(number), first)
         for row in self._logs[number].kept:
             self._eval_loss[number] = row.get("eval_loss", self._eval_loss.get(number, math.nan))
 
     def finish(self, outcome: Outcome) -> None:
-        """Ends a trial; one that a stop ended is resumed later."""
+        """Ends a trial; releases one that was paused, to be resumed later."""
         number = outcome.number
         if number in self._logs:
             self._logs.pop(number).close()
@@ -124,30 +138,30 @@ class Worker:
 
 
 def work(worker: Worker, engine: Engine) -> None:
-    """Trains what there is, and what follows, until the controller says that nothing does, or a stop is asked for."""
-    pause = _LOOK_EVERY
+    """Trains trials until the controller has closed the study or is dead, or `worker.stop` is set."""
+    pause = _POLL_EVERY
     while not worker.stop.is_set():
         engine.run(worker)
         if not worker.study.more_may_follow():
             return
         time.sleep(pause)
         if worker.study.on_server:
-            pause = min(1.5 * pause, _LOOK_AT_LEAST_EVERY)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
 
 
-class _BeatingStudy(Protocol):
+class _StudyWithHeartbeats(Protocol):
     @property
     def on_server(self) -> bool: ...
 
     def beat(self, worker: str) -> None: ...
 
 
-def start_beating(study: _BeatingStudy, worker: str) -> None:
-    """Starts a thread that gives signs of life, where workers on other machines look for them."""
+def start_beating(study: _StudyWithHeartbeats, worker: str) -> None:
+    """Starts a thread that increments a worker's heartbeat, if the study is on a server; else nobody needs it."""
 
     def beat() -> None:
         while True:
-            # A database that does not answer for a while is no reason to stop.
+            # The database may be down for a while.
             with contextlib.suppress(LrsweepError):
                 study.beat(worker)
             time.sleep(BEAT_EVERY)
@@ -162,6 +176,7 @@ def _write_outcome(folder: Path, record: Record) -> None:
 
 
 def _read_outcome(folder: Path) -> dict[str, Any] | None:
+    """The outcome on disk; None if there is none, or it is damaged."""
     try:
         found: dict[str, Any] = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

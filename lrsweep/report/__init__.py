@@ -1,1 +1,1 @@
-"""What a person sees of a sweep: the live screen, the summary, the figures, the page."""
+"""What users see of a sweep: the live screen, the summary, the figures and the HTML report."""

@@ -1,4 +1,4 @@
-"""A diagnosed curve as a plot."""
+"""The plot of a diagnosed loss curve."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,14 @@ from lrsweep.analysis.diagnosis import Curve, Diagnosis
 
 
 def plot_curve(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
-    """Writes the losses over the steps as PNG, with the label and its reason above them."""
+    """Plots the losses over the steps as PNG, with the diagnosis and its reason as the title.
+
+    Args:
+        title: The first line of the title.
+        curve: The losses.
+        diagnosis: The curve's diagnosis.
+        path: The PNG file to write.
+    """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     plot = figure.add_subplot()
     plot.spines[["top", "right"]].set_visible(False)

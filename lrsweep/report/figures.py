@@ -1,4 +1,4 @@
-"""The figures of a sweep: final loss over an axis, the eval curves, parallel coordinates, importances."""
+"""The figures of a sweep: final loss over an axis, eval curves, parallel coordinates and importances."""
 
 import io
 import math
@@ -20,14 +20,14 @@ from lrsweep.report.text import chosen_values
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
-# What a page draws in its own colours, light or dark.
+# `svg` replaces these two by the page's own colours, light or dark.
 INK, GRID = "#111827", "#e5e7eb"
 
 
 def loss_over_axis(summary: Summary) -> Figure:
-    """Final eval loss over the learning rate (or the first axis), a line for each combination of the other axes.
+    """Final eval loss over the learning rate (or the first axis), with a line for each combination of the other axes.
 
-    Over the learning rate: the fitted curve with its band, and the trials that are tied with the best.
+    Over the learning rate, it also has the fitted curve with its band and the safe range.
     """
     figure, plot = _figure()
     axis = LR if LR in summary.axes else summary.axes[0]
@@ -60,6 +60,7 @@ def loss_over_axis(summary: Summary) -> Figure:
 
 
 def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
+    """Draws the fitted curve with its band, and the safe range."""
     fit, safe = summary.verdict.lr_curve, summary.verdict.safe_range
     if fit is None:
         return
@@ -71,6 +72,7 @@ def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
 
 
 def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
+    """Marks the best trial, and the trials that are tied with it."""
     best = summary.verdict.recommended
     if best is None:
         return
@@ -91,7 +93,7 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
 
 
 def _limit_y(plot: Axes, summary: Summary) -> None:
-    """What is far above the loss before training would flatten the curve; it leaves the plot at the top."""
+    """Cuts off losses far above the loss before training, which would flatten the rest of the curve."""
     means = [candidate.mean for candidate in summary.verdict.candidates]
     if summary.base_loss is None or not means or max(means) <= summary.base_loss:
         return
@@ -100,7 +102,7 @@ def _limit_y(plot: Axes, summary: Summary) -> None:
 
 
 def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
-    """Every trial's eval loss over its steps, coloured from the lowest lr (dark) to the highest (bright); the best is bold."""
+    """Every trial's eval loss over its steps, from the lowest lr (dark) to the highest (bright); the best is bold."""
     figure, plot = _figure()
     ordered = sorted(summary.results, key=lambda result: (result.config.optimizer.lr, result.number))
     colours = mpl.colormaps["viridis"]
@@ -123,7 +125,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )
     if tops and summary.base_loss is not None:
-        # What blows up would flatten all the rest; it leaves the plot at the top instead.
+        # Losses that blow up would flatten the other curves, so they are cut off.
         span = summary.base_loss - min(bottoms)
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
@@ -134,7 +136,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
 
 
 def parallel(summary: Summary) -> Figure | None:
-    """Parallel coordinates: a line a complete trial, through its axis values to its loss; None for a single axis."""
+    """Parallel coordinates: for each complete trial, a line through its values to its loss; None for a single axis."""
     ranking = summary.verdict.ranking
     if len(summary.axes) < 2 or len(ranking) < 2:
         return None
@@ -142,7 +144,7 @@ def parallel(summary: Summary) -> Figure | None:
     plot.grid(False)
     columns = [(key, _column(key, summary.results)) for key in summary.axes]
     losses = [candidate.mean for candidate in summary.verdict.candidates]
-    # From the best up to the loss before training; what is worse is all the same.
+    # Heights are from the best loss up to the loss before training; all worse losses have the same height.
     worst = max(min(max(losses), summary.base_loss or max(losses)), min(losses) + 1e-9)
     heights = [min((value - min(losses)) / (worst - min(losses)), 1.0) for value in losses]
     colours = mpl.colormaps["viridis_r"]
@@ -173,7 +175,7 @@ def parallel(summary: Summary) -> Figure | None:
 
 
 def importance(summary: Summary) -> Figure | None:
-    """How much each axis matters to the loss, as bars; None if that is not known."""
+    """Each axis's importance for the loss, as bars; None if it is unknown."""
     shares = summary.about.importances
     if not shares:
         return None
@@ -187,7 +189,7 @@ def importance(summary: Summary) -> Figure | None:
 
 
 def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
-    """The heights of an axis's values, by their text: numbers in proportion (of their logarithms over wide ranges)."""
+    """The heights (0 to 1) of an axis's values, by their text; numbers are to scale, logarithmic over wide ranges."""
     values = list({format_value(result.trained[key]): result.trained[key] for result in results}.items())
     if _numeric(key, results):
         numbers = {text: float(value) for text, value in values}
@@ -200,7 +202,7 @@ def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element in the page's own colours, the same text for the same data."""
+    """The figure as an SVG element in the page's own colours; the same data give the same text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "lrsweep", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -209,11 +211,12 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, path: Path) -> None:
-    """The figure as a PNG file."""
+    """Writes the figure as a PNG file."""
     figure.savefig(path, dpi=150)
 
 
 def _figure() -> tuple[Figure, Axes]:
+    """An empty figure in the report's style."""
     with mpl.rc_context(
         {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
     ):
@@ -234,7 +237,7 @@ def _numeric(axis: str, results: Sequence[Result]) -> bool:
 
 
 def _places(axis: str, results: Sequence[Result]) -> Any:
-    """Where a result stands on the x axis: its number, or its place among the choices."""
+    """A function from a result to its x coordinate: its number, or the index of its choice."""
     if _numeric(axis, results):
         return lambda result: result.trained[axis]
     choices = list(dict.fromkeys(format_value(result.trained[axis]) for result in results))
@@ -252,7 +255,7 @@ def _scale(plot: Axes, axis: str, results: Sequence[Result], places: Any) -> Non
 
 
 def _mark_ended_early(plot: Axes, summary: Summary, places: Any) -> None:
-    """Trials without a final loss stand on the top edge, so that the eye sees where they were."""
+    """Marks trials without a final loss at the top edge, above their values."""
     for status, marker in (("diverged", "x"), ("pruned", "v"), ("failed", "P")):
         ended = [places(result) for result in summary.results if result.status == status]
         if ended:

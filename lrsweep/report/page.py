@@ -1,4 +1,4 @@
-"""report.html: one self-contained file, without scripts and without anything fetched."""
+"""report.html: one self-contained file, without scripts or external resources."""
 
 import html
 import json
@@ -24,7 +24,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 a { color: var(--link); }
 .lead { background: var(--box); border-left: 4px solid var(--link); padding: .8rem 1rem; }
-.lead p { margin: .25rem 0; } .lead p:first-child { font-size: 1.15rem; font-weight: 600; } .faint { color: var(--faint); }
+.lead p { margin: .25rem 0; } .lead p:first-child { font-size: 1.15rem; font-weight: 600; }
+.faint { color: var(--faint); }
 svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -38,7 +39,15 @@ code { font-size: .9em; }
 
 
 def write_page(summary: Summary, folder: SweepFolder) -> None:
-    """Writes report.html and its figures as PNG."""
+    """Writes report.html, and its figures as PNG.
+
+    Args:
+        summary: The sweep's summary.
+        folder: The sweep's folder.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
     figures: dict[str, Figure | None] = {
         "loss_over_axis": loss_over_axis(summary),
         "eval_curves": eval_curves(summary, folder),
@@ -53,7 +62,12 @@ def write_page(summary: Summary, folder: SweepFolder) -> None:
 
 
 def page(summary: Summary, figures: Mapping[str, str]) -> str:
-    """The whole page; `figures` are SVG elements by name."""
+    """The whole page as HTML.
+
+    Args:
+        summary: The sweep's summary.
+        figures: SVG elements by name; missing ones are left out.
+    """
     name = html.escape(summary.config.name)
     lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
     data = summary.about.dataset
@@ -70,8 +84,8 @@ def page(summary: Summary, figures: Mapping[str, str]) -> str:
 <meta name="description" content="{html.escape(_description(summary), quote=True)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
 <h1>{name}</h1>
-<p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}: {data.train_rows} training rows,
-{data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
+<p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}:
+{data.train_rows} training rows, {data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
 <div class="lead">{lead}</div>
 {drawn}<h2>Trials</h2>
 <div class="wide">{_table(summary)}</div>

@@ -1,4 +1,4 @@
-"""A range test's result: as text, as JSON, as a plot, and as the command that sweeps the range."""
+"""The result of a range test as text, as JSON, as a plot, and as the command that sweeps the range."""
 
 import math
 import re
@@ -16,12 +16,18 @@ from lrsweep.files.atomic import disk_faults
 
 
 def command(config: SweepConfig, test: RangeTest, overrides: Sequence[str]) -> str:
-    """The sweep over the proposed range as a command for a shell; `overrides` are those the range test was run with."""
+    """The shell command that sweeps the proposed range.
+
+    Args:
+        config: The range test's config.
+        test: The range test.
+        overrides: The overrides that the range test was run with.
+    """
     kept = [text for text in overrides if not re.match(r"\+*(sweep|space\.optimizer\.lr)=", text)]
-    asked = [text.lstrip("+") for text in overrides if re.match(r"\+*sweep=", text)]
+    sweeps = [text.lstrip("+") for text in overrides if re.match(r"\+*sweep=", text)]
     named = any(re.match(r"\+*name=", text) for text in kept)
-    if asked:
-        kept.insert(0, f"+{asked[-1]}")
+    if sweeps:
+        kept.insert(0, f"+{sweeps[-1]}")
     elif config.finetune.mode in ("lora", "full"):
         kept.insert(0, f"+sweep={config.finetune.mode}_lr")
     elif not named:
@@ -30,8 +36,13 @@ def command(config: SweepConfig, test: RangeTest, overrides: Sequence[str]) -> s
     return " ".join(["lrsweep", *map(shlex.quote, kept)])
 
 
-def as_text(test: RangeTest, ready: str) -> str:
-    """The answer in lines; `ready` is the command for the range, empty where there is none."""
+def as_text(test: RangeTest, sweep_command: str) -> str:
+    """The result as lines for the terminal.
+
+    Args:
+        test: The range test.
+        sweep_command: The command that sweeps the range; empty if no range was found.
+    """
     lines = [f"{'untouched':<16}{'':<14}loss {test.base_loss:.4f}"]
     for name, lr, loss in (
         ("begins to fall", test.begun_lr, None),
@@ -42,25 +53,30 @@ def as_text(test: RangeTest, ready: str) -> str:
         if lr is not None:
             rate = f"lr {lr:.2g}"
             lines.append(f"{name:<16}{rate:<14}{f'loss {loss:.4f}' if loss is not None else ''}".rstrip())
-    if ready:
+    if sweep_command:
         lines += [
             "",
             f"A range to sweep, {test.reason}:",
-            f"    {ready}",
+            f"    {sweep_command}",
             "",
-            "This range is where to sweep, not a recommendation: each rate had one step here, which flatters rates that are",
-            "too high for a whole run. The sweep's short runs decide.",
+            "This range is where to sweep, not a recommendation: each rate was tried for one step, which favors rates",
+            "that are too high for a whole run. The sweep's short runs decide.",
         ]
     return "\n".join(lines)
 
 
-def as_json(test: RangeTest, ready: str) -> dict[str, Any]:
-    """The answer for programs; a number that is not finite is null."""
+def as_json(test: RangeTest, sweep_command: str) -> dict[str, Any]:
+    """The result for programs; numbers that are not finite are null.
+
+    Args:
+        test: The range test.
+        sweep_command: The command that sweeps the range; empty if no range was found.
+    """
     return {
         "found": bool(test.lrs),
         "reason": test.reason,
         "lrs": list(test.lrs),
-        "command": ready or None,
+        "command": sweep_command or None,
         "begun_lr": test.begun_lr,
         "steepest_lr": test.steepest_lr,
         "minimum_lr": test.minimum_lr,
@@ -73,15 +89,23 @@ def as_json(test: RangeTest, ready: str) -> dict[str, Any]:
 
 
 def check_plot(path: Path) -> None:
-    """Refuses a picture that could not be written, before anything is trained. Raises InputError."""
+    """Raises InputError for a plot that could not be written, before anything is trained."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--plot {path}: the file's ending says what is written; use .png, .svg or .pdf")
+        raise InputError(f"--plot {path}: the file's ending is the format; use .png, .svg or .pdf")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--plot {path}: no such folder: {path.parent}")
 
 
 def plot_range_test(test: RangeTest, path: Path) -> None:
-    """Writes the losses over the rates, what was read from them, and the proposed range as a band."""
+    """Plots the losses over the rates, the rates found in them, and the proposed range as a band.
+
+    Args:
+        test: The range test.
+        path: The file to write; its ending is the format.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -109,19 +133,19 @@ def plot_range_test(test: RangeTest, path: Path) -> None:
         if lr is not None:
             plot.axvline(lr, color=colour, linewidth=1.2, linestyle=":", label=f"{name}: {lr:.2g}")
     if test.minimum_loss is not None:
-        # What blows up would flatten the rest; it leaves the picture at the top instead.
+        # Losses that blow up would flatten the rest of the curve, so they are cut off.
         fall = test.base_loss - test.minimum_loss
         plot.set_ylim(test.minimum_loss - 0.3 * fall, test.base_loss + 1.5 * fall)
     plot.set_xscale("log")
     plot.set_xlabel("learning rate, one step each")
-    plot.set_ylabel("loss on like rows")
+    plot.set_ylabel("loss on comparable rows")
     plot.legend(frameon=False, fontsize=8)
     with disk_faults(path):
         figure.savefig(path, dpi=130)
 
 
 def format_rate(lr: float) -> str:
-    """1e-4 as people write it; from 1 on as it is."""
+    """A learning rate as short text: 1e-4 below 1, else a plain number."""
     if lr >= 1:
         return f"{lr:g}"
     mantissa, _, power = f"{lr:.1e}".partition("e")

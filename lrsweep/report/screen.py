@@ -1,4 +1,4 @@
-"""The terminal while a sweep runs: a live table, or plain lines where there is no terminal."""
+"""The terminal output of a running sweep: a live table, or plain lines if the output is not a terminal."""
 
 import contextlib
 import time
@@ -20,29 +20,49 @@ _STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim
 
 
 class Screen(Protocol):
-    """What a person sees while a sweep runs."""
+    """Shows the progress of a sweep."""
 
     def running(self, trials: int, done: int, steps: int) -> contextlib.AbstractContextManager[None]:
-        """Surrounds the run: `trials` in total, `done` of them in earlier runs, `steps` each."""
+        """A context around the training.
+
+        Args:
+            trials: The number of trials in total.
+            done: How many of them have ended already.
+            steps: The optimizer steps of each.
+        """
 
     def note(self, text: str) -> None:
-        """Shows one line, at once."""
+        """Shows one line at once."""
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
-        """A trial starts."""
+        """Shows that a trial starts.
+
+        Args:
+            number: The trial's number.
+            values: The trial's axis values.
+            config: The trial's config.
+        """
 
     def measured(self, measurement: Measurement) -> None:
-        """A trial has measured something."""
+        """Shows metrics of a trial."""
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
-        """A trial has ended."""
+        """Shows that a trial has ended.
+
+        Args:
+            number: The trial's number.
+            status: How it ended.
+            reason: Why it ended early; empty for a complete trial.
+        """
 
     def trial_interrupted(self, number: int) -> None:
-        """A trial stops where it is, to be resumed in a later run."""
+        """Shows that a trial was interrupted, to be resumed in a later run."""
 
 
 @dataclass
 class _Row:
+    """What a screen shows of a trial."""
+
     values: Mapping[str, Any]
     max_steps: int
     status: str = "running"
@@ -52,7 +72,13 @@ class _Row:
 
 
 class Clock:
-    """Time left, from the steps done so far in this run."""
+    """Estimates the time left from the steps that were done since it was created.
+
+    Args:
+        trials: The number of trials in total.
+        done: How many of them have ended already.
+        steps: The optimizer steps of each.
+    """
 
     def __init__(self, trials: int, done: int, steps: int) -> None:
         self._start = time.monotonic()
@@ -62,23 +88,27 @@ class Clock:
         self._running: dict[int, int] = {}
 
     def at(self, number: int, step: int) -> None:
-        """A trial has reached `step`."""
+        """Records that a trial has reached `step`."""
         self._running[number] = step
 
     def ended(self, number: int) -> None:
-        """A trial is over; steps that it did not use count as done."""
+        """Records that a trial has ended; steps that it did not use count as done."""
         self._running.pop(number, None)
         self._ended += self._steps
 
     def left(self) -> str:
-        """Like `2:05`, or `?` before the first step."""
+        """The time left, like `2:05`; `?` before the first step."""
         done = self._ended + sum(self._running.values())
         elapsed = time.monotonic() - self._start
         return format_duration(elapsed / done * (self._total - done)) if done else "?"
 
 
 class LiveScreen:
-    """A table of the trials and one progress bar, redrawn in place."""
+    """A table of the trials and one progress bar, redrawn in place.
+
+    Args:
+        console: The terminal.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -86,6 +116,7 @@ class LiveScreen:
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
+        """Shows the table and the progress bar in this block."""
         self._clock = Clock(trials, done, steps)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -99,12 +130,15 @@ class LiveScreen:
             yield
 
     def note(self, text: str) -> None:
+        """Prints a line above the table."""
         self._console.print(text, highlight=False)
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
+        """Adds a row for the trial."""
         self._rows[number] = _Row(values, config.training.max_steps)
 
     def measured(self, measurement: Measurement) -> None:
+        """Updates the trial's row and the time left."""
         row = self._rows[measurement.number]
         row.step = measurement.step
         row.loss = measurement.metrics.get("loss", row.loss)
@@ -113,11 +147,13 @@ class LiveScreen:
         self._progress.update(self._task, left=self._clock.left())
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
+        """Shows the status in the trial's row, and advances the progress bar."""
         self._rows[number].status = status
         self._clock.ended(number)
         self._progress.update(self._task, advance=1, left=self._clock.left())
 
     def trial_interrupted(self, number: int) -> None:
+        """Shows the interruption in the trial's row."""
         self._rows[number].status = "interrupted"
 
     def _draw(self) -> Group:
@@ -143,7 +179,11 @@ class LiveScreen:
 
 
 class PlainScreen:
-    """One line an evaluation, for logs and pipes."""
+    """One line for each evaluation, for logs and pipes.
+
+    Args:
+        console: The output.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -153,29 +193,34 @@ class PlainScreen:
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
+        """Counts trials and time in this block."""
         self._clock = Clock(trials, done, steps)
         self._total, self._done = trials, done
         yield
 
     def note(self, text: str) -> None:
+        """Prints a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
+        """Remembers the trial; its first evaluation prints a line."""
         self._rows[number] = _Row(values, config.training.max_steps)
 
     def measured(self, measurement: Measurement) -> None:
+        """Prints a line if the metrics have an eval loss."""
         row = self._rows[measurement.number]
         row.loss = measurement.metrics.get("loss", row.loss)
         self._clock.at(measurement.number, measurement.step)
-        # A trial taken over has its log shown from the beginning.
+        # The log of a trial that another worker resumes is read again from its start.
         if "eval_loss" in measurement.metrics and measurement.step > row.step:
             row.step = measurement.step
             self.note(
-                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, loss {format_loss(row.loss)}, "
-                f"eval loss {format_loss(measurement.metrics['eval_loss'])}"
+                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, "
+                f"loss {format_loss(row.loss)}, eval loss {format_loss(measurement.metrics['eval_loss'])}"
             )
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
+        """Prints a line with the status, the reason, and the time left."""
         self._clock.ended(number)
         self._done += 1
         because = f" ({reason})" if reason else ""
@@ -184,6 +229,7 @@ class PlainScreen:
         )
 
     def trial_interrupted(self, number: int) -> None:
+        """Prints a line."""
         self.note(f"{self._name(number)}: interrupted")
 
     def _name(self, number: int) -> str:
@@ -194,5 +240,5 @@ class PlainScreen:
 
 
 def open_screen(console: Console) -> Screen:
-    """Live where the console is a terminal, plain elsewhere."""
+    """A live screen if the console is a terminal, else a plain one."""
     return LiveScreen(console) if console.is_terminal else PlainScreen(console)

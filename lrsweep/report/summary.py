@@ -1,4 +1,4 @@
-"""The summary of a sweep: summary.json, which the report, the export and other programs read."""
+"""The summary of a sweep, and its file summary.json, which the report, the export and other programs read."""
 
 import dataclasses
 import json
@@ -23,7 +23,12 @@ from lrsweep.tracking import DatasetInfo
 
 @dataclass(frozen=True)
 class Links:
-    """How to see the runs in MLflow: the command that starts its UI, and the page there. Empty without tracking."""
+    """How to see the runs in MLflow.
+
+    Attributes:
+        ui_command: The command that starts MLflow's UI; empty without tracking.
+        compare_url: The URL of the page that compares the trials; empty without tracking.
+    """
 
     ui_command: str
     compare_url: str
@@ -31,15 +36,15 @@ class Links:
 
 @dataclass(frozen=True)
 class About:
-    """What belongs to a sweep besides its trials.
+    """The facts about a sweep besides its trials.
 
     Attributes:
         dataset: The sweep's data.
         links: How to see the runs in MLflow.
-        prior: The learning rate that rules of thumb give.
-        searched: Which search method lrsweep chose and why, where `search.method` is auto.
-        seconds: Time spent training, over all runs of the sweep.
-        importances: Each axis's share in how much the losses differ.
+        prior: The learning rate that rules of thumb give; None if they do not apply.
+        searched: Which search method lrsweep chose and why; empty unless `search.method` is `auto`.
+        seconds: Seconds spent training, over all runs of the sweep.
+        importances: Each axis's share in the differences of the losses.
     """
 
     dataset: DatasetInfo
@@ -50,7 +55,7 @@ class About:
     importances: Mapping[str, float] = field(default_factory=dict)
 
 
-# As many of a trial's last evaluations as the noise is read from.
+# The number of a trial's last evaluations that the noise is estimated from.
 _LAST_EVALS = 6
 
 
@@ -62,9 +67,9 @@ class Summary:
         config: The sweep's config.
         results: The finished trials, by number.
         verdict: Their ranking.
-        base_loss: The eval loss before any training, in nats a token.
-        diagnoses: What each trial's curve shows, by number.
-        about: What belongs to the sweep besides its trials.
+        base_loss: The eval loss before training, in nats per token; None if it was not measured.
+        diagnoses: The diagnosis of each trial's curve, by number.
+        about: The facts about the sweep besides its trials.
     """
 
     config: SweepConfig
@@ -80,14 +85,25 @@ class Summary:
         return tuple(self.results[0].values) if self.results else ()
 
     def label(self, number: int) -> str:
-        """What a trial's curve shows, in one word."""
+        """The label of a trial's diagnosis, such as `too_high`."""
         return self.diagnoses[number].label if number in self.diagnoses else "unknown"
 
 
 def summarise(
     config: SweepConfig, axes: Sequence[Axis], records: Sequence[Record], folder: SweepFolder, about: About
 ) -> Summary:
-    """Gathers the finished trials, judges and diagnoses them, and writes summary.json."""
+    """Ranks and diagnoses the finished trials, and writes summary.json.
+
+    Args:
+        config: The sweep's config.
+        axes: The study's axes, including the rates that extensions have added.
+        records: The finished trials.
+        folder: The sweep's folder, with the trials' metrics.
+        about: The facts about the sweep besides its trials.
+
+    Raises:
+        StorageError: The disk is full or fails.
+    """
     rows = {record.number: read_metrics(folder.trial(record.number)) for record in records}
     results = tuple(_result(config, axes, record, rows[record.number]) for record in records)
     firsts = (rows[result.number][:1] for result in results)
@@ -102,7 +118,7 @@ def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Seq
     try:
         own = trial_config(config, axes, spec.params, spec.overrides)
     except InputError:
-        own = config  # values that do not go together: it failed, and its reason says so
+        own = config  # its values contradict each other, which is the reason why it failed
     return Result(
         record.number,
         values(axes, spec.params),
@@ -121,7 +137,7 @@ def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Seq
 
 
 def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[int, Diagnosis]:
-    """Each trial's diagnosis among those that ran as long on batches as large."""
+    """Each trial's diagnosis, compared with the trials of the same length, schedule and batch size."""
     curves = {r.number: curve(rows[r.number], r.config.optimizer.weight_decay) for r in results}
     alike: dict[tuple[int, ...], list[Result]] = {}
     for result in results:
@@ -138,7 +154,7 @@ def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[st
 
 
 def read_summary(folder: SweepFolder) -> Summary:
-    """The summary as last written. Raises StorageError if it cannot be read."""
+    """Reads summary.json. Raises StorageError if it is missing or damaged."""
     try:
         tree = json.loads(folder.summary.read_text(encoding="utf-8"))
         config = validate(tree["config"])
@@ -208,6 +224,6 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
 
 
 def _changes(base: SweepConfig, trial: SweepConfig) -> dict[str, Any]:
-    """The dotted keys in which a trial's config differs from the sweep's."""
+    """The dotted keys whose values in a trial's config differ from the sweep's, with the trial's values."""
     before = flatten(base.model_dump())
     return {key: value for key, value in flatten(trial.model_dump()).items() if before.get(key) != value}

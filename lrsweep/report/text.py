@@ -1,4 +1,4 @@
-"""The sweep's result in words, and on the terminal."""
+"""The sweep's result as sentences, and as a table on the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,13 @@ _BATCH_KEYS = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
 def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> None:
-    """Prints the table of trials, the best config, how certain it is, and where everything is."""
+    """Prints the table of trials, the result in sentences, and the paths and commands that lead on from there.
+
+    Args:
+        console: The terminal.
+        summary: The sweep's summary.
+        folder: The sweep's folder.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trial", justify="right")
     for key in summary.axes:
@@ -57,7 +63,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
 
 
 def sentences(summary: Summary) -> list[str]:
-    """The result in words: the best, how certain that is, and what to watch out for."""
+    """The result in sentences: the best trial, how certain it is, warnings, and the cost."""
     if summary.verdict.recommended is None:
         return ["No trial completed, so there is no best."]
     lines = [
@@ -79,7 +85,7 @@ def sentences(summary: Summary) -> list[str]:
 
 
 def recommendation(summary: Summary) -> str:
-    """The answer in one sentence."""
+    """The best trial in one sentence."""
     best = summary.verdict.recommended
     assert best is not None
     chosen = ", ".join(f"{key}={format_value(value)}" for key, value in chosen_values(best.result).items())
@@ -91,7 +97,7 @@ def recommendation(summary: Summary) -> str:
 
 
 def chosen_values(result: Result) -> dict[str, object]:
-    """A trial's axis values, and what else sets it apart."""
+    """A trial's axis values, and its other keys that differ from the sweep's, except the seed."""
     return {**result.trained, **_overrides(result)}
 
 
@@ -134,8 +140,8 @@ def _diverged_seeds(summary: Summary) -> list[str]:
             rate = f" (learning rate {format_value(candidate.result.lr)})" if LR in summary.axes else ""
             seeds = len(candidate.losses) + candidate.diverged
             lines.append(
-                f"Warning: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its {seeds} seeds, "
-                "so it ranks after all trials that did not diverge."
+                f"Warning: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its {seeds} "
+                "seeds, so it ranks after all trials that did not diverge."
             )
     return lines
 
@@ -146,8 +152,8 @@ def _why_recommended(summary: Summary) -> list[str]:
     if best is lowest:
         return []
     return [
-        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}; the recommended trial is the tied one "
-        "farthest from divergence."
+        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}; the recommended trial is the "
+        "tied one farthest from divergence."
     ]
 
 
@@ -173,7 +179,8 @@ def _edges(summary: Summary) -> list[str]:
 
 
 def _edge(summary: Summary, edge: Edge) -> str:
-    warning = f"Warning: {edge.key}={format_value(edge.value)} is the {edge.side} value tried; the true best may lie beyond it."
+    chosen = f"{edge.key}={format_value(edge.value)}"
+    warning = f"Warning: {chosen} is the {edge.side} value tried; the true best may lie beyond it."
     ends = reach(summary.config, edge.key)
     end = ends and (ends[0] if edge.side == "lowest" else ends[1])
     if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
@@ -183,12 +190,13 @@ def _edge(summary: Summary, edge: Edge) -> str:
 
 
 def _lengths(summary: Summary) -> list[str]:
-    """How the best rate moves with the length of the run."""
+    """How the best learning rate changes with the length of the run."""
     budgets = by_budget(summary.results)
     if len(budgets) < 2 or LR not in summary.axes:
         if summary.config.training.horizon is None and LR in summary.axes:
             return [
-                "Short runs favor high rates: set training.horizon to the real run's steps, or compare with +sweep=horizon."
+                "Short runs favor high rates: set training.horizon to the real run's steps, or compare with "
+                "+sweep=horizon."
             ]
         return []
     rates = list(budgets.values())
@@ -201,7 +209,7 @@ def _lengths(summary: Summary) -> list[str]:
 
 
 def _incomparable(summary: Summary) -> list[str]:
-    """Axes along which losses do not quite compare."""
+    """Warnings about axes along which losses are not fully comparable."""
     lines = [
         f"Warning: {key} changes what the eval loss is measured on; only losses with the same value of it compare."
         for key in summary.axes
@@ -215,17 +223,17 @@ def _incomparable(summary: Summary) -> list[str]:
 
 
 def _rules_of_thumb(summary: Summary) -> list[str]:
-    """Whether the prior was right, and what another batch size would need."""
+    """Whether the prior was right, and the learning rate for another batch size."""
     best = summary.verdict.best
     assert best is not None
-    # Both are about the base config's batch.
+    # Both are about the base config's batch size.
     if LR not in summary.axes or _BATCH_KEYS & set(summary.axes):
         return []
     lines = []
     if summary.about.prior is not None:
         held = priors.check(summary.about.prior, best.lr, summary.verdict.safe_range)
         lines.append(f"The rule of thumb (size, LoRA, batch) {held.text}.")
-    # SGD's rate scales with the batch itself.
+    # SGD's rate scales with the batch size itself, not with its square root.
     if best.config.optimizer.name != "sgd":
         rows = 4 * _batch(summary)
         lines.append(
@@ -236,19 +244,19 @@ def _rules_of_thumb(summary: Summary) -> list[str]:
 
 
 def missing_rows(dataset: DatasetInfo, data: DataConfig) -> list[str]:
-    """What truncation to `data.max_length` removed, if anything."""
+    """A warning about the rows that truncation to `data.max_length` dropped or cut; empty if there are none."""
     parts = []
     if dataset.dropped:
         parts.append(f"{dataset.dropped} dropped: no label tokens left after truncation to max_length")
     if dataset.cut:
         parts.append(f"{dataset.cut} truncated")
-    # Packed, the training rows are blocks.
+    # With packing, the training rows are blocks, so the number of rows is unknown.
     rows = "rows" if data.packing else f"{dataset.train_rows + dataset.eval_rows + dataset.dropped} rows"
     return [f"Warning: data.max_length={data.max_length}: of the {rows}, {'; '.join(parts)}."] if parts else []
 
 
 def cost(summary: Summary) -> str:
-    """What the sweep took."""
+    """The cost of the sweep in one sentence: trials, steps and time."""
     steps = sum(result.step for result in summary.results)
     full = sum(result.config.training.max_steps for result in summary.results)
     saved = f" ({1 - steps / full:.0%} saved by stopping early)" if steps < full else ""
@@ -257,7 +265,7 @@ def cost(summary: Summary) -> str:
 
 
 def ordered(summary: Summary) -> list[Result]:
-    """Trials in the order of their axis values, numbers before words."""
+    """Trials sorted by their axis values, numbers before strings."""
     return sorted(
         summary.results,
         key=lambda result: [
@@ -279,12 +287,12 @@ def _difference_to_best(result: Result, best: Result | None) -> str:
 
 
 def label(summary: Summary, result: Result) -> str:
-    """What the trial's curve shows, as words."""
+    """The label of the trial's diagnosis, with spaces."""
     return summary.label(result.number).replace("_", " ")
 
 
 def status(summary: Summary, result: Result) -> str:
-    """How a trial ended, and why it exists."""
+    """How a trial ended, and its role if it is not a trial of the search."""
     best = summary.verdict.best
     ended = result.status if not result.reason else f"{result.status}: {result.reason}"
     if best is not None and result.number == best.number:

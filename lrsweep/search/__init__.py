@@ -1,1 +1,1 @@
-"""The search: one Optuna study, what a worker takes from it, and the trials that follow from results."""
+"""The search: one Optuna study for each sweep, the controller's and the workers' views of it, and followup trials."""

@@ -1,4 +1,4 @@
-"""The controller's side of the study: totals, followups, workers that died, and what is done."""
+"""The controller's side of the study: totals, followups, dead workers and finished trials."""
 
 import logging
 import warnings
@@ -17,24 +17,28 @@ log = logging.getLogger(__name__)
 
 
 class ControllerStudy:
-    """The study as the process that runs the sweep sees it. `study_lifecycle.py` opens it."""
+    """The study as the controller sees it. `study_lifecycle.py` opens it.
+
+    Args:
+        store: The study.
+    """
 
     def __init__(self, store: StudyStore) -> None:
         self._store = store
 
     @property
     def sweep_id(self) -> str:
-        """Made once with the study; ties MLflow's runs to it."""
+        """The id that connects MLflow's runs with the study; created with it."""
         return str(self._store.attributes()["sweep_id"])
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The axes, with the learning rates that extensions have added."""
+        """The axes, including the learning rates that extensions have added."""
         return self._store.axes()
 
     @property
     def total(self) -> int:
-        """The number of trials that the sweep runs to, over all its runs, followups included."""
+        """The number of trials of the whole sweep, over all its runs, including followups."""
         return self._store.total()
 
     @property
@@ -43,42 +47,60 @@ class ControllerStudy:
         return self._store.storage.on_server
 
     def beat(self, worker: str) -> None:
-        """Counts one more sign of life of a worker, for those on other machines."""
+        """Increments a worker's heartbeat, which processes on other machines watch."""
         self._store.beat(worker)
 
     @property
     def seconds(self) -> float:
-        """Time spent training, over all runs of the sweep, except what a kill cut off."""
+        """Seconds spent training, over all runs of the sweep, without the part that a kill lost."""
         return float(self._store.attributes().get("seconds", 0.0))
 
     def add_seconds(self, seconds: float) -> None:
-        """Adds to the time spent training."""
+        """Adds to the seconds spent training."""
         self._store.set("seconds", self.seconds + seconds)
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """What the sweep's data are, as `open` noted it."""
+        """The facts about the sweep's data that `open` stored."""
         return dict(self._store.attributes()["dataset"])
 
     def open(self, controller: str, dataset: Mapping[str, Any]) -> None:
-        """Notes which process runs the sweep, on what data: workers wait for followups until it closes, or is dead."""
+        """Stores which process runs the sweep, and on which data.
+
+        Workers wait for followups until the study is closed or its controller is dead.
+
+        Args:
+            controller: The controller's name, made like a worker's.
+            dataset: The facts about the data.
+        """
+        # "keeper" is the name that studies on disk have for the controller.
         self._store.set("keeper", controller)
         self._store.set("closed", False)
         self._store.set("dataset", dict(dataset))
 
     def close(self) -> None:
-        """No followups will come: workers without a trial may end."""
+        """Marks the search as complete: no followups will come, and idle workers end."""
         self._store.set("closed", True)
 
     def add_followups(self, specs: Sequence[TrialSpec]) -> None:
-        """Adds trials to the total; their new learning rates become the axis's."""
+        """Enqueues followup trials; new learning rates are added to the axis."""
         with self._store.transaction():
             listed = [*self._store.followups(), *(asdict(spec) for spec in specs)]
             self._store.study.set_user_attr("followed", listed)
             self._store.enqueue_followups()
 
     def record_death(self, worker: str, reason: str) -> list[int]:
-        """Puts the trials of a worker that died under suspicion, or gives them up; returns their numbers."""
+        """Records that a worker died while it trained its trials.
+
+        Such a trial is retried, and ends as failed once its worker has died too often after the same evaluation.
+
+        Args:
+            worker: The worker's name.
+            reason: How it died.
+
+        Returns:
+            The numbers of its running trials.
+        """
         with self._store.transaction():
             found = [
                 frozen
@@ -96,7 +118,7 @@ class ControllerStudy:
         for frozen in self._store.trials():
             record = record_of(frozen) if frozen.state.is_finished() else None
             claim = claim_of(frozen.user_attrs)
-            # Optuna reads a trial in several queries: one that a worker is just taking may be there in parts.
+            # Optuna reads a trial in several queries, so one that is just being claimed may be incomplete.
             started = claim is not None and frozen.params.keys() >= keys
             if record is not None or (frozen.state == TrialState.RUNNING and started):
                 views.append(TrialView(frozen.number, spec_of(frozen.params, frozen.user_attrs), claim, record))
@@ -107,11 +129,11 @@ class ControllerStudy:
         return self._store.records()
 
     def finished(self) -> bool:
-        """Whether there is nothing to run."""
+        """Returns whether all trials have ended."""
         return not self._store.trials(TrialState.RUNNING) and len(self.records()) >= self.total
 
     def importances(self) -> dict[str, float]:
-        """Each axis's share in how much the losses differ, by Optuna's PED-ANOVA; empty for one axis."""
+        """Each axis's share in the differences of the losses, by Optuna's PED-ANOVA; empty for one axis."""
         if len(self.axes) < 2:
             return {}
         with self._store.storage.faults(), warnings.catch_warnings():
@@ -119,6 +141,6 @@ class ControllerStudy:
             try:
                 return optuna.importance.get_param_importances(self._store.study)
             except (ValueError, RuntimeError) as fault:
-                # Too few trials, or all alike.
+                # Too few trials, or all have the same loss.
                 log.info("no importances: %s", fault)
                 return {}

@@ -1,4 +1,4 @@
-"""Axes as Optuna knows them: their distributions, and a trial's value of one."""
+"""Axes as Optuna distributions, and the value that a trial has on an axis."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def distribution(axis: Axis) -> BaseDistribution:
     """The axis as an Optuna distribution."""
     if isinstance(axis, Choices):
         if axis.grows:
-            # Optuna lets a study's range change, but not its list of choices. These are learning rates, above 0.
+            # Optuna allows a study's range to change, but not its list of choices. Learning rates are above 0.
             return FloatDistribution(float(min(axis.values)), float(max(axis.values)), log=True)
         return CategoricalDistribution([to_stored(value) for value in axis.values])
     if axis.integer:
@@ -21,7 +21,7 @@ def distribution(axis: Axis) -> BaseDistribution:
 
 
 def suggest(trial: optuna.Trial, axis: Axis) -> Any:
-    """The trial's stored value of the axis; one that it has already stays."""
+    """The trial's value on the axis, as Optuna stores it; a value that the trial already has stays."""
     spread = distribution(axis)
     if isinstance(spread, CategoricalDistribution):
         return trial.suggest_categorical(axis.key, spread.choices)

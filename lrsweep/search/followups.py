@@ -1,4 +1,4 @@
-"""Trials that follow from results: learning rates beyond the edge, diverged trials retried, the best few repeated."""
+"""Trials that follow from results: rates beyond the tried ones, retries of diverged trials, more seeds of the best."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from lrsweep.config.search_space import LR, Axis, Choices, grid, to_stored
 from lrsweep.formatting import format_value
 from lrsweep.search.records import TrialSpec
 
-# New learning rates of one round and of a whole sweep, and the range that they stay in.
+# The most new learning rates in one round and in a whole sweep, and the range that they stay in.
 _RATES_A_ROUND, _MOST_RATES = 2, 12
 _LOWEST, _HIGHEST = 1e-9, 10.0
-# The best so many get replicates.
+# How many of the best trials get replicates.
 _FEW = 3
 _BLOWN_UP = ("too_high", "diverged")
 
@@ -21,14 +21,17 @@ _BLOWN_UP = ("too_high", "diverged")
 def followups(
     config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict, labels: Mapping[int, str]
 ) -> tuple[list[TrialSpec], str]:
-    """The trials that come next, and why; none where the sweep is at its end.
+    """The trials that come next: an extension, else a rescue, else replicates.
 
     Args:
         config: The sweep's config.
-        axes: The study's axes, extensions included.
+        axes: The study's axes, including the rates that extensions have added.
         results: The finished trials.
         verdict: Their ranking.
-        labels: What each trial's curve shows, by number.
+        labels: The diagnosis of each trial's curve, by number.
+
+    Returns:
+        The trials, and the reason for them; none if the sweep is complete.
     """
     return (
         _extension(config, axes, results, verdict)
@@ -41,7 +44,7 @@ def followups(
 def _extension(
     config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict
 ) -> tuple[list[TrialSpec], str] | None:
-    """A grid's next learning rates in the same ratio, on the side where the best one is the last."""
+    """The next learning rates of a grid, if the best one is its lowest or highest."""
     edge = next((edge for edge in verdict.edges if edge.key == LR), None)
     axis = next((axis for axis in axes if axis.key == LR), None)
     if edge is None or not config.search.extend or not isinstance(axis, Choices) or not axis.grows:
@@ -49,7 +52,7 @@ def _extension(
     added = {result.values[LR] for result in results if result.role == "extension"}
     tried = sorted(axis.values)
     if edge.value not in (tried[0], tried[-1]):
-        return None  # the grid itself has more rates there: search.n_trials has cut it
+        return None  # the grid has more rates there, which search.n_trials has cut off
     new = [lr for lr in _beyond(tried, edge.side == "highest") if _LOWEST <= lr <= _HIGHEST and lr not in tried]
     new = new[: _MOST_RATES - len(added)]
     if not new:
@@ -61,7 +64,7 @@ def _extension(
 
 
 def _beyond(tried: Sequence[float], up: bool) -> list[float]:
-    """The rates after the last one: on the ladder 1, 3, 10 if all are on it, else in the last two's ratio."""
+    """The next rates: steps of 1, 3, 10 if all tried rates are such steps, else in the ratio of the last two."""
     steps = range(1, _RATES_A_ROUND + 1)
     if all(rung(rung(lr, 1), -1) == lr for lr in tried):
         return [rung(tried[-1], step) if up else rung(tried[0], -step) for step in steps]
@@ -73,7 +76,7 @@ def _beyond(tried: Sequence[float], up: bool) -> list[float]:
 def _rescue(
     config: SweepConfig, results: Sequence[Result], verdict: Verdict, labels: Mapping[int, str]
 ) -> tuple[list[TrialSpec], str] | None:
-    """Where trials diverge, the lowest such learning rate once more: with beta1 = 0.8, and with a longer warm-up."""
+    """The lowest learning rate that diverged, tried again with beta1 = 0.8, and with a longer warm-up."""
     best = verdict.best
     if not config.search.rescue or best is None or any(result.role == "rescue" for result in results):
         return None
@@ -101,17 +104,17 @@ def _rescue(
 def _replicates(
     config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict
 ) -> tuple[list[TrialSpec], str] | None:
-    """The best few with more seeds, until each has `search.replicates`."""
+    """The best few trials with more seeds, until each has `search.replicates`."""
     if not verdict.candidates or any(axis.key == "training.seed" for axis in axes):
         return None
     specs = []
     first, *others = verdict.candidates
-    # What an extension found after the best few had their seeds.
+    # Trials of an extension that beat the first after the best few had their seeds.
     later = [c for c in others[_FEW - 1 :] if c.result.role == "extension" and c.mean < first.mean]
     chosen = [first, *others[: _FEW - 1], *later]
     for candidate in chosen:
         result = candidate.result
-        # A replicate that failed counts as tried.
+        # A failed replicate counts as tried.
         done = 1 + sum(other.role == "replicate" and other.of == result.number for other in results)
         for i in range(done, config.search.replicates):
             seed = {"training.seed": (result.config.training.seed + i) % 2**31}

@@ -1,4 +1,4 @@
-"""What a study's trials say: what each one tries, who has it, how it ended. Read from Optuna's trials."""
+"""What a study stores about its trials: their values, who trains them and how they ended. Read from Optuna's trials."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ class TrialSpec:
     """What a trial tries.
 
     Attributes:
-        params: The axes' values as Optuna stores them.
+        params: The axes' values, as Optuna stores them.
         role: Why the trial exists.
-        overrides: Config keys that set it apart besides its axes, such as a replicate's seed.
-        of: The trial that it repeats or rescues.
+        overrides: Config keys that distinguish it besides its axes, such as a replicate's seed.
+        of: The number of the trial that it repeats or rescues.
     """
 
     params: dict[str, Any]
@@ -36,9 +36,9 @@ class Record:
         spec: What it tried.
         status: How it ended.
         step: Optimizer steps done.
-        eval_loss: Its last eval loss; None if it never had one.
+        eval_loss: Its last eval loss, in nats per token; None if there is none, or it is not finite.
         reason: Why it ended early; empty for a complete trial.
-        engine: What trained it.
+        engine: The engine that trained it.
     """
 
     number: int
@@ -52,11 +52,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who has a trial.
+    """The worker that has a trial.
 
     Attributes:
-        worker: The worker's name; empty once the trial was released, to be resumed.
-        attempt: How many workers had it before.
+        worker: The worker's name; empty if the trial was released, to be resumed.
+        attempt: How many times the trial had been claimed before.
     """
 
     worker: str
@@ -65,7 +65,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class TrialView:
-    """A trial that has started, as everyone sees it: what it tries, who has it, and its record once it has ended."""
+    """A trial that has started.
+
+    Attributes:
+        number: The trial's number.
+        spec: What it tries.
+        claim: Who has it; None if it ended outside lrsweep.
+        record: How it ended; None while it runs.
+    """
 
     number: int
     spec: TrialSpec
@@ -74,20 +81,20 @@ class TrialView:
 
 
 def eval_reports(frozen: FrozenTrial) -> Iterator[EvalReport]:
-    """A trial's evaluations, in order."""
+    """A trial's evaluations, by step."""
     max_steps, warmup = frozen.user_attrs.get("budget", (1, 0))
     for step, value in sorted(frozen.intermediate_values.items()):
         yield EvalReport(frozen.number, step, max_steps, warmup, value)
 
 
 def claim_of(attributes: Mapping[str, Any]) -> Claim | None:
-    """Who has the trial with these user attributes; None where nobody ever had it."""
+    """Who has the trial with these user attributes; None if it was never claimed."""
     claim = attributes.get("claim")
     return None if claim is None else Claim(claim[0], claim[1])
 
 
 def deaths_of(attributes: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """For each worker that died with the trial: the step of the last evaluation before, and the reason."""
+    """For each worker that died with the trial: the step of the trial's last evaluation, and the reason."""
     return [(step, reason) for step, reason in attributes.get("deaths", [])]
 
 

@@ -1,4 +1,8 @@
-"""Optuna's samplers and pruners, and ours, by the names that the config gives them."""
+"""The search methods and pruners that the config can name: Optuna's, and lrsweep's own pruner for packs.
+
+To add a search method, write a `MakeSampler` and add it to `SAMPLERS` under its name. `search.method` accepts the name,
+`check_search` builds the sampler before any work, and workers ask it for one trial at a time.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,10 +16,11 @@ from lrsweep.config.schema import PrunerConfig, SearchConfig, SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.search.sync_halving import NoHalving, Rungs, SyncHalving
 
-# So many random trials come before a Gaussian process has something to say; Optuna's ten would be most of a short search.
+# The random trials before a Gaussian process takes over. Optuna's default, ten, would be most of a short search.
 GP_STARTUP = 4
 
-# A sampler from the search's config and a seed of this trial alone.
+# Makes a sampler from the config's section `search` and a seed. A new sampler is made for each trial, in any worker: it
+# has to take its state from the study, and the seed differs from trial to trial.
 MakeSampler = Callable[[SearchConfig, int], BaseSampler]
 
 
@@ -38,11 +43,12 @@ def _random(search: SearchConfig, seed: int) -> BaseSampler:
 def _qmc(search: SearchConfig, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A Sobol sequence continues by the number of trials, and has to keep its seed.
+        # A Sobol sequence continues at the number of trials in the study, and needs the same seed for all of them.
         return QMCSampler(seed=search.seed, warn_independent_sampling=False)
 
 
-# The search methods that `search.method` names. A grid is enqueued and `auto` is settled before: nothing is sampled for them.
+# The methods that `search.method` can name. `auto` is replaced by another method before a study is opened, and a grid's
+# trials are enqueued, so neither of the two samples anything.
 SAMPLERS: Mapping[str, MakeSampler] = {
     "auto": _random,
     "grid": _random,
@@ -55,7 +61,11 @@ SAMPLERS: Mapping[str, MakeSampler] = {
 
 
 def check_search(config: SweepConfig) -> None:
-    """Builds the sampler and the pruner once, so that a bad option shows before any work. Raises InputError."""
+    """Builds the sampler and the pruner once, to report invalid options before any work.
+
+    Raises:
+        InputError: The method is unknown or needs a missing package, or the pruner's arguments are invalid.
+    """
     pruner(config.pruner)
     sync_halving(config)
     try:
@@ -73,13 +83,22 @@ def check_method(search: SearchConfig) -> None:
 
 
 def sampler(search: SearchConfig, number: int) -> BaseSampler:
-    """What samples trial `number`. The seed moves with it: else workers, and resumed sweeps, would sample the same again."""
+    """The sampler for one trial.
+
+    Args:
+        search: The config's section `search`.
+        number: How many trials have started. It shifts the seed: otherwise several workers, and resumed sweeps, would
+            sample the same values.
+
+    Raises:
+        InputError: The method does not exist.
+    """
     check_method(search)
     return SAMPLERS[search.method](search, search.seed + number)
 
 
 def sync_halving(config: SweepConfig) -> SyncHalving | NoHalving:
-    """The pruner that sees a rung as a whole, or none. Raises InputError."""
+    """The pruner for packs, or one that stops nothing if the config does not ask for it. Raises InputError."""
     # A Gaussian process learns from complete trials only.
     automatic = (
         config.pruner.name == "auto" and config.search.method not in ("grid", "gp") and config.engine.name != "trainer"
@@ -93,7 +112,7 @@ def sync_halving(config: SweepConfig) -> SyncHalving | NoHalving:
 
 
 def pruner(config: PrunerConfig) -> BasePruner:
-    """Optuna's pruner, or one that does nothing. Raises InputError."""
+    """Optuna's pruner that `pruner.name` names, or one that stops nothing. Raises InputError for its arguments."""
     kinds: dict[str, Any] = {
         "median": MedianPruner,
         "successive_halving": SuccessiveHalvingPruner,
@@ -101,7 +120,7 @@ def pruner(config: PrunerConfig) -> BasePruner:
     }
     try:
         if config.name == "hyperband":
-            # It makes these when a trial has come far enough, and only then says what is wrong.
+            # Hyperband builds these only once a trial has reached a rung, too late to report invalid arguments.
             SuccessiveHalvingPruner(
                 **{name: config.kwargs[name] for name in ("min_resource", "reduction_factor") if name in config.kwargs}
             )

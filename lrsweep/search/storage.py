@@ -1,4 +1,4 @@
-"""Where a study is kept: the sweep's SQLite file, or a database that workers on many machines share."""
+"""The storage of a study: the sweep's SQLite file, or a database that workers on several machines share."""
 
 import contextlib
 import logging
@@ -20,38 +20,50 @@ from lrsweep.files.redaction import Redactor
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait for a SQLite file that somebody else has locked.
+# Seconds to wait for a SQLite file that another process has locked.
 PATIENCE = 60.0
-# MariaDB knows no wait without end: a day is one.
+# The statement that takes a lock. MariaDB cannot wait forever, so it waits for a day.
 _SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, 86400)"}
-# What a URL without a driver means, whatever SQLAlchemy's version.
+# The driver of URLs that name none: SQLAlchemy's default depends on its version.
 _DRIVERS = {"postgresql:": "postgresql+psycopg:"}
 
 
-class _OneRead(optuna.storages._cached_storage._CachedStorage):
-    """Optuna's own cache, which reads what others did to trials whenever it is asked.
+class _ReadOnceStorage(optuna.storages._cached_storage._CachedStorage):
+    """Optuna's cached storage, which reads other workers' changes on every access.
 
-    Between `hold` and `let_go` it does so once: an ask alone would read all running trials four times, while all wait for it.
+    Between `hold` and `release` it reads them once: a single `ask` would read all running trials four times, while the
+    other workers wait.
     """
 
     def __init__(self, backend: optuna.storages.RDBStorage) -> None:
         super().__init__(backend)
-        self._holds, self._has_read = False, False
+        self._held, self._has_read = False, False
 
     def hold(self) -> None:
-        self._holds, self._has_read = True, False
+        """Reads other workers' changes once from here on, at the next access."""
+        self._held, self._has_read = True, False
 
-    def let_go(self) -> None:
-        self._holds = False
+    def release(self) -> None:
+        """Reads other workers' changes on every access again."""
+        self._held = False
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
-        if not (self._holds and self._has_read):
+        if not (self._held and self._has_read):
             super()._read_trials_from_remote_storage(study_id)
             self._has_read = True
 
 
 class Storage:
-    """The storage of one sweep. Every use of it stands in `faults`; what has to be one transaction stands in `exclusive`."""
+    """The storage of one sweep. Every access is inside `faults`; a transaction is also inside `exclusive`.
+
+    Args:
+        config: The sweep's config.
+        folder: The sweep's folder.
+
+    Attributes:
+        url: SQLAlchemy's URL, with the password.
+        shown: The URL or file as messages show it, without the password.
+    """
 
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         self._file = None if config.search.storage else folder / "study.db"
@@ -59,62 +71,71 @@ class Storage:
         self._redactor = Redactor.of_urls(url)
         self.url = next((new + url.removeprefix(old) for old, new in _DRIVERS.items() if url.startswith(old)), url)
         self._name = config.name
-        # Fit to be shown: without the password.
         self.shown = self._redactor.mask(config.search.storage or str(self._file))
         self._kind = self.url.split(":", 1)[0].split("+", 1)[0]
         if self._kind == "sqlite" and self._file is None:
             self._file = Path(self.url.removeprefix("sqlite:///"))
         self._pools: list[sqlalchemy.Engine] = []
-        self._opened: list[_OneRead] = []
+        self._opened: list[_ReadOnceStorage] = []
         self._locks: sqlalchemy.Engine | None = None
+        # How many `with faults()` blocks are open, in all threads.
         self._counting, self._inside = threading.Lock(), 0
 
     @property
     def on_server(self) -> bool:
-        """Whether workers on other machines can reach it."""
+        """Whether workers on other machines can reach the study."""
         return self._file is None
 
     def exists(self) -> bool:
-        """Whether there can be a study yet; asks no server."""
+        """Returns whether a study may exist. Does not connect to a server."""
         return self._file is None or (self._file.exists() and self._file.stat().st_size > 0)
 
     def connect(self) -> Any:
-        """Optuna's storage. Raises InputError for a URL that is none of a database, StorageError for another Optuna's."""
+        """Optuna's storage.
+
+        Raises:
+            InputError: The URL is not one of a supported database, or its driver is not installed.
+            StorageError: Another version of Optuna made the database.
+        """
         try:
             return self._connected()
-        except RuntimeError as newer:
-            raise StorageError(f"{self.shown}: not usable as a study: {str(newer).splitlines()[0]}") from None
+        except RuntimeError as fault:
+            raise StorageError(f"{self.shown}: not usable as a study: {str(fault).splitlines()[0]}") from None
 
     def _connected(self) -> Any:
         if self._kind == "sqlite":
             return optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}})
         if self._kind not in _SERVERS:
             raise InputError(
-                f"search.storage={self.shown}: a study is kept in sqlite:///FILE, postgresql://... or mysql://..."
+                f"search.storage={self.shown}: no such database (choices: sqlite:///FILE, postgresql://..., mysql://...)"
             )
         try:
             storage = optuna.storages.RDBStorage(self.url)
         except ImportError:
             raise InputError(
-                f"search.storage={self.shown}: its driver is not installed; pip install 'lrsweep[postgresql]' has "
-                "PostgreSQL's"
+                f"search.storage={self.shown}: its driver is not installed; for PostgreSQL: "
+                "pip install 'lrsweep[postgresql]'"
             ) from None
         self._pools.append(storage.engine)
-        self._opened.append(_OneRead(storage))
+        self._opened.append(_ReadOnceStorage(storage))
         return self._opened[-1]
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
         """Turns the storage's own errors into one line.
 
-        Nothing holds a connection beyond it: a server has room for some hundred, and a worker trains for minutes between.
+        It also closes the connections at its end: a server allows about a hundred, and a worker trains for minutes
+        between two accesses.
+
+        Raises:
+            StorageError: The storage failed.
         """
         with self._counting:
             self._inside += 1
         try:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, UnboundLocalError) as fault:
-            # Optuna's tell trips over a local variable when the database does not answer.
+            # If the database does not answer, Optuna's `tell` raises UnboundLocalError for a variable of its own.
             if isinstance(fault, UnboundLocalError) and not isinstance(fault.__context__, Exception):
                 raise
             log.exception("the study's storage failed")
@@ -124,25 +145,29 @@ class Storage:
         finally:
             with self._counting:
                 self._inside -= 1
-                # Another thread's connection would only lose its pool.
+                # Disposing of a pool closes idle connections only, so wait until no thread uses one.
                 if self._inside == 0:
                     for pool in self._pools:
                         pool.dispose()
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """In here, what others do to trials is read once, at the first question."""
+        """Reads other workers' changes once in this block, at the first access."""
         for storage in self._opened:
             storage.hold()
         try:
             yield
         finally:
             for storage in self._opened:
-                storage.let_go()
+                storage.release()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """No other process is in here at the same time; the lock goes with the process, or its connection."""
+        """Keeps other processes out of this block. The lock ends with the process, or with its connection.
+
+        Raises:
+            StorageError: The database or the disk refuses the lock.
+        """
         if self._file is not None:
             path = self._file.with_name(f".{self._file.name}.lock")
             with contextlib.ExitStack() as held:
@@ -159,5 +184,7 @@ class Storage:
                 sqlalchemy.text(_SERVERS[self._kind]), {"key": number if self._kind == "postgresql" else key[:64]}
             ).scalar()
             if self._kind == "mysql" and answer != 1:
-                raise StorageError(f"{self.shown}: gives no lock ({answer}), and without one workers share trials")
+                raise StorageError(
+                    f"{self.shown}: refused a lock ({answer}), and without it two workers could train the same trial"
+                )
             yield

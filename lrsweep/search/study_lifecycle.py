@@ -1,4 +1,4 @@
-"""A sweep's study in its storage: created once, found again, joined by workers, and moved aside."""
+"""A sweep's study in its storage: it is created once, found again, joined by workers, and renamed."""
 
 import contextlib
 import itertools
@@ -24,22 +24,30 @@ from lrsweep.training.engines.external import end_left_over
 
 # The identity's key for the data's fingerprint.
 _DATA = "data fingerprint"
-# As many of the changed keys are shown.
+# The most changed keys that a message lists.
 _SHOWN = 5
 
 
 def identity(config: SweepConfig, fingerprint: str) -> dict[str, Any]:
-    """What makes two runs the same sweep: the data, and every key that decides which trials there are or what they do."""
+    """The keys and values that two runs of one sweep share: the data, and all keys but those of scope `run`."""
     flat = flatten(config.masked())
     return {key: value for key, value in flat.items() if key_facts(key).scope != "run"} | {_DATA: fingerprint}
 
 
 def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> ControllerStudy | None:
-    """The sweep's study as it stands, or None where there is none yet; writes nothing.
+    """Finds the sweep's study, without writing anything.
+
+    Args:
+        config: The sweep's config.
+        axes: Its axes.
+        folder: The sweep's folder.
+
+    Returns:
+        The study; None if there is none yet.
 
     Raises:
         InputError: The config has changed.
-        StorageError: The storage does not answer, or the study of existing trials is gone.
+        StorageError: The storage does not answer, or there are trials without their study.
     """
     storage = Storage(config, folder)
     with storage.faults():
@@ -52,7 +60,7 @@ def find_study(config: SweepConfig, axes: Sequence[Axis], folder: Path) -> Contr
 
 
 def method_before(config: SweepConfig, folder: Path) -> str | None:
-    """The search method of the sweep that exists already; None where there is none."""
+    """The search method of an existing sweep; None if there is none."""
     storage = Storage(config, folder)
     with storage.faults():
         study = _stored(config, storage)
@@ -60,7 +68,7 @@ def method_before(config: SweepConfig, folder: Path) -> str | None:
 
 
 def _stored(config: SweepConfig, storage: Storage) -> optuna.Study | None:
-    """Optuna's study, if it was completely created."""
+    """Optuna's study; None if it does not exist, or was not created completely."""
     if not storage.exists():
         return None
     connected = storage.connect()
@@ -71,17 +79,17 @@ def _stored(config: SweepConfig, storage: Storage) -> optuna.Study | None:
 
 
 def _check_empty(folder: Path, storage: Storage) -> None:
-    """A new study would number its trials from 0, and overwrite existing ones. Raises StorageError."""
+    """Raises StorageError if there are trials: a new study would number its trials from 0 and overwrite them."""
     trials = folder / "trials"
     if trials.is_dir() and any(trials.iterdir()):
         raise StorageError(
-            f"{storage.shown}: the study is gone, but {trials} has trials of it; restore it, or set resume=fresh to rename "
-            f"{folder} and start over"
+            f"{storage.shown}: the study is gone, but {trials} has trials of it; restore it, or set resume=fresh to "
+            f"rename {folder} and start over"
         )
 
 
 def _check_same(study: optuna.Study, now: Mapping[str, Any]) -> None:
-    """Refuses to resume under a changed config. Raises InputError with the difference."""
+    """Raises InputError with the changed keys if the study was created with another identity."""
     before = {key: current_value(key, value) for key, value in json.loads(study.user_attrs["identity"]).items()}
     now = json.loads(json.dumps(now))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -89,18 +97,25 @@ def _check_same(study: optuna.Study, now: Mapping[str, Any]) -> None:
         shown = [f"{key}: was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed[:_SHOWN]]
         more = f"; and {len(changed) - _SHOWN} more keys" if len(changed) > _SHOWN else ""
         raise InputError(
-            f"{'; '.join(shown)}{more}; but the sweep {study.study_name} already has trials: set name=... for a new sweep, "
-            "or resume=fresh to rename the old one and start over"
+            f"{'; '.join(shown)}{more}; but the sweep {study.study_name} already has trials: set name=... for a new "
+            "sweep, or resume=fresh to rename the old one and start over"
         )
 
 
 def join_study(
     config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, liveness: Liveness
 ) -> WorkerStudy:
-    """The sweep's study, which its controller has created, for a worker.
+    """Opens the study for a worker; its controller has created it.
+
+    Args:
+        config: The sweep's config.
+        axes: Its axes.
+        folder: The sweep's folder.
+        fingerprint: The fingerprint of the data that the worker sees.
+        liveness: The worker's view of the other workers.
 
     Raises:
-        InputError: The worker sees other data.
+        InputError: The worker sees other data than the controller.
         StorageError: The storage does not answer.
     """
     storage = Storage(config, folder)
@@ -114,14 +129,14 @@ def join_study(
 def open_study(
     config: SweepConfig, axes: Sequence[Axis], folder: Path, fingerprint: str, first: Mapping[str, Any] | None = None
 ) -> ControllerStudy:
-    """Opens the sweep's study, or creates it with all its grid points. For one process at a time.
+    """Opens the sweep's study, or creates it with all its grid points. Only one process may do so at a time.
 
     Args:
         config: The sweep's config.
         axes: Its axes.
         folder: The sweep's folder.
         fingerprint: The data's fingerprint.
-        first: Stored values of some axes, for the first trial of a search that is not a grid.
+        first: Values of some axes, as Optuna stores them, for the first trial of a search that is not a grid.
 
     Raises:
         InputError: The config or the data have changed.
@@ -153,10 +168,17 @@ def open_study(
 
 
 def put_aside(config: SweepConfig, folder: Path) -> Path | None:
-    """Renames an existing sweep to NAME.1, or the next number that is free; None where there is nothing.
+    """Renames an existing sweep, and its study on a server, to NAME.1, or to the next free number.
+
+    Args:
+        config: The sweep's config.
+        folder: The sweep's folder.
+
+    Returns:
+        The new folder; None if there was no sweep.
 
     Raises:
-        StorageError: The sweep is running.
+        StorageError: The sweep is running, or the storage or the disk fails.
     """
     storage = Storage(config, folder)
     with contextlib.ExitStack() as held:
@@ -164,7 +186,7 @@ def put_aside(config: SweepConfig, folder: Path) -> Path | None:
             held.enter_context(SweepFolder(config.name).locked())
             end_left_over(folder)
         with storage.faults():
-            # A study in the folder moves with it.
+            # A study inside the folder is renamed with it.
             connected = storage.connect() if config.search.storage and storage.exists() else None
             names = set() if connected is None else set(optuna.get_all_study_names(connected))
             aside = next(

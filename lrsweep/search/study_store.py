@@ -1,4 +1,4 @@
-"""A sweep's Optuna study in its storage: what its controller and its workers both read and write."""
+"""A sweep's Optuna study in its storage: the operations that the controller and the workers share."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from lrsweep.search.storage import Storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# A trial is given up once its process has died so often at the same evaluation.
+# A trial ends as failed once its worker has died this many times after the same evaluation.
 _MOST_DEATHS = 2
 
 
@@ -25,7 +25,12 @@ class StudyStore:
         study: Optuna's study.
         axes: The config's axes.
         config: The sweep's config.
-        storage: Where the study is kept.
+        storage: The study's storage.
+
+    Attributes:
+        study: Optuna's study.
+        config: The sweep's config.
+        storage: The study's storage.
     """
 
     def __init__(self, study: optuna.Study, axes: Sequence[Axis], config: SweepConfig, storage: Storage) -> None:
@@ -39,41 +44,53 @@ class StudyStore:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """No other process changes the study meanwhile; the storage's own errors become one line."""
+        """Keeps other processes from changing the study in this block. Raises StorageError if the storage fails."""
         with self.storage.faults(), self.storage.exclusive():
             yield
 
     def attributes(self) -> Mapping[str, Any]:
-        """The study's own attributes, read now."""
+        """The study's user attributes, read now."""
         with self.storage.faults():
             return self.study.user_attrs
 
     def set(self, name: str, value: Any) -> None:
-        """Sets one of the study's own attributes."""
+        """Sets a user attribute of the study."""
         with self.storage.faults():
             self.study.set_user_attr(name, value)
 
     def beat(self, worker: str) -> None:
-        """Counts one more sign of life of a worker, for those on other machines; costs one write."""
+        """Increments a worker's heartbeat, which processes on other machines watch."""
         key = beat_key(worker)
         with self.storage.faults():
             self.study.set_user_attr(key, self.study.user_attrs.get(key, 0) + 1)
 
     def axes(self, attributes: Mapping[str, Any] | None = None) -> tuple[Axis, ...]:
-        """The axes with the learning rates that extensions have added; `attributes` saves reading the study's."""
+        """The axes, including the learning rates that extensions have added.
+
+        Args:
+            attributes: The study's user attributes, if they have been read already.
+        """
         added = {spec["params"][LR] for spec in self.followups(attributes) if spec["role"] == "extension"}
         return with_more_lrs(self._axes, sorted(added))
 
     def total(self, attributes: Mapping[str, Any] | None = None) -> int:
-        """The number of trials that the sweep runs to, over all its runs, followups included."""
+        """The number of trials of the whole sweep, over all its runs, including followups.
+
+        Args:
+            attributes: The study's user attributes, if they have been read already.
+        """
         return self._total + len(self.followups(attributes))
 
     def followups(self, attributes: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The trials that followed from results, as plain data."""
+        """The followup trials, as dicts with the fields of TrialSpec.
+
+        Args:
+            attributes: The study's user attributes, if they have been read already.
+        """
         return list((self.attributes() if attributes is None else attributes).get("followed", []))
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        """Optuna's trials, by number; `states` keeps only those in one of them."""
+        """Optuna's trials, by number; with `states`, only those in one of these states."""
         with self.storage.faults():
             return self.study.get_trials(deepcopy=False, states=states or None)
 
@@ -82,7 +99,7 @@ class StudyStore:
         return [record_of(frozen) for frozen in self.trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
 
     def enqueue_followups(self) -> None:
-        """Enqueues followups that are listed and that a kill may have kept from the queue."""
+        """Enqueues the listed followups that are not in the queue yet, such as after a kill."""
         listed = self.followups()
         enqueued = sum(frozen.user_attrs.get("point", {}).get("role", "prior") != "prior" for frozen in self.trials())
         for spec in listed[enqueued:]:
@@ -90,7 +107,7 @@ class StudyStore:
             self.study.enqueue_trial(spec["params"], user_attrs={"point": attributes})
 
     def end(self, trial: optuna.Trial, record: Record) -> None:
-        """Ends a trial. A diverged one is told to the sampler as worse than all that it knows."""
+        """Ends a trial. For the sampler, a diverged one counts as worse than all others."""
         outcome = {"status": record.status, "step": record.step, "reason": record.reason, "engine": record.engine}
         trial.set_user_attr("outcome", outcome)
         if record.eval_loss is not None:
@@ -103,9 +120,15 @@ class StudyStore:
             self.study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
 
     def suspect(self, frozen: FrozenTrial, reason: str, what: str) -> None:
-        """Notes that a trial may have killed its worker; gives it up once that has happened too often."""
+        """Records that a trial may have killed its worker; ends it as failed once that has happened too often.
+
+        Args:
+            frozen: The trial.
+            reason: How the worker died.
+            what: What happened, for the reason of a failed trial.
+        """
         step = max(frozen.intermediate_values, default=0)
-        # What has come further since is not what kills it.
+        # Deaths before an earlier evaluation do not count: the trial has got past that point since.
         deaths = [*(death for death in deaths_of(frozen.user_attrs) if death[0] == step), (step, reason)]
         trial = optuna.Trial(self.study, frozen._trial_id)
         if len(deaths) < _MOST_DEATHS:
@@ -120,5 +143,5 @@ class StudyStore:
 
 
 def beat_key(worker: str) -> str:
-    """The study's attribute that counts a worker's signs of life."""
+    """The study's user attribute with a worker's heartbeat."""
     return f"beat {worker}"

@@ -1,7 +1,7 @@
-"""Synchronous successive halving: the pruner for packs, which sees all trials of a rung together.
+"""Synchronous successive halving: the pruner for packs, which compares all trials of a rung at once.
 
-Optuna's pruners see one trial at a time: in a pack they compare with completed trials, of which there are none yet, or
-depend on the order in which trials report.
+Optuna's pruners get one trial at a time. In a pack they would compare it with completed trials, of which there are none
+yet, or depend on the order in which trials report.
 """
 
 import math
@@ -18,7 +18,7 @@ class EvalReport:
         step: Optimizer steps done.
         max_steps: Optimizer steps of the whole trial.
         warmup: Optimizer steps of its warm-up.
-        eval_loss: The eval loss, in nats a token.
+        eval_loss: The eval loss, in nats per token.
     """
 
     number: int
@@ -30,11 +30,11 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class Rungs:
-    """Where trials are compared.
+    """The steps at which trials are compared.
 
     Attributes:
         first_rung: The first rung, as a share of max_steps.
-        reduction_factor: Each rung is this many times the one before, and one trial in so many goes on.
+        reduction_factor: Each rung is this many times the previous one, and one trial in this many continues.
 
     Raises:
         ValueError: A value is out of range.
@@ -50,7 +50,13 @@ class Rungs:
             raise ValueError(f"reduction_factor={self.reduction_factor!r}: must be a whole number, at least 2")
 
     def reached(self, step: int, max_steps: int, warmup: int) -> list[int]:
-        """The rungs, by number, that a trial has passed at `step`; none before its warm-up has ended."""
+        """The numbers of the rungs that a trial has passed.
+
+        Args:
+            step: Optimizer steps done.
+            max_steps: Optimizer steps of the whole trial.
+            warmup: Optimizer steps of its warm-up; no rung is passed before its end.
+        """
         found = []
         share, rung = self.first_rung, 0
         while share < 1:
@@ -64,15 +70,18 @@ class Rungs:
 class SyncHalving:
     """Compares each trial's first eval loss at or after each rung.
 
-    A trial is compared once a rung, by the value it has then and not by its best so far: one that got worse is noticed. A
-    value that is not finite is the worst.
+    It uses the loss at the rung, not the best so far, so that a trial that got worse is stopped. A loss that is not
+    finite is the worst.
+
+    Attributes:
+        rungs: The rungs.
     """
 
     rungs: Rungs
     _values: dict[int, dict[int, float]] = field(default_factory=dict)
 
     def report(self, evals: Sequence[EvalReport]) -> frozenset[int]:
-        """Takes the evaluations of one moment, in any order; returns the trials to stop."""
+        """Takes evaluations that were made at the same time, in any order; returns the trials to stop, by number."""
         new: dict[int, list[int]] = {}
         for report in evals:
             for rung in self.rungs.reached(report.step, report.max_steps, report.warmup):
@@ -81,13 +90,13 @@ class SyncHalving:
                     values[report.number] = report.eval_loss if math.isfinite(report.eval_loss) else math.inf
                     new.setdefault(rung, []).append(report.number)
         return frozenset(
-            number for rung, numbers in new.items() for number in numbers if not self._goes_on(rung, number)
+            number for rung, numbers in new.items() for number in numbers if not self._continues(rung, number)
         )
 
-    def _goes_on(self, rung: int, number: int) -> bool:
+    def _continues(self, rung: int, number: int) -> bool:
         values: Mapping[int, float] = self._values[rung]
         kept = math.ceil(len(values) / self.rungs.reduction_factor)
-        # Of equals, all go on.
+        # Trials with the same loss all continue.
         return sum(other < values[number] for other in values.values()) < kept
 
 
@@ -95,5 +104,5 @@ class NoHalving:
     """Stops no trial."""
 
     def report(self, evals: Sequence[EvalReport]) -> frozenset[int]:
-        """Stops none."""
+        """Returns no trial."""
         return frozenset()

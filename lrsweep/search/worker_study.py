@@ -1,4 +1,4 @@
-"""A worker's side of the study: which trials are its own, what they measure, how they end, and what a pruner says."""
+"""A worker's side of the study: it claims trials, reports their evaluations to the pruner, and ends them."""
 
 import contextlib
 import logging
@@ -22,12 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Liveness(Protocol):
-    """Who among a sweep's workers is alive, as one of them sees it."""
+    """Which of a sweep's workers are alive, as one of them sees it.
+
+    Attributes:
+        worker: The name of this worker.
+    """
 
     worker: str
 
     def is_dead(self, worker: str, beats: int) -> bool:
-        """Whether a worker has ended; `beats` is its count of signs of life now."""
+        """Returns whether a worker has ended; `beats` is its current heartbeat in the study."""
 
 
 class WorkerStudy:
@@ -35,7 +39,10 @@ class WorkerStudy:
 
     Args:
         store: The study.
-        liveness: This worker's view of the others.
+        liveness: This worker's view of the other workers.
+
+    Attributes:
+        axes: The axes, including the learning rates that extensions have added; `next` updates them.
     """
 
     def __init__(self, store: StudyStore, liveness: Liveness) -> None:
@@ -44,10 +51,10 @@ class WorkerStudy:
         self._running: dict[int, optuna.Trial] = {}
         self._halving = sync_halving(store.config)
         # Ended trials whose evaluations the pruner has.
-        self._heard: set[int] = set()
+        self._given_to_pruner: set[int] = set()
         self.axes: tuple[Axis, ...] = store.axes()
-        # What earlier runs of the sweep measured stands; their own trials were judged then.
-        self._hear(store.trials())
+        # The pruner compares with the trials of earlier runs, too.
+        self._give_to_pruner(store.trials())
 
     @property
     def on_server(self) -> bool:
@@ -55,33 +62,37 @@ class WorkerStudy:
         return self._store.storage.on_server
 
     def beat(self, worker: str) -> None:
-        """Counts one more sign of life of a worker, for those on other machines."""
+        """Increments a worker's heartbeat, which processes on other machines watch."""
         self._store.beat(worker)
 
     def next(self) -> tuple[int, TrialSpec] | None:
-        """Claims a trial: one that a dead worker left, else a new one. Returns its number and what it tries, or None.
+        """Claims a trial: one that a dead worker left, else a new one.
 
-        A trial whose process died is handed out last, and to a worker that has no other.
+        A trial that may have killed a worker is claimed last, and only by a worker that has no other trial.
+
+        Returns:
+            The trial's number and what it tries; None if no trial is available.
         """
         with self._store.transaction(), self._store.storage.read_once():
-            # Read once: all other workers may be waiting meanwhile, and there may be hundreds of trials.
+            # Read once: all other workers may be waiting, and there may be hundreds of trials.
             attributes = self._store.study.user_attrs
             self.axes = self._store.axes(attributes)
             trial = self._available(attributes)
             if trial is None:
                 return None
-            # The claim comes last: a trial that is claimed has its values.
+            # The claim is written last, so that a claimed trial has all its values.
             params = {axis.key: suggest(trial, axis) for axis in self.axes}
             before = claim_of(trial.user_attrs)
             try:
                 trial.set_user_attr("claim", [self._liveness.worker, before.attempt + 1 if before else 0])
             except optuna.exceptions.UpdateFinishedTrialError:
-                # The last thing that its worker did was to end it; there may be others.
+                # Its previous worker has just ended it. There may be other trials, which the next call finds.
                 return None
             self._running[trial.number] = trial
             return trial.number, spec_of(params, trial.user_attrs)
 
     def _available(self, attributes: Mapping[str, Any]) -> optuna.Trial | None:
+        """The trial to claim next, by the rules of `next`."""
         if any(deaths_of(trial.user_attrs) for trial in self._running.values()):
             return None
         study, trials = self._store.study, self._store.trials()
@@ -105,6 +116,7 @@ class WorkerStudy:
         return None
 
     def _is_orphan(self, frozen: FrozenTrial, attributes: Mapping[str, Any]) -> bool:
+        """Returns whether a running trial has no living worker."""
         claim = claim_of(frozen.user_attrs)
         return claim is None or not claim.worker or self._is_dead(claim.worker, attributes)
 
@@ -112,10 +124,13 @@ class WorkerStudy:
         return self._liveness.is_dead(worker, attributes.get(beat_key(worker), 0))
 
     def report(self, evals: Sequence[EvalReport]) -> dict[int, Stop]:
-        """Records the evaluations of one moment.
+        """Reports evaluations that were made at the same time.
+
+        Args:
+            evals: The evaluations.
 
         Returns:
-            The trials to stop, and why: `pruned`, or `lost` where another worker has the trial now.
+            The trials to stop, and why: `pruned`, or `lost` if another worker has taken over the trial.
         """
         if not evals:
             return {}
@@ -123,9 +138,9 @@ class WorkerStudy:
             trials = {frozen.number: frozen for frozen in self._store.trials()}
             stop: dict[int, Stop] = {e.number: "lost" for e in evals if not self._is_owner(trials[e.number])}
             own = [report for report in evals if report.number not in stop]
-            # What other workers have measured meanwhile.
-            self._hear(frozen for frozen in trials.values() if frozen.number not in self._running)
-            # A replicate measures noise, and has to be complete.
+            # First the evaluations that other workers have reported since.
+            self._give_to_pruner(frozen for frozen in trials.values() if frozen.number not in self._running)
+            # A replicate measures the noise, for which it must be complete.
             unpruned = {report.number for report in own if self._role(report.number) == "replicate"}
             halved = self._halving.report([report for report in own if report.number not in unpruned])
             stop |= dict.fromkeys(halved, "pruned")
@@ -134,7 +149,7 @@ class WorkerStudy:
                 if "budget" not in trial.user_attrs:
                     trial.set_user_attr("budget", [report.max_steps, report.warmup])
                 with warnings.catch_warnings():
-                    # A trial that starts again reports its first steps again; Optuna keeps the old value, the same one.
+                    # A trial that starts again reports its first steps again; Optuna keeps the old, equal value.
                     warnings.filterwarnings("ignore", message=".*already reported", category=UserWarning)
                     trial.report(report.eval_loss, report.step)
                 if report.number not in unpruned and trial.should_prune():
@@ -143,7 +158,7 @@ class WorkerStudy:
 
     def tell(self, record: Record) -> None:
         """Ends a trial, unless another worker has taken it over."""
-        # On a server, each of these writes is a transaction already; a lock would make all workers wait in turn.
+        # On a server, each of these writes is a transaction of its own; a lock would only make all workers wait.
         storage = self._store.storage
         with storage.faults(), contextlib.nullcontext() if storage.on_server else storage.exclusive():
             owned = self.owns(record.number)
@@ -157,7 +172,12 @@ class WorkerStudy:
                 log.warning("trial %d has been taken over by another worker", record.number)
 
     def suspect(self, number: int, reason: str) -> None:
-        """Releases a trial that failed together with others, to be tried by itself, or gives it up."""
+        """Releases a trial that failed in a pack, to be retried by itself; if it failed too often, ends it as failed.
+
+        Args:
+            number: The trial's number.
+            reason: How it failed.
+        """
         with self._store.transaction():
             owned = self.owns(number)
             trial = self._running.pop(number)
@@ -166,7 +186,7 @@ class WorkerStudy:
                 self._store.suspect(self._store.study._storage.get_trial(trial._trial_id), reason, "it failed")
 
     def release(self, number: int) -> None:
-        """Lets go of a trial that is to be resumed later, here or elsewhere."""
+        """Releases a trial, to be resumed later by any worker."""
         with self._store.transaction():
             owned = self.owns(number)
             trial = self._running.pop(number)
@@ -179,29 +199,29 @@ class WorkerStudy:
         trial.set_user_attr("claim", ["", before.attempt if before else 0])
 
     def more_may_follow(self) -> bool:
-        """Whether followups may come: the controller has not closed the study, and is alive."""
+        """Returns whether followups may come: the controller has not closed the study, and is alive."""
         with self._store.storage.faults():
             attributes = self._store.study.user_attrs
             controller = attributes.get("keeper", "")
             return not attributes.get("closed", True) and not self._is_dead(controller, attributes)
 
     def owns(self, number: int) -> bool:
-        """Whether a trial that this worker claimed is still its own."""
+        """Returns whether a trial that this worker claimed still belongs to it."""
         return self._is_owner(self._store.study._storage.get_trial(self._running[number]._trial_id))
 
     def _is_owner(self, frozen: FrozenTrial) -> bool:
         claim = claim_of(frozen.user_attrs)
         return not frozen.state.is_finished() and claim is not None and claim.worker == self._liveness.worker
 
-    def _hear(self, trials: Iterable[FrozenTrial]) -> None:
-        """Gives the pruner what others measured; each ended trial once."""
+    def _give_to_pruner(self, trials: Iterable[FrozenTrial]) -> None:
+        """Gives the pruner the evaluations of other workers' trials; those of an ended trial only once."""
         for frozen in trials:
-            if frozen.number in self._heard:
+            if frozen.number in self._given_to_pruner:
                 continue
             for report in eval_reports(frozen):
                 self._halving.report([report])
             if frozen.state.is_finished():
-                self._heard.add(frozen.number)
+                self._given_to_pruner.add(frozen.number)
 
     def _role(self, number: int) -> Role:
         return self._running[number].user_attrs.get("point", {}).get("role", "search")  # type: ignore[no-any-return]

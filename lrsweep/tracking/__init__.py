@@ -1,6 +1,7 @@
-"""A sweep in MLflow: one experiment, one parent run, one child run a trial. The only package that imports mlflow.
+"""Tracking of a sweep in MLflow: an experiment, a parent run, and a child run for each trial.
 
-Training never waits for MLflow: what is logged waits in memory until a thread of the tracker's own has sent it.
+No other package imports mlflow. Training never waits for MLflow: logged values are kept in memory until the tracker's
+own thread has sent them.
 """
 
 from pathlib import Path
@@ -26,10 +27,16 @@ __all__ = [
 
 
 def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None) -> Tracker:
-    """The tracker that the config asks for, its store reached and, if new, created; `folder` is the working folder.
+    """Returns the tracker that the config selects. Connects to its store, which is created if it is new.
 
-    An experiment that the config does not name has the name of the sweep. Raises InputError for a uri that is no store and
-    an experiment that was deleted, StorageError when the store does not answer.
+    Args:
+        config: The tracking config.
+        folder: The working folder, which holds the default store.
+        sweep: The sweep's name, the default name of the experiment; None skips the check of an unnamed experiment.
+
+    Raises:
+        InputError: The URI is not valid, or the experiment was deleted.
+        StorageError: The store does not respond.
     """
     if config.name == "none":
         return NoTracker()

@@ -1,4 +1,4 @@
-"""A sweep's side of an MLflow store: its experiment and its runs, found, made and filled. All of it talks to the store."""
+"""A sweep's experiment and runs in an MLflow store. Everything here calls the store."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from lrsweep.errors import InputError
 from lrsweep.tracking.pending import PendingRun, now
 from lrsweep.tracking.tracker import DatasetInfo
 
-# The trials' colors, in turn; MLflow itself draws them by lot, and then two curves of nine look the same. matplotlib's ten.
+# The trials' colors, in turn: matplotlib's default ten. MLflow picks colors at random, and similar ones are common.
 _COLORS = (
     "#1f77b4",
     "#ff7f0e",
@@ -26,10 +26,19 @@ _COLORS = (
 
 
 class Experiment:
-    """The experiment `name` as the sweep `sweep_id` sees it.
+    """An experiment and a sweep's runs in it.
 
-    A new one keeps its files under `artifacts`, or where the server keeps them (None). Raises InputError for one that was
-    deleted.
+    Args:
+        client: MLflow's client for the store.
+        name: The experiment's name. It is created if it does not exist.
+        artifacts: Where a new experiment keeps its files; None is where the server keeps them.
+        sweep_id: Identifies the sweep, whose runs carry it as a tag.
+
+    Attributes:
+        id: The experiment's id in MLflow.
+
+    Raises:
+        InputError: The experiment was deleted.
     """
 
     def __init__(self, client: Any, name: str, artifacts: Path | None, sweep_id: str) -> None:
@@ -43,19 +52,23 @@ class Experiment:
 
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            # Without a location, MLflow takes mlruns in whatever folder the process happens to be in.
+            # Without a location, MLflow uses mlruns in the current folder.
             location = artifacts and str(artifacts / re.sub(r"[^\w-]+", "-", name))
             try:
                 return str(self._client.create_experiment(name, location))
             except MlflowException:
-                # Somebody else may just have made it.
+                # Another process may have created it just now.
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
         return str(_undeleted(found).experiment_id)
 
     def parent(self, title: str) -> Any:
-        """MLflow's parent run of the sweep, running (again)."""
+        """Returns MLflow's parent run of the sweep, new or set to running again.
+
+        Args:
+            title: The title of a new run.
+        """
         mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.`lrsweep.run` = 'sweep'"
         found = self._client.search_runs([self.id], mine, max_results=1, order_by=["start_time ASC"])
         if found:
@@ -67,7 +80,10 @@ class Experiment:
         return run
 
     def send(self, run: PendingRun) -> None:
-        """Makes MLflow's run equal to ours. Each part is forgotten once it is there; repeating any part is harmless."""
+        """Sends what MLflow does not have yet of a run.
+
+        Each part is dropped from `run` as soon as it is sent. Sending a part twice does no harm.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         if run.run_id is None:
@@ -94,13 +110,18 @@ class Experiment:
             del run.artifacts[0]
 
     def end(self, run: PendingRun, end: tuple[str, int]) -> None:
-        """Ends MLflow's run, whatever it may lack."""
+        """Ends MLflow's run, even if it is incomplete.
+
+        Args:
+            run: The run. Nothing happens if MLflow does not have it yet.
+            end: MLflow's status, and the time in milliseconds since the epoch.
+        """
         if run.run_id:
             self._client.set_terminated(run.run_id, *end)
             run.ended(end)
 
     def ended_trials(self) -> set[int]:
-        """The numbers of the trials whose runs came to their own end."""
+        """Returns the numbers of the trials whose runs have ended and were not interrupted."""
         mine = (
             f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
             "AND attributes.status != 'RUNNING' AND tags.status != 'interrupted'"
@@ -108,7 +129,11 @@ class Experiment:
         return {int(run.data.tags["trial"]) for run in self._client.search_runs([self.id], mine, max_results=50_000)}
 
     def label_trials(self, labels: Mapping[int, str]) -> None:
-        """Sets the tag `diagnosis` of the sweep's trials, by number, where it is another one."""
+        """Sets the tag `diagnosis` of the sweep's trials, where it differs.
+
+        Args:
+            labels: The label by trial number.
+        """
         mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}'"
         for run in self._client.search_runs([self.id], mine, max_results=50_000):
             label = labels.get(int(run.data.tags["trial"]))
@@ -116,7 +141,7 @@ class Experiment:
                 self._client.set_tag(run.info.run_id, "diagnosis", label)
 
     def end_stale_trials(self) -> None:
-        """Ends runs that a killed worker left running: the sweep is complete, so nobody works on them."""
+        """Ends runs that a killed process left running. The sweep has ended, so nothing works on them."""
         stale = (
             f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
             "AND attributes.status = 'RUNNING'"
@@ -126,7 +151,7 @@ class Experiment:
             self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _create_trial(self, run: PendingRun) -> str:
-        """A new child run. Those of earlier attempts at the trial, and of an attempt whose answer was lost, are deleted."""
+        """Creates a child run; deletes those of earlier attempts, also of a request whose response was lost."""
         mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.trial = '{run.trial}'"
         for earlier in self._client.search_runs([self.id], mine):
             self._client.delete_run(earlier.info.run_id)
@@ -144,7 +169,11 @@ class Experiment:
 
 
 def check_experiment(client: Any, name: str) -> None:
-    """Raises InputError for an experiment that was deleted; one that is not there yet is fine."""
+    """Checks that an experiment was not deleted; one that does not exist yet is fine.
+
+    Raises:
+        InputError: The experiment was deleted.
+    """
     found = client.get_experiment_by_name(name)
     if found is not None:
         _undeleted(found)
@@ -153,14 +182,14 @@ def check_experiment(client: Any, name: str) -> None:
 def _undeleted(found: Any) -> Any:
     if found.lifecycle_stage != "active":
         raise InputError(
-            f"tracking.experiment={found.name}: deleted in MLflow; set another name, or bring it back with "
+            f"tracking.experiment={found.name}: deleted in MLflow; set another name, or restore it with "
             f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return found
 
 
 def _dataset_inputs(dataset: DatasetInfo) -> list[Any]:
-    """The data as MLflow's dataset inputs. It tells datasets apart by name and digest, so each part has its own name."""
+    """The data as MLflow's dataset inputs. MLflow identifies a dataset by name and digest, so each part has a name."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     def part(name: str, context: str, rows: int) -> Any:

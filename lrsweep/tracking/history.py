@@ -1,4 +1,4 @@
-"""A run's curves, read back from MLflow."""
+"""Reads a run's curves from MLflow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,18 @@ _NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 def run_history(run_id: str, uri: str | None = None) -> list[Mapping[str, Any]]:
-    """The points of a run, a row each; of a store that is not the working folder's, name its `uri`.
+    """Returns the points of a run's loss, eval loss, learning rate and gradient norm.
 
-    Raises InputError if there is no such store or run.
+    Args:
+        run_id: MLflow's run id.
+        uri: The store's URI; None is the working folder's store.
+
+    Returns:
+        One row per point, with `step` and the value under the metric's name.
+
+    Raises:
+        InputError: There is no such store or run.
+        StorageError: The store does not respond.
     """
     store = Store(uri or default_uri(), Path())
     if store.file is not None and not store.file.is_file():

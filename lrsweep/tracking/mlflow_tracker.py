@@ -1,4 +1,4 @@
-"""The tracker on an MLflow store: keeps what is logged, and sends it from a thread of its own."""
+"""The tracker for an MLflow store: keeps logged values in memory and sends them from its own thread."""
 
 import contextlib
 import logging
@@ -19,19 +19,23 @@ from lrsweep.training.engines import Measurement
 
 log = logging.getLogger(__name__)
 
-# Seconds: between two sends, after the first, second, ... send that failed, and between two samples of the machine.
+# Seconds between two sends, after the first, second, ... failed send, and between two samples of the machine's load.
 _SEND_EVERY = 2.0
 _PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
 _SAMPLE_EVERY = 10.0
 
-# MLflow's answers that no repetition changes; a run that somebody deleted in the UI gets the first.
+# MLflow's error codes for which a retry cannot help. A run that was deleted in the UI gets the first one.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 
 
 class MlflowTracker:
-    """A Tracker on a store that is known to answer.
+    """A `Tracker` for an MLflow store.
 
-    New experiments keep their files under `artifacts`, or where the server keeps them (None).
+    Args:
+        store: The store, which responds.
+        client: MLflow's client for it.
+        config: The tracking config.
+        artifacts: Where new experiments keep their files; None is where the server keeps them.
     """
 
     def __init__(self, store: Store, client: Any, config: TrackingConfig, artifacts: Path | None) -> None:
@@ -40,7 +44,7 @@ class MlflowTracker:
         self._config = config
         self._artifacts = artifacts
         self._trials: dict[int, PendingRun] = {}
-        # `_lock` guards the trials, for an instant; `_sending` is held by the one who talks to the store.
+        # `_lock` guards `_trials` and is held only briefly; the thread that calls the store holds `_sending`.
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._stop = threading.Event()
@@ -52,21 +56,26 @@ class MlflowTracker:
 
     @property
     def uri(self) -> str:
+        """The store's URI with its password masked."""
         return self._store.shown
 
     @property
     def unsent(self) -> int:
+        """Number of points and run updates that MLflow does not have yet."""
         return sum(run.waiting for run in self._runs())
 
     def ui_command(self) -> str:
+        """Returns the shell command that opens MLflow's UI."""
         return ui_command(self._store)
 
     def compare_url(self) -> str:
+        """Returns the URL of the experiment's chart page."""
         return compare_url(self._store.uri if self._store.is_server else "http://127.0.0.1:5000", self._experiment.id)
 
     def start(
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
     ) -> None:
+        """Starts or resumes the parent run, and starts the sending thread. Raises InputError, StorageError."""
         self._dataset = dataset
         self._session.enter_context(self._store.session())
         try:
@@ -82,9 +91,9 @@ class MlflowTracker:
         with self._store.faults(), self._store.exclusive():
             self._experiment = Experiment(self._client, self._config.experiment or sweep, self._artifacts, sweep_id)
             found = self._experiment.parent(sweep)
-            there = found.data.params
-            # MLflow's params are for ever. What a resumed sweep may change (its total, say) goes on as a tag.
-            changed = {key: value for key, value in texts(params).items() if there.get(key, value) != value}
+            logged = found.data.params
+            # MLflow's params cannot be changed. A value that a resumed sweep changes (its total, say) becomes a tag.
+            changed = {key: value for key, value in texts(params).items() if logged.get(key, value) != value}
             kept = {key: value for key, value in texts(params).items() if key not in changed}
             self._parent = PendingRun(
                 sweep, kept, {**changed, **tags}, dataset, run_id=found.info.run_id, started=found.info.start_time
@@ -94,31 +103,37 @@ class MlflowTracker:
             self._machine = SystemMetrics(self._store.uri, found.info.run_id) if self._config.system_metrics else None
 
     def missing(self, ended: Sequence[int]) -> list[int]:
+        """Returns the ended trials whose runs have not ended in MLflow. Raises StorageError."""
         with self._store.faults():
-            there = self._experiment.ended_trials()
-        return [number for number in ended if number not in there]
+            complete = self._experiment.ended_trials()
+        return [number for number in ended if number not in complete]
 
     def start_trial(self, number: int, title: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        """Adds a run, which replaces the trial's earlier runs."""
         run = PendingRun(title, params, tags, self._dataset, trial=number)
         with self._lock:
             self._trials[number] = run
 
     def log(self, measurement: Measurement, at: int | None = None) -> None:
+        """Adds a measurement to its trial's run."""
         self._trials[measurement.number].measured(measurement, at)
 
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
+        """Ends a trial's run."""
         self._trials[number].finish(status, tags)
 
     def label(self, labels: Mapping[int, str]) -> None:
+        """Keeps the diagnoses for `finish`."""
         self._labels = labels
 
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+        """Stops the sending thread, sends everything that is left, and ends the parent run."""
         self._stop.set()
         self._thread.join()
         for run in self._trials.values():
             if run.end is None:
                 run.finish("interrupted", {})
-        # A sweep finished once more says nothing twice.
+        # A sweep that is finished again must not log its results a second time.
         self._parent.add({key: value for key, value in metrics.items() if self._parent_metrics.get(key) != value})
         self._parent.artifacts = list(artifacts)
         self._parent.finish(status, {})
@@ -142,7 +157,7 @@ class MlflowTracker:
             self._attempt()
 
     def _attempt(self, last: bool = False) -> None:
-        """Sends what waits. When the store does not answer: one warning, and the next attempts come at growing intervals."""
+        """Sends what is pending. If the store does not respond, warns once and retries at growing intervals."""
         with self._sending:
             if time.monotonic() < self._not_before:
                 return
@@ -151,15 +166,15 @@ class MlflowTracker:
                 if last:
                     self._experiment.label_trials(self._labels)
                     self._experiment.end_stale_trials()
-            # Whatever a server, a proxy or a disk comes up with: losing the curves for a while must not end the training.
+            # A server, proxy or disk may raise anything, and a tracking failure must not end the training.
             except Exception as fault:
                 self._not_before = time.monotonic() + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
                 self._failures += 1
                 if self._failures == 1:
-                    log.warning("MLflow at %s does not answer; its points wait here (%s)", self.uri, one_line(fault))
+                    log.warning("MLflow at %s does not respond; keeping its points (%s)", self.uri, one_line(fault))
             else:
                 if self._failures:
-                    log.info("MLflow at %s answers again", self.uri)
+                    log.info("MLflow at %s responds again", self.uri)
                 self._failures = 0
 
     def _send_all(self) -> None:
@@ -168,7 +183,7 @@ class MlflowTracker:
         for run in self._runs():
             try:
                 self._send(run)
-            # One run's fault must not keep the others' points back, unless the store has gone.
+            # A fault of one run must not stop the others, unless the store is down.
             except Exception as fault:
                 faults.append(fault)
                 self._probe()
@@ -178,15 +193,15 @@ class MlflowTracker:
             raise faults[0]
 
     def _probe(self) -> None:
-        """Raises ConnectionError if the server is gone; one that hangs would hold a request for its whole timeout."""
-        if not self._store.answers():
-            raise ConnectionError("no answer to /health")
+        """Raises ConnectionError if the server is down, so that no request waits for its whole timeout."""
+        if not self._store.responds():
+            raise ConnectionError("no response from /health")
 
     def _send(self, run: PendingRun) -> None:
         if not run.refused:
             with _refusals_of(run):
                 self._experiment.send(run)
-        # A run that MLflow takes nothing more for should not look as if it were running.
+        # A run for which MLflow accepts nothing more should not look as if it were still running.
         if run.refused and run.end and not run.over:
             with _refusals_of(run):
                 self._experiment.end(run, run.end)
@@ -195,12 +210,12 @@ class MlflowTracker:
 
 @contextlib.contextmanager
 def _refusals_of(run: PendingRun) -> Iterator[None]:
-    """Remembers, and tells once, that MLflow refuses a run."""
+    """Marks a run as refused if MLflow refuses it, and warns once."""
     try:
         yield
     except Exception as fault:
         if getattr(fault, "error_code", "") not in _REFUSALS:
             raise
         if not run.refused:
-            log.warning("MLflow refuses the run %s; the rest of it stays out (%s)", run.title, one_line(fault))
+            log.warning("MLflow refuses the run %s; the rest of it is not sent (%s)", run.title, one_line(fault))
         run.refused = True

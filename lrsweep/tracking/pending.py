@@ -1,4 +1,4 @@
-"""What is known of a run and has not reached MLflow yet. Training adds to it, the sending thread takes from it."""
+"""What MLflow does not have yet of a run. The sweep's thread adds to it, the tracker's sending thread takes from it."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from lrsweep.files.redaction import mask
 from lrsweep.tracking.tracker import DatasetInfo
 from lrsweep.training.engines import Measurement
 
-# MLflow's limits for one log_batch (metrics, params and tags count together), and for the length of a value.
+# MLflow's limits: entries of all kinds in one log_batch, params or tags in one, and the length of a value.
 _MAX_BATCH = 1000
 _MAX_NAMES = 100
 _MAX_VALUE = 6000
@@ -27,13 +27,19 @@ _END = {
     "interrupted": "KILLED",
 }
 
-# A value of a curve: key, value, milliseconds since the epoch, step.
+# A point of a curve: key, value, time in milliseconds since the epoch, step.
 Point = tuple[str, float, int, int]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """As much of a run as MLflow takes at once."""
+    """A part of a run, no larger than MLflow accepts in one request.
+
+    Attributes:
+        points: Points of its curves.
+        params: Params by name.
+        tags: Tags by name.
+    """
 
     points: Sequence[Point]
     params: Mapping[str, str]
@@ -41,10 +47,22 @@ class Batch:
 
 
 class PendingRun:
-    """A run, and what of it MLflow has not got yet. Times are milliseconds since the epoch.
+    """A run with everything that MLflow does not have yet. Times are in milliseconds since the epoch.
 
-    `run_id` is None until MLflow has made the run; `end` is MLflow's status and the time, `over` once it has those. Of a
-    `refused` run, MLflow takes nothing but the end.
+    Args:
+        title: The run's title.
+        params: Its params by name.
+        tags: Its tags by name.
+        dataset: The sweep's data set.
+        trial: The trial's number; None for the sweep's parent run.
+        run_id: MLflow's run id; None if MLflow does not have the run yet.
+        started: When it started; None is now.
+
+    Attributes:
+        artifacts: Files and folders to send.
+        end: MLflow's final status, and the time; None while the run goes on.
+        over: Whether MLflow has the end.
+        refused: Whether MLflow refuses the run, so that only its end is sent.
     """
 
     def __init__(
@@ -74,12 +92,17 @@ class PendingRun:
 
     @property
     def waiting(self) -> int:
-        """What MLflow has not got: each point counts, everything else together counts as one."""
+        """Number of points that MLflow does not have, plus one if it lacks anything else."""
         updates = self.run_id is None or self._params or self._tags or self.dataset or self.artifacts
         return len(self._points) + bool(updates or (self.end and not self.over))
 
     def measured(self, measurement: Measurement, at: int | None = None) -> None:
-        """Adds to the curves. The first step with a value that is not finite becomes a tag."""
+        """Adds a measurement to the curves. The first step with a value that is not finite becomes a tag.
+
+        Args:
+            measurement: The measurement.
+            at: When it was measured; None is now.
+        """
         points = _points(measurement.metrics, measurement.step, at)
         with self._lock:
             self._points += points
@@ -88,19 +111,24 @@ class PendingRun:
                 self._tags["non_finite_step"] = str(measurement.step)
 
     def add(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Adds what the run measured of itself."""
+        """Adds metrics at one step, measured now."""
         with self._lock:
             self._points += _points(metrics, step)
 
     def finish(self, status: str, tags: Mapping[str, str]) -> None:
-        """Ends the run, also one that has ended otherwise before: complete, pruned, diverged, failed or interrupted."""
+        """Ends the run; the last call counts.
+
+        Args:
+            status: `complete`, `pruned`, `diverged`, `failed` or `interrupted`.
+            tags: More tags by name.
+        """
         with self._lock:
             self._tags |= {**texts(tags), "status": status}
             self.end = (_END[status], now())
             self.over = False
 
     def batch(self) -> Batch | None:
-        """What to send next; None when all is sent."""
+        """Returns what to send next; None if everything is sent."""
         with self._lock:
             params = dict(itertools.islice(self._params.items(), _MAX_NAMES))
             tags = dict(itertools.islice(self._tags.items(), _MAX_NAMES))
@@ -108,30 +136,33 @@ class PendingRun:
         return Batch(points, params, tags) if points or params or tags else None
 
     def ending(self) -> tuple[str, int] | None:
-        """The end, if that is all that MLflow has not got.
+        """Returns the end if it is all that MLflow lacks, else None.
 
-        Training may have added the last points, and the end, since `batch` found nothing: a run must not look whole before
-        it is.
+        Training may have added the last points and the end since `batch` returned None, and a run must not look
+        complete before it is.
         """
         with self._lock:
             return None if self._points or self._params or self._tags or self.over else self.end
 
     def ended(self, end: tuple[str, int]) -> None:
-        """MLflow has this end."""
+        """Records that MLflow has this end."""
         with self._lock:
             self.over = self.end == end
 
     def sent(self, batch: Batch) -> None:
-        """Forgets what MLflow has."""
+        """Drops a batch that MLflow has."""
         with self._lock:
             del self._points[: len(batch.points)]
             self._params = dict(self._params.items() - batch.params.items())
-            # A tag that was set anew meanwhile stays.
+            # A tag that got another value in the meantime stays.
             self._tags = dict(self._tags.items() - batch.tags.items())
 
 
 def texts(values: Mapping[str, object]) -> dict[str, str]:
-    """Names and values as MLflow takes them; values as a Hydra override writes them (null, true, [0.9, 0.999])."""
+    """Returns names and values in the form that MLflow accepts, with passwords masked.
+
+    Values look as in a Hydra override (null, true, [0.9, 0.999]).
+    """
 
     def text(value: object) -> str:
         return mask(value if isinstance(value, str) else json.dumps(value, default=str))[:_MAX_VALUE]
@@ -140,11 +171,11 @@ def texts(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def now() -> int:
-    """Milliseconds since the epoch."""
+    """Returns the time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def _points(metrics: Mapping[str, float], step: int, at: int | None = None) -> list[Point]:
-    """The finite values. NaN breaks MLflow's run page, and infinity it stores as 1.8e308, which flattens every chart."""
+    """The finite values as points: NaN breaks MLflow's run page, and infinity, stored as 1.8e308, flattens charts."""
     when = now() if at is None else at
     return [(key, float(value), when, step) for key, value in metrics.items() if math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""Where runs are kept: what a tracking URI means, whether a server answers, how processes share a SQLite file."""
+"""An MLflow store: its tracking URI, whether its server responds, and how processes share a SQLite file."""
 
 import contextlib
 import http.client
@@ -18,8 +18,8 @@ from lrsweep.errors import InputError, LrsweepError, StorageError
 from lrsweep.files.locks import exclusive
 from lrsweep.files.redaction import Redactor, mask
 
-# What MLflow reads from the environment, while a `session` is open. No retries inside MLflow: there they block for
-# minutes, and they would repeat a create whose answer was lost; the tracker itself repeats what failed.
+# MLflow's options, set in the environment while a `session` is open. MLflow's own retries are off: they block for
+# minutes, and could create a run twice if a response is lost. The tracker itself repeats what failed.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -31,12 +31,16 @@ ENVIRONMENT = {
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
-# Seconds for a server to say that it is there.
+# Seconds in which a server must respond to a probe.
 _PROBE_TIMEOUT = 1.5
 
 
 def default_uri(folder: Path | None = None) -> str:
-    """The store of a working folder (None: the current one): its mlflow.db, which a bare `mlflow ui` finds."""
+    """Returns the URI of a working folder's store, mlflow.db, which a plain `mlflow ui` in that folder finds too.
+
+    Args:
+        folder: The working folder; None is the current one.
+    """
     return f"sqlite:///{(folder or Path()).resolve() / 'mlflow.db'}"
 
 
@@ -45,15 +49,16 @@ class Store:
 
     Args:
         uri: MLflow's tracking URI.
-        folder: What a relative SQLite path is relative to.
+        folder: The folder that a relative SQLite path is relative to.
 
     Attributes:
-        uri: The URI for MLflow; a server's has no password in it.
-        shown: The URI for people and logs, without any password.
-        file: The database of a SQLite store; None for all others.
+        uri: The URI for MLflow. A server's has no user and password in it.
+        shown: The URI for people and logs, with its password masked.
+        file: The database file of a SQLite store; None for others.
+        is_server: Whether the store is an MLflow server.
 
     Raises:
-        InputError: The URI is not a store's.
+        InputError: The URI is not that of a store.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
@@ -76,24 +81,28 @@ class Store:
             self.file = folder.resolve() / path
             uri = f"sqlite:///{self.file}"
         self.shown = redactor.mask(uri)
-        self.uri, self._login = _apart_from_login(uri) if self.is_server else (uri, {})
+        self.uri, self._login = _split_login(uri) if self.is_server else (uri, {})
 
     def connect(self) -> Any:
-        """MLflow's client for the store, which is reached and, if new, created. Raises StorageError if it does not answer."""
+        """Connects to the store and returns MLflow's client for it. A new database is created.
+
+        Raises:
+            StorageError: The store does not respond.
+        """
         with self.session(), self.faults():
-            if not self.answers():
+            if not self.responds():
                 raise StorageError(
                     f"tracking.uri={self.shown}: no MLflow server answers there; start it or set tracking=none"
                 )
             self._ask_database()
             with self.exclusive():
                 client = self._client()
-                # MLflow reaches the store, and migrates an empty database, at the first question.
+                # MLflow connects to the store, and migrates an empty database, with its first query.
                 client.search_experiments(max_results=1)
             return client
 
     def _ask_database(self) -> None:
-        """One query to a database that exists: MLflow would repeat it for two minutes, and lock a file before that."""
+        """Queries an existing database once. MLflow would retry for two minutes, and lock a file before that."""
         if self.is_server or (self.file is not None and not self.file.exists()):
             return
         engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.pool.NullPool)
@@ -104,22 +113,23 @@ class Store:
 
     def _client(self) -> Any:
         with warnings.catch_warnings():
-            # MLflow's models use what SQLAlchemy has deprecated; that is between those two.
+            # MLflow's models use features that SQLAlchemy deprecated, which lrsweep's users cannot change.
             warnings.simplefilter("ignore")
             from mlflow.tracking import MlflowClient
 
             return MlflowClient(tracking_uri=self.uri)
 
-    def answers(self) -> bool:
-        """Whether the server is up; one that asks for a login or a certificate is. True for a database, unasked."""
+    def responds(self) -> bool:
+        """Returns whether the server is up, even if it requires a login or a certificate. A database counts as up."""
         if not self.is_server:
             return True
         try:
-            with urllib.request.urlopen(f"{self.uri.rstrip('/')}/health", timeout=_PROBE_TIMEOUT):
+            health = f"{self.uri.rstrip('/')}/health"
+            with urllib.request.urlopen(health, timeout=_PROBE_TIMEOUT):  # noqa: S310 - http or https, see __init__
                 return True
-        except urllib.error.HTTPError as answer:
-            with answer:
-                return answer.code < 500
+        except urllib.error.HTTPError as response:
+            with response:
+                return response.code < 500
         except urllib.error.URLError as fault:
             return isinstance(fault.reason, ssl.SSLError)
         except (OSError, http.client.HTTPException):
@@ -127,9 +137,9 @@ class Store:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Sets the environment that MLflow reads: its options and the server's login. On leaving, all is as before.
+        """A context in which the environment holds MLflow's options and the server's login.
 
-        Everything that MLflow does for this store has to happen inside.
+        All calls of MLflow for this store must be inside. On exit the environment is restored.
         """
         wanted = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | self._login
         before = {name: os.environ.get(name) for name in wanted}
@@ -145,7 +155,7 @@ class Store:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Waits until no other process creates something in a SQLite store; a server keeps its clients apart itself."""
+        """A context in which no other process creates anything in a SQLite store. Servers do this themselves."""
         if self.file is None:
             yield
             return
@@ -155,7 +165,7 @@ class Store:
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
-        """Turns whatever a store, its driver or the network raises into one line."""
+        """A context that turns any exception of the store, its driver or the network into a one-line StorageError."""
         try:
             yield
         except LrsweepError:
@@ -165,13 +175,13 @@ class Store:
 
 
 def one_line(fault: Exception) -> str:
-    """A fault's message on one line of at most 300 characters, without passwords."""
+    """Returns an exception's message on one line of at most 300 characters, with passwords masked."""
     text = mask(" ".join(str(fault).split())) or type(fault).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _apart_from_login(uri: str) -> tuple[str, dict[str, str]]:
-    """A server's URI without its user and password, and those as MLflow reads them: it prints the URI in its errors."""
+def _split_login(uri: str) -> tuple[str, dict[str, str]]:
+    """Splits a server's URI, which MLflow prints in errors, into one without a login and the login for MLflow."""
     parts = urlsplit(uri)
     if parts.password is None:
         return uri, {}

@@ -1,4 +1,8 @@
-"""What the sweep sees of its tracking: the protocol, and the tracker that does nothing."""
+"""The interface between a sweep and its tracking: the protocol, and the tracker for `tracking=none`.
+
+To add a tracker, write a class with the methods of `Tracker`, create it in `lrsweep.tracking.open_tracker` for a new
+value of `tracking.name`, and add that value to `TrackingConfig` and to the config group `conf/tracking`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +14,16 @@ from lrsweep.training.engines import Measurement
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The data of a sweep, as its runs name it. `fingerprint` is a hex digest of the rows themselves.
+    """A sweep's data set, as its runs record it.
 
-    `dropped` rows are left out, as nothing to learn from is left of them within data.max_length; `cut` ones lost their end.
+    Attributes:
+        name: Its name.
+        source: Its path or hub id.
+        fingerprint: A hex digest of the rows.
+        train_rows: Number of training rows.
+        eval_rows: Number of held-out rows.
+        dropped: Number of rows left out, since no label tokens remain within `data.max_length`.
+        cut: Number of rows truncated to `data.max_length`.
     """
 
     name: str
@@ -25,52 +36,106 @@ class DatasetInfo:
 
 
 class Tracker(Protocol):
-    """Where the loss curves go. After `start`, nothing here raises or waits for a server, `finish`'s wait excepted."""
+    """Records a sweep's parameters, loss curves and results.
+
+    `start` is called first, then `missing`; then `start_trial`, `log` and `finish_trial` for each trial, where the
+    calls for several trials alternate; `label` and `finish` come last. All calls come from one thread. After `start`,
+    only `missing` may raise for a fault of the store, and only `missing` and `finish` may wait for it: training must
+    neither end nor stall because of tracking.
+    """
 
     @property
     def uri(self) -> str:
-        """The store, its password masked; empty when there is none."""
+        """The store's URI with its password masked; empty if there is no store."""
 
     @property
     def unsent(self) -> int:
-        """Points and run updates that the store has not got."""
+        """Number of points and run updates that have not reached the store; 0 if all are saved."""
 
     def start(
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
     ) -> None:
-        """Begins the sweep's parent run, or goes on with the one that `sweep_id` has. Raises StorageError, InputError."""
+        """Starts the sweep's parent run, or resumes the one with the same `sweep_id`.
+
+        Args:
+            sweep: The sweep's name, the run's title.
+            sweep_id: Identifies the sweep across resumes.
+            params: The config's values by dotted key.
+            tags: Tags of the run.
+            dataset: The sweep's data set.
+
+        Raises:
+            InputError: The tracking config is not valid for the store.
+            StorageError: The store does not respond.
+        """
 
     def missing(self, ended: Sequence[int]) -> list[int]:
-        """Those of these ended trials that the store does not have to their end: a kill may come between trial and store."""
+        """Returns the ended trials that the store does not hold completely, such as after a kill.
+
+        Args:
+            ended: Numbers of trials that have ended.
+
+        Raises:
+            StorageError: The store does not respond.
+        """
 
     def start_trial(self, number: int, title: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Begins a trial's run, in the place of any that an earlier attempt at the same trial left."""
+        """Starts a trial's run. It replaces the run of an earlier attempt at the trial, in this process or another.
+
+        Args:
+            number: The trial's number.
+            title: The run's title.
+            params: The trial's values by dotted key.
+            tags: Tags of the run.
+        """
 
     def log(self, measurement: Measurement, at: int | None = None) -> None:
-        """Takes what a trial measured, `at` milliseconds since the epoch (None: now); the same once more is the same point."""
+        """Records a measurement of a started trial.
+
+        Recording the same measurement with the same time again must not add a second point.
+
+        Args:
+            measurement: The trial's number, the step, and metrics by name; values may be NaN or infinite.
+            at: When it was measured, in milliseconds since the epoch; None is now.
+        """
 
     def finish_trial(self, number: int, status: str, tags: Mapping[str, str]) -> None:
-        """Ends a trial's run: complete, pruned, diverged, failed or interrupted."""
+        """Ends a trial's run.
+
+        Args:
+            number: The trial's number.
+            status: `complete`, `pruned`, `diverged`, `failed` or `interrupted`.
+            tags: More tags of the run.
+        """
 
     def label(self, labels: Mapping[int, str]) -> None:
-        """Takes what the trials' curves show, now that all are known; sent with `finish`."""
+        """Sets the diagnoses of the trials' curves, which `finish` sends.
+
+        Args:
+            labels: The label by trial number.
+        """
 
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
-        """Ends the parent run: complete, failed or interrupted; trials that still run are interrupted.
+        """Ends the parent run and sends everything that is left. Trials that still run become `interrupted`.
 
-        May be called at any point after `start`, also while an exception is on its way, and again: the last call holds.
-        A folder among the artifacts keeps its name.
+        It may be called at any time after `start`, also while an exception propagates, and more than once: the last
+        call counts.
+
+        Args:
+            status: `complete`, `failed` or `interrupted`.
+            metrics: The sweep's results by name.
+            artifacts: Files and folders to attach to the run. A folder keeps its name.
         """
 
     def ui_command(self) -> str:
-        """The shell command that opens MLflow's UI on this store; empty when there is none."""
+        """Returns a shell command that opens the store's UI; empty if there is none."""
 
     def compare_url(self) -> str:
-        """The page of that UI with all trials' curves in one chart, the best first; empty when there is none."""
+        """Returns the URL of the UI's page that compares all trials' curves, best first; empty if there is none."""
 
 
 class NoTracker:
-    """Tracking is off."""
+    """The tracker for `tracking=none`: records nothing."""
 
     uri = ""
     unsent = 0
@@ -81,6 +146,7 @@ class NoTracker:
     start = start_trial = log = finish_trial = label = finish = _nothing
 
     def missing(self, ended: Sequence[int]) -> list[int]:
+        """Returns an empty list: nothing needs to be sent."""
         return []
 
     def _empty(self) -> str:

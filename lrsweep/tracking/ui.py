@@ -1,4 +1,4 @@
-"""MLflow's UI: run on a store, and the way to the page that matters in it."""
+"""MLflow's UI: serves it for a store, and makes links to it."""
 
 import os
 import shlex
@@ -12,15 +12,21 @@ from lrsweep.tracking.store import ENVIRONMENT, Store
 
 
 def ui_command(store: Store) -> str:
-    """The shell command that opens the UI on a store."""
+    """Returns the shell command that opens the UI of a store."""
     if store.is_server:
         return shlex.join(["python", "-m", "webbrowser", store.shown])
     return shlex.join(["mlflow", "ui", "--backend-store-uri", store.shown, "--host", "127.0.0.1"])
 
 
 def compare_url(server: str, experiment_id: str) -> str:
-    """The chart page of an experiment. MLflow opens it on its GenAI side and with the trials folded away under their
-    parent, where charts leave them out; sorted by a metric, it unfolds them.
+    """Returns the URL of an experiment's chart page.
+
+    MLflow would open the GenAI view by default, and would collapse the trials under their parent, where charts leave
+    them out. Sorting by a metric expands them.
+
+    Args:
+        server: The UI's address.
+        experiment_id: MLflow's experiment id.
     """
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
@@ -29,21 +35,30 @@ def compare_url(server: str, experiment_id: str) -> str:
 
 
 def serve_ui(uri: str, port: int = 5000) -> int:
-    """Runs the UI of a database store on 127.0.0.1 until a signal (0) or its own end (its exit code). For the main thread.
+    """Serves the UI of a database store on 127.0.0.1 until a signal or its own end. Call it in the main thread.
 
-    Raises InputError for a store that has a UI already, or does not exist.
+    Args:
+        uri: The store's tracking URI.
+        port: The port to listen on.
+
+    Returns:
+        0 after a signal, else the server's exit code.
+
+    Raises:
+        InputError: The store is a server, which has its own UI, or does not exist.
     """
     store = Store(uri, Path())
     if store.is_server:
-        raise InputError(f"{store.shown}: this server has the UI itself; open it in a browser")
+        raise InputError(f"{store.shown}: this server has its own UI; open it in a browser")
     if store.file and not store.file.is_file():
         raise InputError(f"{store.file}: no such store; run a sweep first, or name another store")
-    # The uri goes through the environment: a password in the arguments is there for all users to see. One worker and no
-    # job runner: this is a viewer for one person.
+    # The URI is passed in the environment: all users could see a password in the arguments. One worker and no job
+    # runner are enough for one person.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **ENVIRONMENT, **os.environ}
     environment["MLFLOW_BACKEND_STORE_URI"] = store.uri
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    # In a session of its own: MLflow passes signals on to its workers, and one that gets Ctrl-C twice prints tracebacks.
+    # The server has its own session: MLflow passes signals on to its workers, and a worker that gets Ctrl-C twice
+    # prints tracebacks.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     stopped = False
 

@@ -61,9 +61,10 @@ def _check(config: SweepConfig, lr: float) -> None:
         if not math.isfinite(after):
             return
     if abs(after - before) <= _RELATIVE * abs(before):
+        clipping = f", or training.max_grad_norm={training.max_grad_norm:g}" if training.max_grad_norm > 0 else ""
         raise InputError(
-            f"optimizer.lr={lr:g}: {_STEPS} steps at the highest rate leave the loss of a batch at {before:.7g}; raise it"
-            + (f", or training.max_grad_norm={training.max_grad_norm:g}" if training.max_grad_norm > 0 else "")
+            f"optimizer.lr={lr:g}: {_STEPS} steps at the highest rate leave the loss of a batch at {before:.7g}; "
+            f"raise it{clipping}"
         )
 
 

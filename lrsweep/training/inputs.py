@@ -15,6 +15,11 @@ def _inputs(model: str, data: str) -> tuple[PreTrainedTokenizerBase, FinetuneDat
     return tokenizer, load(DataConfig.model_validate_json(data), tokenizer)
 
 
+def forget_inputs() -> None:
+    """Makes the next call load again: a file may have changed since an earlier sweep of this process."""
+    _inputs.cache_clear()
+
+
 def inputs(model: ModelConfig, data: DataConfig) -> tuple[PreTrainedTokenizerBase, FinetuneData]:
     """The tokenizer of `model`, and `data` tokenised with it. Raises InputError for a missing model, file or row."""
     # Configs hold mappings, which cannot be hashed; their JSON can.

@@ -28,9 +28,9 @@ def ramp(config: SweepConfig, rates: Sequence[float]) -> Iterator[RampPoint]:
     """Trains one step at each learning rate; everything but the schedule is as in the config.
 
     Batches differ in difficulty by far more than one step changes the loss, so the untrained model's loss on each batch
-    is measured first. A loss belongs to the last step before it, because only later rows show the effect of a step. This
-    is the learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), with the
-    untrained model's losses added.
+    is measured first. A loss belongs to the last step before it, because only later rows show the effect of a step.
+    This is the learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), with
+    the untrained model's losses added.
 
     Args:
         config: The trial's config.

@@ -34,7 +34,7 @@ def device() -> torch.device:
 
 
 def resolve_dtype(model: ModelConfig) -> torch.dtype:
-    """The dtype to compute in: `model.dtype`, where `auto` is bfloat16 on a GPU that supports it and float32 elsewhere."""
+    """The dtype of the computation: `auto` is bfloat16 on a GPU that supports it, and float32 elsewhere."""
     if model.dtype != "auto":
         dtype = getattr(torch, model.dtype)
         assert isinstance(dtype, torch.dtype)
@@ -80,8 +80,8 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
     lacking = sorted(info["missing_keys"])
     if lacking and not model.quantization:
         raise InputError(
-            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would start out random; "
-            "download it again, or use a causal language model"
+            f"model.path={model.path!r}: its weights lack {lacking[0]}, one of {len(lacking)} that would start out "
+            "random; download it again, or use a causal language model"
         )
     loaded.config.use_cache = False
     return loaded if model.quantization else loaded.to(device())
@@ -108,8 +108,8 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         layers = decoder_layers(model)
         if finetune.trainable_layers > len(layers):
             raise InputError(
-                f"finetune.trainable_layers={finetune.trainable_layers}: the model has {len(layers)} layers; use fewer, "
-                "or finetune=full"
+                f"finetune.trainable_layers={finetune.trainable_layers}: the model has {len(layers)} layers; use "
+                "fewer, or finetune=full"
             )
         model.requires_grad_(False)
         layers[-finetune.trainable_layers :].requires_grad_(True)

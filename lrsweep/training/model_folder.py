@@ -76,7 +76,7 @@ def _weights(model: ModelConfig, path: Path) -> list[Path]:
 def _check_whole(model: ModelConfig, file: Path) -> None:
     """Checks that a safetensors file ends where its header says that the last tensor ends. Raises InputError.
 
-    The format: https://huggingface.co/docs/safetensors/index#format (8 bytes of header length, a JSON header, the data).
+    A file is 8 bytes of header length, a JSON header and the data: https://huggingface.co/docs/safetensors/index#format
     """
     with open(file, "rb") as opened:
         start = opened.read(8)

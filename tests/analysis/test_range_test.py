@@ -56,7 +56,7 @@ def test_the_range_spans_fall_and_blow_up(
 
 
 def test_the_slope_is_taken_over_the_log_of_the_rate() -> None:
-    """Of a small fall at a low lr and a large one at a high lr, the first is steeper by the lr, the second by its log."""
+    """Of a small fall at a low lr and a large one at a high lr, the first is steeper by lr, the second by its log."""
     loss = curve(1e-3, 3e-2) + 0.25 * (curve(1e-5, 1e9) - BASE)
     test = analyse(LR, loss, BASE)
     assert rate(test.begun_lr) < 3e-5

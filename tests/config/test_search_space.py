@@ -124,7 +124,10 @@ def test_trials_that_can_share_a_pack_follow_each_other() -> None:
             "space.finetune.r={low: 4, high: 8, step: 0.5, num: 2}",
             "space.finetune.r.step=0.5: finetune.r takes whole numbers",
         ),
-        ("space.search.seed=[1,2]", "space.search.seed: says how to search"),
+        (
+            "space.search.seed=[1,2]",
+            "space.search.seed: changes nothing that a trial measures, so it cannot be searched",
+        ),
         ("space.training.seed=[0.5]", "space.training.seed=0.5: input should be a valid integer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Configs as the tools' users write them, from the tools' documented keys; and each tool's default for an absent key."""
+"""Configs as the tools' users write them, from their documented keys; and each tool's default for an absent key."""
 
 import json
 from collections.abc import Mapping

@@ -42,7 +42,7 @@ def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
     told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "wrote sweeps/mine.yaml; run it with: lrsweep +sweep=mine\n" in told.stdout
-    assert "kept for the export, of no effect here: stage, do_train, output_dir, plot_loss\n" in told.stdout
+    assert "kept for the export, no effect on the sweep: stage, do_train, output_dir, plot_loss\n" in told.stdout
     sweep = load_yaml((tmp_path / "sweeps" / "mine.yaml").read_text(), "sweep")
     assert sweep["space"] == {"optimizer": {"lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}}
     assert sweep["training"]["max_steps"] == sweep["training"]["horizon"] == 8
@@ -57,7 +57,7 @@ def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
     out = (tmp_path / "best.yaml").read_text()
     assert out.startswith(f"# The best of the lrsweep sweep mine: optimizer.lr={best['values']['optimizer.lr']:.4g}\n")
     assert f"# Eval loss {best['eval_loss']:.4f} after 8 steps" in out
-    assert "# The learning rate belongs to an effective batch of 4 rows.\n" in out
+    assert "# The learning rate is for an effective batch of 4 rows.\n" in out
     old, new = MINE.splitlines(), [line for line in out.splitlines() if line in MINE.splitlines()]
     assert [line for line in old if line not in new] == ["learning_rate: 1e-3"]
     assert yaml.safe_load(out)["learning_rate"] == best["values"]["optimizer.lr"]
@@ -122,7 +122,7 @@ BAD: list[tuple[list[str], str]] = [
         "import tune: no such format (choices: llamafactory, transformers, trl, axolotl)",
     ),
     (["import", "llamafactory", "good.yaml"], "data.path=data: data/dataset_info.json cannot be read: No such file"),
-    (["import", "transformers", "good.yaml", "--out", "good.yaml"], "good.yaml: is there already; give another --out"),
+    (["import", "transformers", "good.yaml", "--out", "good.yaml"], "good.yaml: exists already; give another --out"),
     (["import", "transformers", "good.yaml", "--out", "a/b.yml"], "--out a/b.yml: a sweep file is called NAME.yaml"),
     (["import", "llamafactory", "dpo.yaml"], "stage='dpo': trials do supervised fine-tuning only; set stage: sft"),
 ]

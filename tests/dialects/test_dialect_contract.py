@@ -41,7 +41,7 @@ def test_a_config_goes_out_and_comes_back_the_same(name: str) -> None:
     dialect, ours = TRAINERS[name], config()
     exported = tree(dialect, ours, set())
     read = values_of(dialect, load_yaml(to_yaml(exported), "export"))
-    own = {key for row in dialect.rows(None) if row.own for key in row.ours}
+    own = {key for row in dialect.rows(None) if row.keep_file_value for key in row.ours}
     for key, value in read.items():
         # Rows may need a file of their own there, such as a dataset_info.json.
         if key not in own and not key.startswith("data."):

@@ -116,7 +116,7 @@ def test_what_the_trials_did_not_share_is_said(tmp_path: Path) -> None:
     file.write_text(LLAMAFACTORY_LORA.replace("per_device_train_batch_size: 2", "per_device_train_batch_size: 16"))
     best = best_of("llamafactory", LLAMAFACTORY_LORA, {"optimizer.lr": 3e-5})
     out = edited(dialects.TRAINERS["llamafactory"], file, best, {"optimizer.lr"}, None, HEADER)
-    assert "# This file trains otherwise than the trials did: per_device_train_batch_size=16.\n" in out
+    assert "# This file trains differently from the trials: per_device_train_batch_size=16.\n" in out
     file.write_text(out)
     again = edited(dialects.TRAINERS["llamafactory"], file, best, {"optimizer.lr"}, None, HEADER)
     assert again == out, "a second export replaces the first one's header"

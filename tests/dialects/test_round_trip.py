@@ -24,7 +24,7 @@ YAML_1_1 = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def table_values(dialect: str, tree: dict[str, Any]) -> dict[str, Any]:
     """What the table reads of a file, without the keys that always stay the file's own."""
     trainer = dialects.TRAINERS[dialect]
-    own = {name for row in trainer.rows(None) if row.own for name in row.ours}
+    own = {name for row in trainer.rows(None) if row.keep_file_value for name in row.ours}
     return {key: value for key, value in values_of(trainer, tree).items() if key not in own}
 
 

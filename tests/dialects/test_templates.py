@@ -1,4 +1,4 @@
-"""LLaMA-Factory's templates are accepted where the tokenizer's writes the same, else refused with the first difference."""
+"""LLaMA-Factory's templates: accepted where the tokenizer's writes the same, else refused with the difference."""
 
 from typing import Any
 

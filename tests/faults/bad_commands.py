@@ -236,7 +236,7 @@ IMPORT = [
     imported("hub_token: a secret", {"hub_token": "hf_x"}),
     imported("output_dir='${oops}'", {"output_dir": "${oops}"}),
     imported("data.name=yours: no such data set in data/dataset_info.json", {"dataset": "yours"}),
-    imported("train.yaml: is there already", {}, "--out", "train.yaml"),
+    imported("train.yaml: exists already", {}, "--out", "train.yaml"),
     imported("--out a b.yaml: a sweep file is called NAME.yaml", {}, "--out", "a b.yaml"),
     imported("--out sweeps/mine.json: a sweep file is called NAME.yaml", {}, "--out", "sweeps/mine.json"),
 ]
@@ -273,7 +273,7 @@ FIND_LR = [
     Bad("--from 1e-07 --to inf: two rates are needed", ("find-lr", "--to", "inf")),
     Bad("--steps 5: at least 20", ("find-lr", "--steps", "5")),
     Bad("--steps 1000000000000: at most 100000", ("find-lr", "--steps", "1000000000000")),
-    Bad("--plot range.txt: the file's ending", ("find-lr", "--plot", "range.txt")),
+    Bad("--plot range.txt: the file's ending is the format", ("find-lr", "--plot", "range.txt")),
     Bad("--plot nowhere/range.png: no such folder", ("find-lr", "--plot", "nowhere/range.png")),
     Bad("optimizer.lrr: no such key", ("find-lr", "optimizer.lrr=1")),
     Bad("model.path='./nowhere': no such folder", ("find-lr", "model=local", "model.path=./nowhere")),
@@ -286,7 +286,7 @@ OTHERS = [
     Bad("mlflow.db: no such store", ("ui",)),
     Bad("none.db: no such store", ("ui", "--uri", "sqlite:///none.db")),
     Bad("tracking.uri=notes.txt: a store is", ("ui", "--uri", "notes.txt"), {"notes.txt": "x"}),
-    Bad("http://me:***@host: this server has the UI itself", ("ui", "--uri", "http://me:hunter2@host")),
+    Bad("http://me:***@host: this server has its own UI", ("ui", "--uri", "http://me:hunter2@host")),
     Bad("doctor: unrecognized arguments: now", ("doctor", "now")),
 ]
 

@@ -62,7 +62,7 @@ def test_a_trial_that_segfaults_fails_alone(tmp_path: Path) -> None:
     run = lrsweep(*QUICK, cwd=tmp_path, env=fault)
     assert run.returncode == 0, run.stderr
     assert states(tmp_path) == [COMPLETE, FAILED, COMPLETE, COMPLETE]
-    assert "a worker died with trials 0, 1, 2, 3: killed by SIGSEGV; another one goes on" in run.stdout
+    assert "a worker died with trials 0, 1, 2, 3: killed by SIGSEGV; started another" in run.stdout
     assert "the process that trained it died 2 times: killed by SIGSEGV" in run.stdout
     assert "Segmentation fault" in (tmp_path / "outputs" / "lora_lr" / "lrsweep.log").read_text()
     assert mlflow_statuses(tmp_path) == ["FAILED", *["FINISHED"] * 4]
@@ -104,7 +104,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_trials_go_on(
     worker.kill()
     stdout, stderr = started.communicate(timeout=240)
     assert started.returncode == 0, stderr
-    assert "a worker died with trials 0, 1, 2, 3: killed by SIGKILL; another one goes on" in stdout
+    assert "a worker died with trials 0, 1, 2, 3: killed by SIGKILL; started another" in stdout
     assert states(tmp_path) == [COMPLETE] * 4
     assert mlflow_statuses(tmp_path) == ["FINISHED"] * 5
     for number in range(4):

@@ -70,7 +70,7 @@ def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
         server.start()
         sent = lrsweep("sync", "outage", cwd=tmp_path)
         assert sent.returncode == 0, sent.stderr
-        assert "has all that has ended" in sent.stdout
+        assert "has all ended trials" in sent.stdout
         again = lrsweep("sync", "outage", cwd=tmp_path)
         assert again.stdout.startswith("outage: 0 trials sent")
     found = points(tmp_path)

@@ -97,7 +97,7 @@ def test_a_sweep_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     folder = SweepFolder("there")
     write_text(folder.config, "name: there\n")
-    with pytest.raises(InputError, match=r"nowhere: no such sweep under outputs/ \(there: there\)"):
+    with pytest.raises(InputError, match=r"nowhere: no such sweep in outputs/ \(choices: there\)"):
         existing_sweep("nowhere")
 
 

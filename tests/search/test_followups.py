@@ -57,7 +57,7 @@ def test_a_grid_grows_on_the_ladder_until_the_best_is_inside() -> None:
     points, why = following(growing, summary(growing, losses))
     assert rates(points) == [3e-6, 1e-5]
     assert {point.role for point in points} == {"extension"}
-    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in why
+    assert "1e-06, is the highest tried: adding 3e-06, 1e-05" in why
     losses |= {3e-6: 3.5, 1e-5: 3.4}
     assert rates(following(growing, summary(growing, losses))[0]) == [3e-5, 1e-4]
     losses |= {3e-5: 3.0, 1e-4: 3.1}
@@ -101,7 +101,7 @@ def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
     found = summary(cut, {lr: 4.0 - i / 10 for i, lr in enumerate(LRS)})
     assert following(cut, found) == ([], "")
     said = (
-        "Mind: optimizer.lr=1e-06 is the highest that was tried; the true best may lie beyond it. The space goes on to "
+        "Warning: optimizer.lr=1e-06 is the highest value tried; the true best may lie beyond it. The space extends to "
     )
     assert f"{said}1e-05: raise search.n_trials." in sentences(found)
 
@@ -112,16 +112,16 @@ def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
         (
             "data.max_length=[64,128]",
             {"data.max_length": 64},
-            "Mind: data.max_length changes what the eval loss is measured on",
+            "Warning: data.max_length changes what the eval loss is measured on",
         ),
-        ("training.batch_size=[4,8]", {"training.batch_size": 4}, "Mind: trials are equally many steps long"),
+        ("training.batch_size=[4,8]", {"training.batch_size": 4}, "Warning: all trials have the same number of steps"),
         ("data.max_train_rows=[64,128]", {"data.max_train_rows": 64}, ""),
     ],
 )
 def test_what_does_not_compare_is_said(axis: str, values: dict[str, Any], said: str) -> None:
     asked = sweep_config(["name=x", f"space.{axis}", "search=grid"])
     result = Result(0, values, asked, "complete", 60, 1.0, "")
-    found = [line for line in sentences(summary(asked, {}, [result])) if line.startswith("Mind: ")]
+    found = [line for line in sentences(summary(asked, {}, [result])) if line.startswith("Warning: ")]
     assert [line[: len(said)] for line in found] == ([said] if said else [])
 
 
@@ -133,7 +133,7 @@ def test_the_lowest_rate_that_blew_up_is_tried_with_remedies_once() -> None:
     assert {(point.role, point.of) for point in points} == {("rescue", 2)}
     assert points[0].overrides == {"optimizer.betas": [0.8, 0.999]}
     assert points[1].overrides["scheduler.warmup_ratio"] == 0.2
-    assert "trial 2 (lr 0.01) blew up" in why
+    assert "trial 2 (lr 0.01) diverged" in why
     axes = search_space.axes(rescuing)
     for point in points:  # the config takes them
         search_space.trial_config(rescuing, axes, point.params, point.overrides)
@@ -157,7 +157,7 @@ def test_the_best_few_get_their_seeds_and_no_more() -> None:
         (1, 6),
         (1, 7),
     ]
-    assert why == "training trials 2, 3 and 1 with 3 seeds each, to tell noise from gain"
+    assert why == "training trials 2, 3 and 1 with 3 seeds each, to measure the noise"
     # One of them failed: it counts as tried, and the sweep ends.
     extra = []
     for i, point in enumerate(points):
@@ -206,14 +206,14 @@ def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None
     )
     run = lrsweep(*command, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "1e-06, is the highest tried: going on to 3e-06, 1e-05" in run.stdout
-    assert "Added beyond the learning rates given" in run.stdout
+    assert "1e-06, is the highest tried: adding 3e-06, 1e-05" in run.stdout
+    assert "Added learning rates, because the best one was at the end of the range" in run.stdout
     summary = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
     assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
     assert summary["edges"] == []
     assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
     again = lrsweep(*command, cwd=tmp_path)
-    assert f"is finished: {len(summary['trials'])} trials, nothing left to run" in again.stdout
+    assert f"is already complete: {len(summary['trials'])} trials" in again.stdout
     # More is asked of a finished sweep: it goes on.
     more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
     assert "with 2 seeds each" in more.stdout

@@ -621,5 +621,5 @@ def test_ctrl_c_ends_the_ui_quietly(server: MlflowServer) -> None:
 def test_a_ui_without_a_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mlflow.db: no such store; run a sweep first"):
         serve_ui(default_uri(tmp_path))
-    with pytest.raises(InputError, match=r"^http://me:\*\*\*@127.0.0.1:5000: this server has the UI itself"):
+    with pytest.raises(InputError, match=r"^http://me:\*\*\*@127.0.0.1:5000: this server has its own UI"):
         serve_ui("http://me:hunter2@127.0.0.1:5000")

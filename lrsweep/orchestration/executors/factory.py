@@ -1,4 +1,4 @@
-"""Which executor runs a sweep's workers."""
+"""Builds the executor that a config names."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from lrsweep.orchestration.executors.ray import RayExecutor
 from lrsweep.orchestration.executors.slurm import SlurmExecutor
 
 
-def _ray(config: SweepConfig) -> Executor:
+def _build_ray(config: SweepConfig) -> Executor:
     address = config.executor.address
     if address is not None:
         _check_storage(config, f"executor.address={address}")
     return RayExecutor(config)
 
 
-def _slurm(config: SweepConfig) -> Executor:
+def _build_slurm(config: SweepConfig) -> Executor:
     wanted = config.executor.cluster
     cluster: Literal["slurm", "local", "debug"]
     cluster = ("slurm" if shutil.which("srun") else "local") if wanted == "auto" else wanted
@@ -29,12 +29,13 @@ def _slurm(config: SweepConfig) -> Executor:
     return SlurmExecutor(config, cluster)
 
 
-# The executors that `executor.name` names.
+# The executors that `executor.name` can name. Each value builds one from the sweep's config, and raises InputError for
+# a config that it cannot run.
 EXECUTORS: Mapping[str, Callable[[SweepConfig], Executor]] = {
     "inline": InlineExecutor,
     "local": LocalExecutor,
-    "ray": _ray,
-    "slurm": _slurm,
+    "ray": _build_ray,
+    "slurm": _build_slurm,
 }
 
 
@@ -46,14 +47,15 @@ def check_executor(config: SweepConfig) -> None:
 
 
 def build_executor(config: SweepConfig) -> Executor:
-    """The executor that `executor.name` asks for. Raises InputError where its workers could not share the study."""
+    """The executor that `executor.name` names. Raises InputError if its workers could not share the study."""
     return EXECUTORS[config.executor.name](config)
 
 
 def _check_storage(config: SweepConfig, why: str) -> None:
+    """Raises InputError for a SQLite study; `why` is the config key that asks for workers on several machines."""
     storage = config.search.storage
     if storage is None or storage.startswith("sqlite"):
         raise InputError(
-            f"{why}: its workers run on several machines, but a SQLite file is safe on one only; set "
+            f"{why}: its workers run on several machines, but a SQLite file is only safe on one; set "
             "search.storage=postgresql://USER:PASSWORD@HOST/DATABASE"
         )

@@ -1,4 +1,4 @@
-"""One worker, a thread of this process: for debuggers, notebooks and tests."""
+"""The executor `inline`: one worker, in a thread of this process. For debuggers, notebooks and tests."""
 
 import threading
 
@@ -15,7 +15,11 @@ from lrsweep.tracking import DatasetInfo
 
 
 class InlineExecutor:
-    """The executor `inline`."""
+    """One worker in a thread of this process. It cannot be replaced: its error ends the sweep.
+
+    Args:
+        config: The sweep's config.
+    """
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
@@ -25,10 +29,12 @@ class InlineExecutor:
         self._fault: BaseException | None = None
 
     def prepare(self, look: bool) -> DatasetInfo:
+        """Checks everything in this process, and builds the engine."""
         self._engine, self._dataset = prepare(self._config, self._axes, look=look)
         return self._dataset
 
     def start(self, study: ControllerStudy) -> None:
+        """Starts the thread."""
         self._thread.start()
 
     def _work(self) -> None:
@@ -44,20 +50,25 @@ class InlineExecutor:
             self._fault = fault
 
     def replace_dead(self) -> list[str]:
+        """Raises the thread's error if it has ended; there is nothing to replace."""
         if not self._thread.is_alive():
-            raise self._fault or WorkerError("the worker has ended, and trials are left")
+            raise self._fault or WorkerError("the worker has ended, but trials are left")
         return []
 
     def stop(self) -> None:
+        """Asks the thread to finish its step, checkpoint and end."""
         self._stop.set()
 
     def running(self) -> bool:
+        """Returns whether the thread runs."""
         return self._thread.is_alive()
 
     def kill(self) -> None:
+        """Does the same as `stop`: a thread cannot be killed, but ends with the process."""
         self._stop.set()
 
     def end(self) -> None:
+        """Stops the thread and waits for its end."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

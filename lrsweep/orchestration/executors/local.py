@@ -1,4 +1,4 @@
-"""Worker processes on this machine. One that dies is replaced, and its trials resume from their checkpoints."""
+"""The executor `local`: worker processes on this machine."""
 
 import os
 
@@ -10,7 +10,13 @@ from lrsweep.tracking import DatasetInfo
 
 
 class LocalExecutor(WorkerPool):
-    """The executor `local`. The first worker does the preparing: the controller never loads a model."""
+    """Worker processes on this machine, one for each GPU by default.
+
+    The first worker does the preparing, so that the controller never loads a model.
+
+    Args:
+        config: The sweep's config.
+    """
 
     def __init__(self, config: SweepConfig) -> None:
         devices = hardware.gpus() if config.engine.name != "external" else []
@@ -20,6 +26,7 @@ class LocalExecutor(WorkerPool):
         self._devices = devices if self._count > 1 else []
 
     def prepare(self, look: bool) -> DatasetInfo:
+        """Starts the first worker and waits until it has checked everything."""
         first = self._spawn(0, look)
         self._workers.append(first)
         return first.prepared()

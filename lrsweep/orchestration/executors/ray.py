@@ -1,6 +1,6 @@
-"""Workers as Ray actors, on a Ray started here or on an existing cluster. Each actor has one process.
+"""The executor `ray`: workers in Ray actors, on an existing cluster or on a Ray that is started here.
 
-What goes to an actor and comes back is text: only the actor class's name is pickled.
+Each actor has one worker process. Requests and results are sent as JSON: only the actor class's name is pickled.
 """
 
 import contextlib
@@ -22,21 +22,25 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError, LrsweepError, StorageError, WorkerError
 from lrsweep.files.paths import SweepFolder
 from lrsweep.orchestration.executors.worker_pool import WorkerPool, WorkerResult
-from lrsweep.orchestration.executors.worker_process import FAREWELL, WorkerProcess, worker_request
+from lrsweep.orchestration.executors.worker_process import END_TIMEOUT, WorkerProcess, worker_request
 from lrsweep.tracking import DatasetInfo
 
 log = logging.getLogger(__name__)
 
-# Older ones let whoever reaches their ports run what they like (CVE-2026-27482).
+# In older versions, everyone who reaches Ray's ports can run code (CVE-2026-27482).
 _OLDEST = (2, 54)
-# Seconds until a folder made on one machine is seen on another.
+# Seconds until a folder that one machine has created is visible on another, on a shared filesystem.
 _VISIBLE_AFTER = 30.0
 
 
 class RayExecutor(WorkerPool):
-    """The executor `ray`. The first actor does the preparing: this machine may have no GPU.
+    """Workers in Ray actors.
 
-    A node that is lost takes its actors with it; new ones are placed wherever there is room.
+    The first actor does the preparing, because this machine may have no GPU. If a node is lost, its actors die, and Ray
+    places their replacements on other nodes.
+
+    Args:
+        config: The sweep's config.
     """
 
     def __init__(self, config: SweepConfig) -> None:
@@ -47,6 +51,7 @@ class RayExecutor(WorkerPool):
         self._environment = contextlib.ExitStack()
 
     def prepare(self, look: bool) -> DatasetInfo:
+        """Connects to Ray, starts the first actor and waits until it has checked everything."""
         self._connect()
         first = self._spawn(0, look)
         self._workers.append(first)
@@ -55,11 +60,11 @@ class RayExecutor(WorkerPool):
     def _connect(self) -> None:
         """Connects to the cluster, or starts one. Raises InputError."""
         wanted = self._config.executor
-        # Before Ray is imported: it reads them then.
+        # Ray reads these variables when it is imported.
         options = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         if wanted.address is None:
-            # A token of its own, and ports that only this machine reaches. Ray named the variable after the systems where it
-            # does so anyway.
+            # This Ray gets its own token, and ports that only this machine reaches. The variable is named after the
+            # systems where Ray does so by default.
             options["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options = {name: value for name, value in options.items() if name not in os.environ}
         if wanted.address is None:
@@ -84,7 +89,7 @@ class RayExecutor(WorkerPool):
         self._set_resources(ray)
 
     def _set_resources(self, ray: Any) -> None:
-        """How many workers, and what each gets. Raises InputError for what no node has."""
+        """Sets the number of workers and the resources of each. Raises InputError if no node has enough."""
         wanted = self._config.executor
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -107,6 +112,7 @@ class RayExecutor(WorkerPool):
         return _ActorHandle(self._ray, self._actor.remote(str(Path.cwd()), request, self._config.name))
 
     def end(self) -> None:
+        """Waits until all workers have ended, and disconnects from Ray or shuts it down."""
         super().end()
         if self._ray is not None:
             self._ray.shutdown()
@@ -114,11 +120,11 @@ class RayExecutor(WorkerPool):
 
 
 class WorkerActor:
-    """What runs on a node: an actor around a worker's process, which answers whatever becomes of the process.
+    """The actor's class: it owns a worker's process on a node, and still answers after the process has died.
 
     Args:
         folder: The working folder.
-        request: See `worker_request`.
+        request: The worker's first request, made by `worker_request`.
         name: The sweep's name.
     """
 
@@ -130,18 +136,18 @@ class WorkerActor:
             os.chdir(folder)
         except OSError as fault:
             self._fault = InputError(
-                f"executor=ray: the node {socket.gethostname()} has no {folder} ({fault.strerror}): every worker needs the "
-                "folder that lrsweep runs in; run it in a folder that all nodes share"
+                f"executor=ray: the node {socket.gethostname()} has no {folder} ({fault.strerror}): every worker needs "
+                "the folder that lrsweep runs in; run it in a folder that all nodes share"
             )
             return
         self._process = WorkerProcess(request, os.environ)
 
     def name(self) -> str:
-        """The worker's name in the study."""
+        """The worker's name in the study; empty if there is no process."""
         return self._process.name if self._fault is None else ""
 
     def prepared(self) -> str:
-        """The dataset, or a fault, as JSON."""
+        """Waits until the worker has checked everything. Returns the facts about the data, or an error, as JSON."""
         try:
             if self._fault is not None:
                 raise self._fault
@@ -150,11 +156,11 @@ class WorkerActor:
             return json.dumps({"fault": str(fault), "exit_code": fault.exit_code})
 
     def start(self) -> None:
-        """Has the worker work."""
+        """Tells the worker to train."""
         self._started.set()
 
     def result(self) -> str:
-        """How the worker ended, as JSON; waits for it."""
+        """Waits until the worker has ended; returns its WorkerResult as JSON."""
         while self._fault is None and self._process.running():
             if self._started.wait(0.1):
                 self._begin()
@@ -166,30 +172,37 @@ class WorkerActor:
         return json.dumps(asdict(self._process.result()))
 
     def _begin(self) -> None:
+        """Lets the worker train once the node sees the sweep's folder."""
         until = time.monotonic() + _VISIBLE_AFTER
         while not SweepFolder(self._name).path.is_dir():
             if time.monotonic() > until:
                 self._fault = StorageError(
-                    f"executor=ray: the node {socket.gethostname()} does not see {SweepFolder(self._name).path.absolute()}, "
-                    "which lrsweep has created; run it in a folder that all nodes share"
+                    f"executor=ray: the node {socket.gethostname()} does not see "
+                    f"{SweepFolder(self._name).path.absolute()}, which lrsweep has created; run it in a folder that "
+                    "all nodes share"
                 )
                 return
             time.sleep(0.2)
         self._process.start()
 
     def send(self, signum: int) -> None:
-        """Signals the worker's process."""
+        """Sends the worker's process a signal."""
         if self._fault is None:
             self._process.send(signal.Signals(signum))
 
     def close(self) -> None:
-        """Returns when the worker's process has ended."""
+        """Waits until the worker's process has ended."""
         if hasattr(self, "_process"):
             self._process.close()
 
 
 class _ActorHandle:
-    """A worker in an actor."""
+    """The WorkerHandle of a worker in an actor.
+
+    Args:
+        ray: The module ray.
+        actor: Ray's handle of a WorkerActor.
+    """
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray = ray
@@ -199,10 +212,16 @@ class _ActorHandle:
 
     @property
     def name(self) -> str:
+        """The worker's name; empty until the actor has been placed on a node."""
         return str(self._answer(self._name, 0.0) or "")
 
     def prepared(self) -> DatasetInfo:
-        """Waits until the actor has a place and the worker has looked at everything. Raises what it found."""
+        """Waits until the actor is placed and the worker has checked everything.
+
+        Raises:
+            LrsweepError: The worker found an error.
+            WorkerError: The actor died.
+        """
         text = self._answer(self._actor.prepared.remote(), None)
         if text is None:
             raise WorkerError(f"the actor that checks model and data died: {self.result().reason}")
@@ -212,37 +231,43 @@ class _ActorHandle:
         return DatasetInfo(**answer["dataset"])
 
     def start(self) -> None:
+        """Tells the worker to train."""
         self._actor.start.remote()
 
     def running(self) -> bool:
+        """Returns whether the worker has not ended yet."""
         ready, _ = self._ray.wait([self._result], timeout=0)
         return not ready
 
     def result(self) -> WorkerResult:
+        """How the worker ended."""
         try:
             return WorkerResult(**json.loads(self._ray.get(self._result)))
         except self._ray.exceptions.RayError as fault:
             text = str(fault)
-            said = [line.strip() for line in text.splitlines() if line.strip()]
-            # Memory that runs out is the worker's own doing; a node that is lost is not.
-            return WorkerResult(said[0] if said else type(fault).__name__, text, outside="memory" not in text.lower())
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            reason = lines[0] if lines else type(fault).__name__
+            # The worker may be the cause if memory runs out, but not if a node is lost.
+            return WorkerResult(reason, text, outside="memory" not in text.lower())
 
     def send(self, signum: signal.Signals) -> None:
-        # An actor without a name waits for a place, which may never come.
+        """Sends the worker's process a signal; kills an actor that has not been placed."""
+        # An actor without a name waits to be placed, perhaps forever.
         if signum == signal.SIGKILL or not self.name:
             self._ray.kill(self._actor)
         else:
             self._actor.send.remote(int(signum))
 
     def close(self) -> None:
-        # Ray kills an actor with all its children, whatever they are at; one without a name has no place yet.
+        """Waits until the worker has ended, then removes the actor."""
+        # Ray kills an actor with all its processes, so wait for the worker; an actor without a name has none yet.
         if self.name:
-            self._answer(self._actor.close.remote(), FAREWELL)
+            self._answer(self._actor.close.remote(), END_TIMEOUT)
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(self._actor)
 
     def _answer(self, reference: Any, seconds: float | None) -> Any:
-        """What a call answers; None where the actor is dead, or has no answer within `seconds`."""
+        """The result of a remote call; None if the actor is dead, or does not answer within `seconds`."""
         try:
             return self._ray.get(reference, timeout=seconds)
         except self._ray.exceptions.RayError:
@@ -251,7 +276,7 @@ class _ActorHandle:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables; on leaving, they are as before."""
+    """Sets environment variables, and restores them at the end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -266,26 +291,27 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Ray's core writes there by itself; what it has to say comes as an exception too."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Silences stderr: Ray's core writes to it directly, but its errors are raised as exceptions too."""
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 def _unreachable(address: str | None, fault: BaseException) -> str:
-    said = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    """The message for a Ray that cannot be reached or started."""
+    cause = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
     if address is None:
-        return f"executor=ray: no Ray could be started here: {said}"
-    chain = [fault, *(cause for cause in (fault.__cause__, fault.__context__) if cause is not None)]
+        return f"executor=ray: Ray cannot be started here: {cause}"
+    chain = [fault, *(link for link in (fault.__cause__, fault.__context__) if link is not None)]
     if any("authenti" in f"{type(link).__name__} {link}".lower() for link in chain):
         return (
-            f"executor.address={address}: the cluster does not take this token; put its own into RAY_AUTH_TOKEN or "
-            "~/.ray/auth_token (a cluster without one lets anybody who reaches it run code: RAY_AUTH_MODE=disabled if it is "
-            "to be so)"
+            f"executor.address={address}: the cluster does not accept this token; put the cluster's token into "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token, or set RAY_AUTH_MODE=disabled if the cluster has none (then everyone "
+            "who reaches it can run code)"
         )
-    return f"executor.address={address}: no Ray cluster answers there: {said}"
+    return f"executor.address={address}: no Ray cluster answers there: {cause}"

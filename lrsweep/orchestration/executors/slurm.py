@@ -1,7 +1,7 @@
-"""Workers as the jobs of a SLURM array, by submitit; or as its local jobs, where there is no SLURM.
+"""The executor `slurm`: workers as the jobs of a SLURM array, by submitit, or as its local jobs without SLURM.
 
-What submitit pickles is the name of a class and text. It lies in a folder that only its owner reads: the text holds the
-config as it is, with the database's password.
+submitit pickles the name of a class and JSON text. The text has the whole config, with the database's password, so the
+files are in a folder that only its owner can read.
 """
 
 import contextlib
@@ -25,37 +25,45 @@ from lrsweep.orchestration.executors.worker_process import WorkerProcess, worker
 from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.tracking import DatasetInfo
 
-# Seconds between two questions to SLURM's accounting, once jobs are some minutes old.
+# Seconds between two queries of SLURM's accounting, once jobs are some minutes old.
 _ASK_EVERY = 30
-# submitit's parameters that are the same for every cluster; all others are SLURM's own.
+# submitit's parameters that apply to every kind of cluster; all others are SLURM's.
 _GENERAL = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")
-# A job that runs into its time limit is queued again, until the sweep is done.
+# How often submitit may requeue a job that reaches its time limit: enough for any sweep.
 _TIMEOUTS = 1000
 
 
 class SlurmExecutor(WorkerPool):
-    """The executor `slurm`. One process on the controller's machine prepares, and ends."""
+    """Workers as jobs of SLURM, or of submitit's local kinds.
+
+    A process on the controller's machine does the preparing, and ends before the jobs are submitted.
+
+    Args:
+        config: The sweep's config.
+        cluster: submitit's cluster.
+    """
 
     def __init__(self, config: SweepConfig, cluster: Literal["slurm", "local", "debug"]) -> None:
         wanted = config.executor
-        # In this process there is room for one, as submitit changes its environment.
+        # The cluster `debug` runs jobs in this process, whose environment submitit changes, so there can be only one.
         super().__init__(1 if wanted.workers == "auto" or cluster == "debug" else wanted.workers)
         self._config = config
         self._cluster = cluster
         self._request = worker_request(config, look=False)
-        # Jobs that an earlier run of this sweep has submitted go on working.
+        # Jobs that an earlier run of this sweep submitted may still run.
         self._folder = jobs_folder(config.name)
         self._known: list[str] = []
         self._job_class: Any = None
 
     def prepare(self, look: bool) -> DatasetInfo:
+        """Checks submitit's parameters, and everything else in a process that ends afterwards."""
         try:
             import submitit
         except ImportError:
             raise InputError("executor=slurm: submitit is not installed; pip install 'lrsweep[slurm]'") from None
         self._submitit = submitit
-        with tempfile.TemporaryDirectory() as nowhere:
-            self._executor(Path(nowhere))
+        with tempfile.TemporaryDirectory() as folder:
+            self._executor(Path(folder))
         process = WorkerProcess(worker_request(self._config, look), os.environ)
         try:
             dataset = process.prepared()
@@ -64,6 +72,7 @@ class SlurmExecutor(WorkerPool):
         return dataset
 
     def start(self, study: ControllerStudy) -> None:
+        """Takes over the jobs of an earlier run, and submits the missing ones."""
         self._study = study
         with disk_faults(self._folder):
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -77,54 +86,63 @@ class SlurmExecutor(WorkerPool):
         return self._submit([index])[0]
 
     def _executor(self, folder: Path) -> Any:
-        """submitit's executor. Raises InputError for parameters that do not exist."""
+        """The executor of submitit. Raises InputError for invalid parameters."""
         executor = self._submitit.AutoExecutor(
             folder=folder, cluster=self._cluster, slurm_max_num_timeout=_TIMEOUTS, local_max_num_timeout=_TIMEOUTS
         )
         try:
             executor.update_parameters(**self._parameters())
         except (NameError, ValueError, TypeError, AssertionError) as fault:
-            said = (str(fault).splitlines() or [type(fault).__name__])[0]
-            raise InputError(f"executor.options={self._config.executor.options}: {said}") from None
+            cause = (str(fault).splitlines() or [type(fault).__name__])[0]
+            raise InputError(f"executor.options={self._config.executor.options}: {cause}") from None
         return executor
 
     def _submit(self, places: Sequence[int]) -> list[SubmittedJob]:
-        """New jobs; several at once are an array."""
+        """Submits new jobs; several at once are an array.
+
+        Args:
+            places: The indices of the workers.
+
+        Raises:
+            InputError: SLURM rejected the jobs.
+        """
         executor = self._executor(self._folder)
         work = [WorkerJob() for _ in places]
         try:
-            # Several in one batch are an array; the terminal's Ctrl-C is not for them.
-            with _undisturbed(), executor.batch():
+            with _ignoring_ctrl_c(), executor.batch():
                 jobs = [
                     executor.submit(job, str(Path.cwd()), self._request, self._devices(place))
                     for job, place in zip(work, places, strict=True)
                 ]
         except self._submitit.core.utils.FailedJobError as fault:
-            said = " ".join(str(fault).split())[:300]
-            raise InputError(f"executor=slurm: the jobs were not taken: {said}") from None
-        # submitit keeps scripts under their earlier names too; a sweep's folder has no links in it.
+            cause = " ".join(str(fault).split())[:300]
+            raise InputError(f"executor=slurm: SLURM rejected the jobs: {cause}") from None
+        # submitit also creates symlinks to its scripts, but a sweep's folder must not contain symlinks.
         for path in self._folder.iterdir():
             if path.is_symlink():
                 path.unlink()
         self._known += [job.job_id for job in jobs]
         digest = hashlib.sha256(self._request.encode()).hexdigest()
+        # "order" is the name that files on disk have for the digest of the request.
         write_text(self._folder / "jobs.json", json.dumps({"order": digest, "jobs": self._known}))
         if self._job_class is not None:
             jobs = [self._job_class(self._folder, job.job_id) for job in jobs]
         return [SubmittedJob(job, self._folder, self._cluster, here) for job, here in zip(jobs, work, strict=True)]
 
     def _gpus(self) -> int:
+        """The number of GPUs for each worker."""
         wanted = self._config.executor.gpus_per_worker
         if wanted == "auto":
             return 1 if self._cluster == "slurm" or hardware.gpus() else 0
         return wanted
 
     def _devices(self, place: int) -> str | None:
-        """The GPUs of a worker here, as CUDA_VISIBLE_DEVICES; SLURM hands them out itself."""
+        """The CUDA_VISIBLE_DEVICES of a worker on this machine; None on SLURM, which sets it itself."""
         first, count = place * self._gpus(), self._gpus()
         return None if self._cluster == "slurm" else ",".join(hardware.gpus()[first : first + count])
 
     def _parameters(self) -> dict[str, Any]:
+        """The parameters for submitit; `executor.options` override lrsweep's own."""
         wanted = self._config.executor
         options = {
             (key if key in _GENERAL or key.startswith(("slurm_", "local_")) else f"slurm_{key}"): value
@@ -139,7 +157,7 @@ class SlurmExecutor(WorkerPool):
         }
 
     def _earlier(self) -> list[SubmittedJob]:
-        """Jobs that an earlier run submitted with the same config, and that SLURM still has; its other jobs are ended."""
+        """The jobs that an earlier run submitted and that still run; cancels them if their config has changed."""
         try:
             found = json.loads((self._folder / "jobs.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -155,10 +173,12 @@ class SlurmExecutor(WorkerPool):
         return jobs
 
     def stop(self) -> None:
+        """Asks the workers to checkpoint and end; cancels pending jobs."""
         self._stopped = True
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Kills the workers and cancels pending jobs."""
         self._send(signal.SIGKILL)
 
     def _send(self, signum: signal.Signals) -> None:
@@ -169,28 +189,31 @@ class SlurmExecutor(WorkerPool):
                 worker.send(signum)
 
     def end(self) -> None:
+        """Cancels pending jobs, waits for the others, and removes the files with the config."""
         if self._cluster == "slurm":
-            # What waits in the queue has nothing to do any more.
+            # Pending jobs would find nothing to do.
             scancel(self._workers, None)
         super().end()
-        # There is a password in them, and nobody reads them any more.
+        # They hold the config with its password, and nobody needs them any more.
         for path in self._folder.glob("*_submitted.pkl"):
             path.unlink(missing_ok=True)
 
 
 def _frequently_watched_job() -> Any:
-    """submitit's job, asking SLURM's accounting more often than its ten minutes."""
+    """A class like SlurmJob of submitit, which queries SLURM's accounting more often than every ten minutes."""
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class FrequentlyWatchedJob(SlurmJob):  # type: ignore[misc]
+        """A SlurmJob with its own watcher."""
+
         watcher = SlurmInfoWatcher(delay_s=_ASK_EVERY)
 
     return FrequentlyWatchedJob
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What is started inside does not get the terminal's Ctrl-C: the controller passes it on."""
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Makes processes that are started in this block ignore Ctrl-C: the controller stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""One job of SLURM's, or of submitit's local kind: what runs in it, and how the controller sees it."""
+"""A job of SLURM, or of submitit's local kinds: what runs in it, and how the controller sees it."""
 
 import contextlib
 import json
@@ -16,16 +16,29 @@ from lrsweep.files.atomic import write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.orchestration import liveness
 from lrsweep.orchestration.executors.worker_pool import WorkerHandle, WorkerResult
-from lrsweep.orchestration.executors.worker_process import FAREWELL, WorkerProcess
+from lrsweep.orchestration.executors.worker_process import END_TIMEOUT, WorkerProcess
 
 
 class WorkerJob:
-    """What a job runs: a worker's process, and around it what submitit and SLURM need."""
+    """The callable that a job runs: it starts a worker's process, and handles submitit's and SLURM's signals.
+
+    Attributes:
+        process: The worker's process; None before the job runs.
+    """
 
     process: WorkerProcess | None = None
 
     def __call__(self, folder: str, request: str, devices: str | None) -> str:
-        """Runs a worker to its end, on `devices` or what it is given; answers how that was, as JSON."""
+        """Runs a worker to its end.
+
+        Args:
+            folder: The working folder.
+            request: The worker's first request, made by `worker_request`.
+            devices: The worker's CUDA_VISIBLE_DEVICES; None keeps the job's.
+
+        Returns:
+            The WorkerResult as JSON.
+        """
         os.chdir(folder)
         config = json.loads(request)["config"]
         environment = {"OMP_NUM_THREADS": str(config["executor"]["cpus_per_worker"]), **os.environ}
@@ -33,14 +46,14 @@ class WorkerJob:
             environment["CUDA_VISIBLE_DEVICES"] = devices
         process = self.process = WorkerProcess(request, environment)
         if threading.current_thread() is threading.main_thread():
-            # scancel's. submitit itself would only note it.
+            # SIGTERM comes from scancel. submitit's handler would only log it.
             signal.signal(signal.SIGTERM, lambda *_: process.checkpoint_and_end())
         from submitit import JobEnvironment
 
         write_text(jobs_folder(config["name"]) / f"worker-{JobEnvironment().job_id}", process.name)
         process.start()
         try:
-            # Not wait(), whose lock a signal handler would wait for.
+            # Not wait(): it holds a lock that the signal handler would wait for.
             while process.running():
                 time.sleep(0.2)
             return json.dumps(asdict(process.result()))
@@ -48,7 +61,7 @@ class WorkerJob:
             process.close()
 
     def checkpoint(self, folder: str, request: str, devices: str | None) -> Any:
-        """submitit's: the time is up, or somebody more important comes. What is to run once the job has its turn again."""
+        """Called by submitit at a time limit or a preemption; returns what to run when the job is requeued."""
         from submitit.helpers import DelayedSubmission
 
         assert self.process is not None
@@ -57,7 +70,18 @@ class WorkerJob:
 
 
 class SubmittedJob:
-    """A worker in a job."""
+    """The WorkerHandle of a worker in a job.
+
+    Args:
+        job: The job of submitit.
+        folder: The folder of the sweep's jobs.
+        cluster: submitit's cluster.
+        here: The callable itself, if it runs in this process (cluster `debug`).
+
+    Attributes:
+        id: The job's id.
+        cancelled: Whether the job was cancelled while it may have been pending.
+    """
 
     def __init__(self, job: Any, folder: Path, cluster: str, here: WorkerJob | None = None) -> None:
         self.id = str(job.job_id)
@@ -73,32 +97,36 @@ class SubmittedJob:
 
     @property
     def name(self) -> str:
+        """The worker's name; empty until the job has started."""
         try:
             return self._named.read_text()
         except FileNotFoundError:
             return ""
 
     def start(self) -> None:
-        """The job starts by itself, once it has its turn."""
+        """Does nothing: SLURM starts the job."""
 
     def running(self) -> bool:
+        """Returns whether the job has not ended yet; a pending job counts as running."""
         if self._thread is not None:
             return self._thread.is_alive()
-        # SLURM's accounting may take its time to tell that a job will never begin.
+        # SLURM's accounting may be slow to report that a cancelled job will never start.
         return not (self._job.done() or (self.cancelled and not self.name))
 
     def result(self) -> WorkerResult:
+        """How the worker, or its job, ended."""
         if self._thread is None and not self._job.paths.result_pickle.exists():
             state = str(self._job.state)
             return WorkerResult(f"its job {self.id} is {state}", outside=state != "OUT_OF_MEMORY")
         try:
             return WorkerResult(**json.loads(self._job.result()))
-        except Exception as fault:  # whatever submitit, or our own code under it, has met there
+        except Exception as fault:  # submitit raises any error of the job
             return WorkerResult(
                 f"its job {self.id} failed: {(str(fault).strip().splitlines() or [''])[-1]}", str(fault)
             )
 
     def send(self, signum: signal.Signals) -> None:
+        """Sends the worker a signal."""
         if self._cluster == "slurm":
             scancel([self], signum)
         elif self._cluster == "local":
@@ -107,9 +135,9 @@ class SubmittedJob:
             self._here.process.send(signum)
 
     def _signal_here(self, signum: signal.Signals) -> None:
-        """submitit's local job: its id is that of a process, which passes SIGTERM on; what is killed passes on nothing."""
+        """Signals a local job. Its id is that of a process, which forwards SIGTERM to the worker, but not SIGKILL."""
         processes = [int(self.id)]
-        # Only while the worker lives: its process id may belong to another program by now.
+        # Only while the worker is alive: its process id may belong to another program afterwards.
         worker = liveness.local_pid(self._folder.parent, self.name)
         if signum == signal.SIGKILL and worker is not None:
             processes.append(worker)
@@ -118,7 +146,8 @@ class SubmittedJob:
                 os.kill(process, signum)
 
     def close(self) -> None:
-        until = time.monotonic() + FAREWELL
+        """Waits until the job has ended; a job that takes too long is ended."""
+        until = time.monotonic() + END_TIMEOUT
         while self.running() and time.monotonic() < until:
             time.sleep(0.2)
         if self.running():
@@ -126,7 +155,12 @@ class SubmittedJob:
 
 
 def scancel(jobs: Sequence[WorkerHandle], signum: signal.Signals | None) -> None:
-    """Takes back the jobs that have not begun, and signals the others; for SIGKILL, SLURM gives them some seconds more."""
+    """Cancels jobs that are pending, and signals the others.
+
+    Args:
+        jobs: The jobs.
+        signum: The signal; None signals no job. SIGKILL makes SLURM end the jobs, after a grace period of some seconds.
+    """
     ours = [job for job in jobs if isinstance(job, SubmittedJob)]
     if not ours:
         return
@@ -134,9 +168,9 @@ def scancel(jobs: Sequence[WorkerHandle], signum: signal.Signals | None) -> None
     if signum is not None:
         calls.append([] if signum == signal.SIGKILL else [f"--signal={signum.name}"])
     for flags in calls:
-        # A job that has ended meanwhile is no fault.
+        # scancel fails for a job that has ended by now, which is fine.
         subprocess.run(
-            ["scancel", *flags, *(job.id for job in ours)],
+            ["scancel", *flags, *(job.id for job in ours)],  # noqa: S607 - wherever the cluster has installed it
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
@@ -146,5 +180,5 @@ def scancel(jobs: Sequence[WorkerHandle], signum: signal.Signals | None) -> None
 
 
 def jobs_folder(name: str) -> Path:
-    """Where submitit keeps a sweep's jobs."""
+    """The folder where submitit stores a sweep's jobs."""
     return SweepFolder(name).path / ".slurm"

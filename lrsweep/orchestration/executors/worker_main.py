@@ -1,11 +1,11 @@
-"""A worker's process: `python -m lrsweep.orchestration.executors.worker_main`.
+"""The main program of a worker's process: `python -m lrsweep.orchestration.executors.worker_main`.
 
-It reads JSON lines on stdin and answers them on stdout.
+It reads requests from stdin and writes answers to stdout, one JSON object per line:
 
     {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...} or {"fault": ..., "exit_code": ...}
-    {"start": true}                              work     -> nothing, or {"fault": ..., "exit_code": ...} before it ends
+    {"start": true}                              train    -> nothing, or {"fault": ..., "exit_code": ...} before it ends
 
-Once stdin ends, the controller has gone: the worker checkpoints and ends, as on SIGTERM.
+The end of stdin means that the controller has ended: the worker checkpoints and ends, as on SIGTERM.
 """
 
 import contextlib
@@ -35,15 +35,14 @@ from lrsweep.search.study_lifecycle import join_study
 
 
 def main() -> None:
-    """Prepares, works and exits."""
+    """Prepares, trains and exits."""
     faulthandler.enable()
     quiet()
     answers = _own_stdout()
     stop = threading.Event()
-    # SLURM announces the end of a job with one of the latter two.
+    # SLURM announces the end of a job with SIGUSR1 or SIGUSR2.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, lambda *_: stop.set())
-    # Before there is a trial to checkpoint, nothing is lost by ending at once.
     requests = _Requests(stop)
     try:
         _run(requests, answers, stop)
@@ -72,7 +71,11 @@ def _run(requests: "_Requests", answers: IO[str], stop: threading.Event) -> None
 
 
 class _Requests(threading.Thread):
-    """Reads requests; once there can be none any more, sets `stop`, or ends the process if it has not started to work."""
+    """Reads requests in a thread. At the end of stdin, it sets `stop`, or exits if there is no trial to checkpoint yet.
+
+    Args:
+        stop: Makes the worker checkpoint and end.
+    """
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -82,12 +85,13 @@ class _Requests(threading.Thread):
         self.start()
 
     def next(self) -> Mapping[str, Any]:
-        """Waits for the next request."""
+        """Waits for the next request and returns it."""
         request = self._received.get()
         self._working = "start" in request
         return request
 
     def run(self) -> None:
+        """Runs in the thread."""
         for line in sys.stdin:
             self._received.put(json.loads(line))
         self._stop_work.set()
@@ -98,7 +102,7 @@ class _Requests(threading.Thread):
 
 
 def _own_stdout() -> IO[str]:
-    """The real stdout, for answers; whatever libraries print goes to stderr from here on."""
+    """The real stdout, for answers; from here on, everything that libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
@@ -113,7 +117,7 @@ def _answer(answers: IO[str], message: Mapping[str, Any]) -> None:
 def _exit(code: int) -> None:
     logging.shutdown()
     sys.stderr.flush()
-    # Threads of torch and of the database may be in whatever state.
+    # A normal exit could hang in the threads of torch or of the database.
     os._exit(code)
 
 

@@ -1,4 +1,9 @@
-"""What all executors with worker processes have in common: workers that die are replaced."""
+"""The base of all executors with worker processes: it starts, replaces and stops workers.
+
+An executor derives from WorkerPool and adds `prepare` and `_spawn`. `_spawn` returns a WorkerHandle, the pool's only
+access to a worker; `WorkerProcess` is the handle of a process on this machine (`local.py`). To run a worker elsewhere,
+start a WorkerProcess there, and write a handle that talks to it (`ray.py`, `slurm_job.py`).
+"""
 
 import logging
 import signal
@@ -11,20 +16,20 @@ from lrsweep.search.controller_study import ControllerStudy
 
 log = logging.getLogger(__name__)
 
-# So many workers may die one after another before any of them has a trial.
-_FRUITLESS = 3
+# The sweep ends once this many workers have died one after another without getting a trial.
+_MOST_DEATHS_WITHOUT_TRIAL = 3
 
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """How a worker's process ended, as plain data that can be sent from one machine to another.
+    """How a worker ended, as plain data that can be sent between machines.
 
     Attributes:
-        reason: In words.
-        stderr: The end of its stderr.
-        outside: Whether someone else ended it: no trial of it caused that.
-        fault: An error that it reported itself.
-        exit_code: That error's exit code.
+        reason: The reason, as text for the terminal.
+        stderr: The end of its stderr, for the log.
+        outside: Whether someone else ended it, so that none of its trials is the cause.
+        fault: The error that it reported before it ended; None if it died.
+        exit_code: The error's exit code.
     """
 
     reason: str
@@ -34,59 +39,79 @@ class WorkerResult:
     exit_code: int = 0
 
     def check(self) -> None:
-        """Raises the error that the worker reported."""
+        """Raises the error that the worker reported, if it did."""
         if self.fault is not None:
             raise reported(self.fault, self.exit_code)
 
 
 class WorkerHandle(Protocol):
-    """One worker, wherever its process is."""
+    """One worker, wherever its process runs. `running` is called about twice a second."""
 
     @property
     def name(self) -> str:
-        """The worker's name in the study; empty where that is not known yet."""
+        """The worker's name in the study; empty as long as it is not known.
+
+        With a name, the pool can record which trials a dead worker had.
+        """
 
     def start(self) -> None:
-        """Has it work."""
+        """Tells the worker to train. Does not wait."""
 
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Returns whether the worker has not ended yet; one that waits for its turn counts as running."""
 
     def result(self) -> WorkerResult:
-        """How it ended."""
+        """How the worker ended. Called once it does not run any more."""
 
     def send(self, signum: signal.Signals) -> None:
-        """Signals the process, if it runs."""
+        """Sends the worker a signal if it runs: SIGTERM asks it to checkpoint and end, SIGKILL ends it at once."""
 
     def close(self) -> None:
-        """Waits for it to end, which it does by itself; one that does not is killed."""
+        """Waits until the worker has ended by itself, kills it if it takes too long, and frees its resources."""
 
 
 class WorkerPool(ABC):
-    """An executor's workers. An executor adds how to prepare, and how to start one.
+    """The workers of an executor; the base class of executors, which adds all methods of `Executor` but `prepare`.
+
+    `prepare` may put the worker that does the preparing into `_workers`; `start` spawns the others.
 
     Args:
-        count: How many workers.
+        count: The number of workers.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._workers: list[WorkerHandle] = []
         self._stopped = False
-        self._fruitless = 0
+        self._deaths_without_trial = 0
+        # The number of ended trials at the last death.
         self._ended = 0
 
     @abstractmethod
     def _spawn(self, index: int) -> WorkerHandle:
-        """A new worker in the place `index`."""
+        """Creates a worker that is ready for `start`.
+
+        Args:
+            index: The worker's index, from 0; a replacement has the index of the dead worker. It can select a GPU.
+        """
 
     def start(self, study: ControllerStudy) -> None:
+        """Spawns the missing workers and starts all."""
         self._study = study
         self._workers += [self._spawn(i) for i in range(len(self._workers), self._count)]
         for worker in self._workers:
             worker.start()
 
     def replace_dead(self) -> list[str]:
+        """Replaces dead workers, until `stop` is called.
+
+        Returns:
+            A line for the terminal about each replaced worker.
+
+        Raises:
+            WorkerError: Workers keep dying before they get a trial.
+            LrsweepError: A worker reported an error.
+        """
         lines = []
         for i, worker in enumerate(self._workers):
             if self._stopped or worker.running():
@@ -100,40 +125,50 @@ class WorkerPool(ABC):
         return lines
 
     def _record_death(self, name: str, result: WorkerResult) -> str:
-        """Notes a death; returns its trials and the reason. Raises WorkerError where no worker stays alive."""
+        """Records a death in the log and the study; returns the worker's trials and the reason as text.
+
+        Raises:
+            WorkerError: Workers keep dying before they get a trial.
+        """
         log.error("a worker died: %s\n%s", result.reason, result.stderr)
         had = [view for view in self._study.trials() if view.claim is not None and view.claim.worker == name != ""]
         running = [str(view.number) for view in had if view.record is None]
-        # What someone else kills says nothing about the trials.
+        # If someone else killed the worker, its trials are not suspect.
         if name and not result.outside:
             self._study.record_death(name, result.reason)
         ended = len(self._study.records())
-        self._fruitless = 0 if had or ended > self._ended else self._fruitless + 1
+        self._deaths_without_trial = 0 if had or ended > self._ended else self._deaths_without_trial + 1
         self._ended = ended
-        if self._fruitless == _FRUITLESS:
-            raise WorkerError(f"{_FRUITLESS} workers died before they had a trial; the last one: {result.reason}")
+        if self._deaths_without_trial == _MOST_DEATHS_WITHOUT_TRIAL:
+            raise WorkerError(
+                f"{_MOST_DEATHS_WITHOUT_TRIAL} workers died before they had a trial; the last one: {result.reason}"
+            )
         trials = f" with trial{'s' if len(running) > 1 else ''} {', '.join(running)}" if running else ""
         return f"{trials}: {result.reason}"
 
     def stop(self) -> None:
+        """Asks all workers to checkpoint and end; none is replaced any more."""
         self._stopped = True
         for worker in self._workers:
             worker.send(signal.SIGTERM)
 
     def running(self) -> bool:
+        """Returns whether any worker runs."""
         return any(worker.running() for worker in self._workers)
 
     def kill(self) -> None:
+        """Kills all workers."""
         for worker in self._workers:
             worker.send(signal.SIGKILL)
 
     def end(self) -> None:
+        """Waits until all workers have ended."""
         for worker in self._workers:
             worker.close()
 
 
 def reported(fault: str, exit_code: int) -> LrsweepError:
-    """The error that a worker reported, as it was before it was sent."""
+    """An error that a worker reported, restored from its text and exit code."""
     error = LrsweepError(fault)
     error.exit_code = exit_code
     return error

@@ -1,4 +1,4 @@
-"""A worker's process on this machine: given its requests over stdin, answering over stdout."""
+"""A worker's process on this machine. It gets requests over stdin and answers over stdout (`worker_main.py`)."""
 
 import contextlib
 import json
@@ -17,28 +17,36 @@ from lrsweep.orchestration.executors.worker_pool import WorkerResult, reported
 from lrsweep.orchestration.liveness import new_worker_name
 from lrsweep.tracking import DatasetInfo
 
-# Seconds that a worker may take to end once there is nothing left to do.
-FAREWELL = 30.0
-# Characters of its stderr that are kept.
+# Seconds that a worker may take to end once it has nothing to do.
+END_TIMEOUT = 30.0
+# Characters of a worker's stderr that are kept.
 _TAIL = 20_000
 _MAIN = "lrsweep.orchestration.executors.worker_main"
 
 
 def worker_request(config: SweepConfig, look: bool) -> str:
-    """A worker's first request, as text that can be sent anywhere. `look` has gradients checked too."""
+    """A worker's first request as JSON.
+
+    Args:
+        config: The sweep's config, with its passwords.
+        look: Also check the gradients.
+    """
     return json.dumps({"config": config.model_dump(mode="json"), "look": look})
 
 
 class WorkerProcess:
-    """`worker_main.py` as someone on the same machine sees it.
+    """The WorkerHandle of a worker's process on this machine. The process starts to prepare at once.
 
     Args:
-        request: See `worker_request`.
+        request: The worker's first request, made by `worker_request`.
         environment: The process's environment.
+
+    Attributes:
+        name: The worker's name in the study.
     """
 
     def __init__(self, request: str, environment: Mapping[str, str]) -> None:
-        # Its name is made here: once the process is dead, there is nobody to ask.
+        # The name is made here because a dead process cannot report it.
         self.name = new_worker_name()
         self._oom_kills = hardware.oom_kills()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
@@ -53,7 +61,15 @@ class WorkerProcess:
         self._write({**json.loads(request), "worker": self.name})
 
     def prepared(self) -> DatasetInfo:
-        """Waits until the worker has checked everything. Raises what it found, or WorkerError."""
+        """Waits until the worker has checked everything.
+
+        Returns:
+            The facts about the data.
+
+        Raises:
+            LrsweepError: The worker found an error.
+            WorkerError: The process died.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {}
@@ -65,6 +81,7 @@ class WorkerProcess:
         raise WorkerError(f"the process that checks model and data died: {self._reason()}")
 
     def start(self) -> None:
+        """Tells the worker to train."""
         self._write({"start": True})
 
     def _write(self, message: Mapping[str, Any]) -> None:
@@ -73,12 +90,14 @@ class WorkerProcess:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died, which is seen elsewhere
+            pass  # the process has died, which `running` reports
 
     def running(self) -> bool:
+        """Returns whether the process has not ended yet."""
         return self._process.poll() is None
 
     def result(self) -> WorkerResult:
+        """How the process ended."""
         assert self._process.stdout is not None
         for line in self._process.stdout.read().splitlines():
             answer = json.loads(line)
@@ -108,12 +127,13 @@ class WorkerProcess:
         return self._process.returncode == -signal.SIGKILL and hardware.oom_kills() > self._oom_kills
 
     def close(self) -> None:
+        """Waits until the process has ended; kills it if it takes too long."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(FAREWELL)
+            self._process.wait(END_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -121,12 +141,13 @@ class WorkerProcess:
         self._stderr.close()
 
     def send(self, signum: signal.Signals) -> None:
+        """Sends the process a signal, if it runs."""
         if self.running():
             self._process.send_signal(signum)
 
     def checkpoint_and_end(self) -> None:
-        """Asks the process to checkpoint and end, and returns when it has; also from a signal handler."""
-        # Popen's own wait would wait for a lock that the interrupted code may hold.
+        """Asks the process to checkpoint and end, and waits for its end. Safe in a signal handler."""
+        # Popen.wait needs a lock that the interrupted code may hold.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._process.pid, signal.SIGTERM)
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)

@@ -1,4 +1,4 @@
-"""Tokenised rows: packing them into blocks, padding them into batches."""
+"""Tokenised rows: packed into blocks, and padded into batches."""
 
 import bisect
 from collections.abc import Sequence
@@ -13,10 +13,13 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row, or a block of packed rows. `labels` is as long as `input_ids`; IGNORED where nothing is learned.
+    """One tokenised row, or a block of packed rows.
 
-    A row's first token is never a label: nothing stands before it to predict it from. `segments` holds the lengths of
-    the rows in a packed block, and is empty for a row that is not packed.
+    Attributes:
+        input_ids: The tokens, T of them.
+        labels: The labels, T of them: the token itself where it is learned, else IGNORED. A row's first token is never
+            learned, because there is nothing to predict it from.
+        segments: The lengths of the rows in a packed block; empty for a row that is not packed.
     """
 
     input_ids: tuple[int, ...]
@@ -25,19 +28,26 @@ class Example:
 
 
 def pack(examples: Sequence[Example], max_length: int) -> list[Example]:
-    """The rows in blocks of at most `max_length` tokens: longest first, each into the fullest block that has room."""
+    """Packs rows into blocks of at most `max_length` tokens: best-fit decreasing bin packing.
+
+    Rows are placed from the longest to the shortest, each into the fullest block that has room.
+
+    Args:
+        examples: Rows of at most `max_length` tokens, not packed.
+        max_length: The most tokens of a block.
+    """
     blocks: list[list[Example]] = []
-    rooms: list[tuple[int, int]] = []  # (free tokens, block), ascending
+    free_space: list[tuple[int, int]] = []  # (free tokens, block), ascending
     for example in sorted(examples, key=lambda example: -len(example.input_ids)):
         length = len(example.input_ids)
-        fitting = bisect.bisect_left(rooms, (length, -1))
-        if fitting < len(rooms):
-            free, block = rooms.pop(fitting)
+        fitting = bisect.bisect_left(free_space, (length, -1))
+        if fitting < len(free_space):
+            free, block = free_space.pop(fitting)
             blocks[block].append(example)
         else:
             free, block = max_length, len(blocks)
             blocks.append([example])
-        bisect.insort(rooms, (free - length, block))
+        bisect.insort(free_space, (free - length, block))
     return [
         Example(
             input_ids=tuple(token for row in block for token in row.input_ids),
@@ -49,13 +59,19 @@ def pack(examples: Sequence[Example], max_length: int) -> list[Example]:
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> "dict[str, torch.Tensor]":
-    """A batch padded on the right to its longest example: input_ids, labels and, each (B, T) and integer,
+    """A batch of examples, padded on the right to the longest.
 
-    - rows: attention_mask, 0 on padding;
-    - packed blocks: position_ids, which start at 0 in every row. No attention_mask: transformers tells the rows of a
-      block apart by position_ids only when there is neither mask nor cache, so call the model with `use_cache=False`
-      (as Trainer does). Padding is one more row, which no other attends to. Holds for eager and sdpa attention; flash
-      attention looks at position_ids in batches of one block only.
+    Call the model with `use_cache=False` (as Trainer does) for packed blocks: transformers separates the rows of a
+    block by position_ids only without a mask and a cache. Padding is then one more row, which no other row attends to.
+    This is right for eager and sdpa attention; flash attention uses position_ids in batches of one block only.
+
+    Args:
+        examples: B rows or packed blocks.
+        pad_token_id: The token that pads input_ids.
+
+    Returns:
+        `input_ids` and `labels`, and for rows `attention_mask` (0 on padding), or for packed blocks `position_ids`
+        (starting at 0 in every row of a block); each an int64 tensor [B, T].
     """
     import torch
 

@@ -1,12 +1,13 @@
-"""LLaMA-Factory's data sets as they are: dataset_info.json says where each lies and how its rows look.
+"""Reads LLaMA-Factory's data sets: dataset_info.json has each one's files and columns.
 
-Each row becomes a `messages` row. As there, rows whose turns do not alternate are left out.
+Each row becomes a row of the format `messages`. As in LLaMA-Factory, rows whose turns do not alternate are left out.
+LLaMA-Factory's data/README.md describes dataset_info.json.
 """
 
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _TAGS = {
 _ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _OTHER_DATA = ("images", "videos", "audios", "kto_tag", "chosen", "rejected")
 
+# Makes the error for a key of an entry, given the reason.
+_Refuse = Callable[[str, str], InputError]
+
 
 class _BrokenRowError(Exception):
     """A row that LLaMA-Factory leaves out."""
@@ -36,7 +40,20 @@ class _BrokenRowError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of dataset_info.json. `columns` and `tags` hold its own names; one that is not there has none."""
+    """A data set of dataset_info.json.
+
+    Attributes:
+        name: Its name there.
+        place: Its file, folder, or id on the hub.
+        on_hub: Whether `place` is an id on the hub.
+        formatting: `alpaca`, `sharegpt` or `openai`.
+        columns: The data set's name of each column that it has, by LLaMA-Factory's name.
+        tags: The data set's name of each role and field that it has, by LLaMA-Factory's name.
+        subset: The configuration on the hub.
+        split: The split on the hub.
+        folder: A folder within the data set on the hub.
+        num_samples: How many rows to draw; None for all.
+    """
 
     name: str
     place: str
@@ -50,7 +67,7 @@ class Entry:
     num_samples: int | None
 
     def sources(self) -> list[Source]:
-        """Its file, the files of its folder, or its data set on the hub."""
+        """The data set's file, the files of its folder, or its data set on the hub."""
         if self.on_hub:
             return [Source("dataset_info.json", self.place, self.subset, self.split, self.folder)]
         path = Path(self.place)
@@ -59,7 +76,16 @@ class Entry:
 
 
 def entries(folder: str, names: str, key: str) -> list[Entry]:
-    """The data sets named, comma-separated. Raises InputError for one that is not there, or is not for supervised training."""
+    """The data sets with these names.
+
+    Args:
+        folder: The folder of dataset_info.json.
+        names: The names, separated by commas.
+        key: The config key that has the names, for messages.
+
+    Raises:
+        InputError: One of them is missing, or is not for supervised fine-tuning on text.
+    """
     path = Path(folder).expanduser() / FILE
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -76,23 +102,43 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
 
 
 def check(folder: str, names: str, key: str) -> None:
-    """Raises InputError for what shows without reading a row."""
+    """Checks the data sets as far as possible without reading a row.
+
+    Args:
+        folder: The folder of dataset_info.json.
+        names: The names, separated by commas.
+        key: The config key that has the names, for messages.
+
+    Raises:
+        InputError: One of them, or its file, is missing or cannot be used.
+    """
     for entry in entries(folder, names, key):
         for source in entry.sources():
             source.check()
 
 
 def open_sets(folder: str, names: str, key: str, first: int | None, seed: int) -> Rows:
-    """The rows of all data sets, end to end; of each, the `first` so many."""
+    """Opens data sets and joins their rows.
+
+    Args:
+        folder: The folder of dataset_info.json.
+        names: The names, separated by commas.
+        key: The config key that has the names, for messages.
+        first: The most rows to take of each data set, the first ones; None for all.
+        seed: Seeds the draw of data sets with `num_samples`.
+
+    Raises:
+        InputError: A data set cannot be used, a row is bad, or no usable row is left.
+    """
     parts = [_Part(entry, _opened(entry), entry.formatting == "alpaca") for entry in entries(folder, names, key)]
     places: list[tuple[int, int]] = []
     for number, part in enumerate(parts):
-        order = part.order(seed)
-        chosen = order if first is None else order[:first]
+        sample = part.sample(seed)
+        chosen = sample if first is None else sample[:first]
         rows = [(number, index) for index in chosen if not part.broken(index)]
         if len(rows) < len(chosen):
             logging.getLogger(__name__).warning(
-                "dataset %s: %d row(s) left out, as LLaMA-Factory does: their turns do not alternate",
+                "dataset %s: %d row(s) left out, as in LLaMA-Factory: their turns do not alternate",
                 part.entry.name,
                 len(chosen) - len(rows),
             )
@@ -108,7 +154,7 @@ def _opened(entry: Entry) -> list[Rows]:
 
 @dataclass(frozen=True)
 class _Part:
-    """One data set's rows, counted through its files."""
+    """One data set's rows, numbered across its files."""
 
     entry: Entry
     files: list[Rows]
@@ -117,17 +163,18 @@ class _Part:
     def __len__(self) -> int:
         return sum(len(file) for file in self.files)
 
-    def order(self, seed: int) -> list[int]:
-        """All its rows; with num_samples a random so many, each once before any twice."""
+    def sample(self, seed: int) -> list[int]:
+        """The numbers of all rows; with num_samples that many at random, and none twice before every row is drawn."""
         count, wanted = len(self), self.entry.num_samples
-        order = list(range(count))
+        numbers = list(range(count))
         if wanted is None:
-            return order
-        draw = random.Random(seed)
-        draw.shuffle(order)
-        return order[:wanted] + [draw.randrange(count) for _ in range(wanted - count)]
+            return numbers
+        draw = random.Random(seed)  # noqa: S311 - reproducible sampling, not cryptography
+        draw.shuffle(numbers)
+        return numbers[:wanted] + [draw.randrange(count) for _ in range(wanted - count)]
 
     def place(self, index: int) -> tuple[Rows, int]:
+        """The row's file and its number there."""
         for file in self.files:
             if index < len(file):
                 return file, index
@@ -135,6 +182,7 @@ class _Part:
         raise IndexError(index)
 
     def broken(self, index: int) -> bool:
+        """Whether LLaMA-Factory leaves this row out. Raises InputError for a bad row."""
         try:
             self.row(index)
         except _BrokenRowError:
@@ -145,6 +193,7 @@ class _Part:
         return False
 
     def row(self, index: int) -> dict[str, Any]:
+        """The row in the format `messages`. Raises BadRowError, or _BrokenRowError for one that is left out."""
         file, at = self.place(index)
         row = next(iter(file.read([at])))
         if not isinstance(row, Mapping):
@@ -154,6 +203,8 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Joined:
+    """The usable rows of several data sets: the data set and row number of each."""
+
     parts: list[_Part]
     places: list[tuple[int, int]]
 
@@ -161,22 +212,50 @@ class _Joined:
         return len(self.places)
 
     def where(self, index: int) -> str:
+        """The row's file and line."""
         part, row = self.places[index]
         file, at = self.parts[part].place(row)
         return file.where(at)
 
     def read(self, indices: Sequence[int]) -> Iterator[object]:
+        """The rows with these numbers, in the format `messages`."""
         for index in indices:
             part, row = self.places[index]
             yield self.parts[part].row(row)
 
 
 def _entry(name: str, entry: Any, path: Path) -> Entry:
+    """A data set of dataset_info.json, checked. Raises InputError."""
+
     def refuse(key: str, why: str) -> InputError:
         return InputError(f"{path}: {name}.{key}: {why}")
 
     if not isinstance(entry, Mapping):
         raise refuse("", 'not a mapping; write it as {"file_name": ...}')
+    _check_kind(entry, refuse)
+    _check_fields(entry, refuse)
+    columns, tags = entry.get("columns"), entry.get("tags")
+    on_hub = bool(entry.get("hf_hub_url"))
+    place = entry.get("hf_hub_url") or entry.get("file_name")
+    if not place:
+        raise refuse("file_name", "missing; give the file with its rows")
+    return Entry(
+        name,
+        place if on_hub else str(path.parent / place),
+        on_hub,
+        entry.get("formatting", "alpaca"),
+        # If an entry names some columns, it has no others.
+        {key: value for key, value in columns.items() if value} if columns is not None else _COLUMNS,
+        {key: value for key, value in tags.items() if value} if tags is not None else _TAGS,
+        entry.get("subset"),
+        entry.get("split") or "train",
+        entry.get("folder"),
+        entry.get("num_samples"),
+    )
+
+
+def _check_kind(entry: Mapping[str, Any], refuse: _Refuse) -> None:
+    """Checks that the data set can be read, and is for supervised fine-tuning. Raises InputError."""
     for key in _ELSEWHERE:
         if entry.get(key) and not entry.get("hf_hub_url"):
             raise refuse(key, "lrsweep reads files and the Hugging Face hub; give file_name or hf_hub_url")
@@ -185,36 +264,23 @@ def _entry(name: str, entry: Any, path: Path) -> Entry:
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", "sharegpt", "openai"):
         raise refuse("formatting", f"{formatting!r} is none of alpaca, sharegpt, openai; choose one of them")
-    columns, tags = entry.get("columns"), entry.get("tags")
-    for key, named in (("columns", columns), ("tags", tags)):
-        if named is not None and not _is_names(named):
+
+
+def _check_fields(entry: Mapping[str, Any], refuse: _Refuse) -> None:
+    """Checks the types of an entry's values, and that its rows are text only. Raises InputError."""
+    columns = entry.get("columns")
+    for key in ("columns", "tags"):
+        if entry.get(key) is not None and not _is_names(entry[key]):
             raise refuse(key, 'not a mapping of names; write it as {"messages": "conversations"}')
     for key in ("file_name", "hf_hub_url", "subset", "split", "folder"):
         if not isinstance(entry.get(key), str | None):
-            raise refuse(key, f"{entry[key]!r} is no text; write one")
+            raise refuse(key, f"{entry[key]!r} is not a string; write one")
     samples = entry.get("num_samples")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise refuse("num_samples", f"{samples!r} is no whole number above 0; write one")
+        raise refuse("num_samples", f"{samples!r} is not a positive integer; write one")
     for key in _OTHER_DATA:
         if columns and columns.get(key):
             raise refuse(f"columns.{key}", "trials learn from text alone; choose a data set without it")
-    on_hub = bool(entry.get("hf_hub_url"))
-    place = entry.get("hf_hub_url") or entry.get("file_name")
-    if not place:
-        raise refuse("file_name", "missing; say where its rows are")
-    return Entry(
-        name,
-        place if on_hub else str(path.parent / place),
-        on_hub,
-        formatting,
-        # Once some are named, those that are not do not exist.
-        {key: value for key, value in columns.items() if value} if columns is not None else _COLUMNS,
-        {key: value for key, value in tags.items() if value} if tags is not None else _TAGS,
-        entry.get("subset"),
-        entry.get("split") or "train",
-        entry.get("folder"),
-        samples,
-    )
 
 
 def _is_names(named: Any) -> bool:
@@ -222,6 +288,7 @@ def _is_names(named: Any) -> bool:
 
 
 def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
+    """The messages of a row of the formatting `alpaca`."""
     columns = entry.columns
     _no_tools(row, entry)
     messages = _system(row, entry)
@@ -239,6 +306,7 @@ def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
 
 
 def _turns(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
+    """The messages of a row of the formatting `sharegpt` or `openai`."""
     tags = entry.tags
     _no_tools(row, entry)
     if "messages" not in entry.columns or "role_tag" not in tags or "content_tag" not in tags:
@@ -252,28 +320,28 @@ def _turns(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
     if turns and "system_tag" in tags and turns[0].get(tags["role_tag"]) == tags["system_tag"]:
         messages, turns = [_message("system", turns[0].get(tags["content_tag"]))], turns[1:]
     for number, turn in enumerate(turns):
-        said = turn.get(tags["role_tag"])
-        if said in tools or turn.get("tool_calls"):
+        speaker = turn.get(tags["role_tag"])
+        if speaker in tools or turn.get("tool_calls"):
             raise BadRowError(
-                "has tool calls, which its chat template may write otherwise than LLaMA-Factory; leave such rows out"
+                "has tool calls, which its chat template may render differently from LLaMA-Factory; leave such rows out"
             )
-        if roles.get(said) != ("user", "assistant")[number % 2]:
+        if roles.get(speaker) != ("user", "assistant")[number % 2]:
             raise _BrokenRowError
-        messages.append(_message(roles[said], turn.get(tags["content_tag"])))
+        messages.append(_message(roles[speaker], turn.get(tags["content_tag"])))
     if not turns or len(turns) % 2:
         raise _BrokenRowError
     return messages
 
 
 def _system(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
-    said = _field(row, entry.columns["system"]) if "system" in entry.columns else None
-    return [_message("system", said)] if said else []
+    system = _field(row, entry.columns["system"]) if "system" in entry.columns else None
+    return [_message("system", system)] if system else []
 
 
 def _no_tools(row: Mapping[str, Any], entry: Entry) -> None:
     if "tools" in entry.columns and row.get(entry.columns["tools"]):
         raise BadRowError(
-            "has tools, which its chat template may write otherwise than LLaMA-Factory; leave such rows out"
+            "has tools, which its chat template may render differently from LLaMA-Factory; leave such rows out"
         )
 
 

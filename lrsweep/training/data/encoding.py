@@ -1,4 +1,4 @@
-"""Tokenised rows: the chat template or plain text, and which tokens are learned."""
+"""Tokenises rows, through the chat template or as plain text, and labels the tokens to learn."""
 
 import bisect
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Rows tokenised in one call.
 CHUNK = 1000
-# Some templates write today's date into the prompt; a sweep resumed tomorrow must see the same tokens.
+# Some templates put today's date into the prompt, but a sweep that is resumed tomorrow must see the same tokens.
 TEMPLATE_DATE = datetime(2025, 1, 1)
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(?P<format>.*?)\1\s*\)""")
 
@@ -30,9 +30,17 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Rows to Examples. `template` is the tokenizer's chat template, None where it has none.
+    """Turns rows into Examples; build one with `Encoder.of`.
 
-    A text is tokenised whole, as the model would meet it; a token is learned if any of its characters are.
+    A text is tokenised as a whole, as in inference. A token is learned if any of its characters is to be learned.
+
+    Attributes:
+        config: The data's format, columns and maximum length.
+        tokenizer: The model's tokenizer.
+        template: The tokenizer's chat template; None if it has none.
+        marks_answers: Whether the template's {% generation %} blocks decide what is learned.
+        bos: The tokens to put before plain text.
+        eos: The tokens to put after plain text, which are learned.
     """
 
     config: DataConfig
@@ -44,7 +52,7 @@ class Encoder:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> "Encoder":
-        """Raises InputError for a tokenizer that cannot serve the format."""
+        """The encoder for a tokenizer. Raises InputError if the tokenizer does not fit the data's format."""
         if not tokenizer.is_fast:
             raise InputError(
                 "model.path: its tokenizer gives no character offsets, which masking prompts needs; use a fast one"
@@ -62,16 +70,27 @@ class Encoder:
             config=config,
             tokenizer=tokenizer,
             template=template,
-            # LLaMA-Factory learns all that its template writes after the prompt, whatever is marked.
+            # LLaMA-Factory learns everything that its template writes after the prompt, whatever is marked.
             marks_answers=marks and config.format != "llamafactory",
-            # Plain text gets the tokenizer's opening token, if it has the habit, and always an end to learn.
+            # Plain text starts with BOS if the tokenizer adds one, and always ends with EOS, which is learned.
             bos=tuple(opening) if opening == [tokenizer.bos_token_id] else (),
             eos=(tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else (),
         )
 
-    def encode(self, rows: Rows, indices: list[int], what: str) -> tuple[list[Example], int, int]:
-        """The Examples of these rows, in the file's order; how many more were dropped with nothing left to learn; how many of
-        the Examples have lost their end.
+    def encode(self, rows: Rows, indices: list[int], part: str) -> tuple[list[Example], int, int]:
+        """Tokenises rows, cut to `data.max_length` tokens.
+
+        Args:
+            rows: The rows.
+            indices: The numbers of the rows to tokenise.
+            part: `train` or `eval`, for messages.
+
+        Returns:
+            The Examples, in the file's order; how many rows were dropped because the cut left nothing to learn; and how
+            many of the Examples have lost their end.
+
+        Raises:
+            InputError: A row is bad, or nothing is left to learn in any of them.
         """
         texts = self._texts(rows, sorted(indices))
         examples: list[Example] = []
@@ -96,7 +115,8 @@ class Encoder:
                     dropped += 1
         if not examples:
             raise InputError(
-                f"data.max_length={self.config.max_length}: it cuts off all there is to learn in every {what} row; raise it"
+                f"data.max_length={self.config.max_length}: it cuts off all there is to learn in every {part} row; "
+                "raise it"
             )
         return examples, dropped, cut
 
@@ -104,7 +124,7 @@ class Encoder:
         """The row's Example, and whether all of the row is in it."""
         labels = [IGNORED] * len(ids)
         for start, end in spans:
-            # By the ends: byte-level tokenizers may cut a token's leading spaces from its offsets, never what follows.
+            # Compare ends: byte-level tokenizers may leave leading spaces out of a token's offsets, but never its end.
             first = bisect.bisect_right(offsets, start, key=_end)
             last = bisect.bisect_right(offsets, end, key=_end)
             if last < len(ids) and offsets[last][0] < end:
@@ -118,7 +138,7 @@ class Encoder:
         return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
     def _texts(self, rows: Rows, indices: list[int]) -> Iterator[tuple[str, list[Span], bool]]:
-        """Each row's text, the character spans to learn, and whether the text is plain (a template adds its own ends)."""
+        """Each row's text, the character spans to learn, and whether it is plain text, without a template's markers."""
         for index, row in zip(indices, rows.read(indices), strict=True):
             try:
                 form = parse(row, self.config.format, self.config.columns, has_template=self.template is not None)
@@ -132,10 +152,10 @@ class Encoder:
                 raise InputError(f"{rows.where(index)}: {fault}") from None
 
     def _conversation(self, chat: Chat) -> list[tuple[str, list[Span]]]:
-        """The conversation as the template writes it, with the spans its answers take.
+        """The conversation as the template renders it, with the spans of its answers.
 
-        A template that rewrites earlier answers (Qwen3 drops their thinking) makes one text per answer: each answer as
-        the model would have been asked for it.
+        With a template that rewrites earlier answers (Qwen3 removes their thinking), there is one text for each answer,
+        with the prompt that the model would have seen for it.
         """
         messages = list(chat.messages)
         if self.marks_answers:
@@ -151,10 +171,10 @@ class Encoder:
         return texts
 
     def _marked(self, messages: list[Message], context: int) -> tuple[str, list[Span]]:
-        """As the template's own {% generation %} blocks say."""
+        """The conversation's text, and the spans that the template's {% generation %} blocks mark."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _blaming_the_template():
+        with _template_errors():
             [text], [spans] = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.template,
@@ -168,21 +188,21 @@ class Encoder:
         return text, spans if learned == answers else spans[-learned:]
 
     def _prompt_end(self, before: list[Message], text: str) -> int:
-        """Where in `text` the answer to the messages `before` starts, in characters."""
+        """The index in `text` of the first character of the answer to the messages `before`."""
         asked = self._render(before, ask=True)
         end = len(asked) if text.startswith(asked) else 0
         if not end and text.startswith(self._render(before)):
-            # The generation prompt may open what the full text lacks (DeepSeek-R1's <think>): the shared part counts.
+            # The generation prompt may end in what the full text lacks (DeepSeek-R1's <think>): use the common prefix.
             end = next((at for at, (one, other) in enumerate(zip(asked, text, strict=False)) if one != other), 0)
         if not 0 < end < len(text):
             raise BadRowError(
-                "the chat template does not write this conversation as a prompt followed by its answer, so the two cannot "
-                "be told apart; mark the answers in the template with {% generation %}"
+                "the chat template does not write this conversation as a prompt followed by its answer, so the two "
+                "cannot be separated; mark the answers in the template with {% generation %}"
             )
         return end
 
     def _render(self, messages: list[Message], ask: bool = False) -> str:
-        with _blaming_the_template():
+        with _template_errors():
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=ask
             )
@@ -194,6 +214,7 @@ def _end(offset: Span) -> int:
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The tokenizer's chat template with today's date replaced by a fixed one; None if it has no template."""
     if not tokenizer.chat_template:
         return None
     try:
@@ -204,8 +225,9 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 @contextmanager
-def _blaming_the_template() -> Iterator[None]:
+def _template_errors() -> Iterator[None]:
+    """Turns the chat template's errors into BadRowErrors."""
     try:
         yield
-    except Exception as fault:  # a template is somebody's program: it can raise anything
+    except Exception as fault:  # a template is a program, which can raise any error
         raise BadRowError(f"the chat template refuses it: {first_line(fault)}") from None

@@ -1,4 +1,4 @@
-"""The shapes of fine-tuning rows: each becomes a `Chat` (for the tokenizer's chat template) or a `Plain` text."""
+"""The formats of fine-tuning rows. Each row becomes a `Chat`, for the tokenizer's chat template, or a `Plain` text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,12 +29,17 @@ Message = dict[str, Any]
 
 
 class BadRowError(ValueError):
-    """What is wrong with one row; whoever knows its file and line turns it into an InputError."""
+    """A row cannot be used. Callers add its file and line, and raise an InputError."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation. Learned are the assistant's messages, except among the first `context` ones."""
+    """A conversation, whose assistant messages are learned.
+
+    Attributes:
+        messages: The messages, as chat templates take them: `role`, `content` and further keys.
+        context: How many of the first messages are not learned.
+    """
 
     messages: tuple[Message, ...]
     context: int
@@ -42,25 +47,38 @@ class Chat:
 
 @dataclass(frozen=True)
 class Plain:
-    """Text as it stands. Learned is `completion`, which follows `prompt` directly."""
+    """Plain text.
+
+    Attributes:
+        prompt: The text before `completion`, not learned; may be empty.
+        completion: The text to learn. It follows the prompt directly.
+    """
 
     prompt: str
     completion: str
 
 
 def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
-    """Raises InputError for a key of `data.columns` that is no field of the format."""
+    """Checks that all keys of `data.columns` are fields of the format. Raises InputError."""
     for name in columns:
         if name not in FIELDS[row_format]:
             raise InputError(
-                f"data.columns.{name}: format {row_format} has no such field; valid: {', '.join(FIELDS[row_format]) or 'none'}"
+                f"data.columns.{name}: format {row_format} has no such field; "
+                f"valid: {', '.join(FIELDS[row_format]) or 'none'}"
             )
 
 
 def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool) -> Chat | Plain:
-    """The row in its common form. `columns` maps our field names to the file's.
+    """Turns a row into a `Chat` or a `Plain`.
 
-    Raises BadRowError.
+    Args:
+        row: The row as it was read.
+        row_format: Its format.
+        columns: The data's column for each field whose name differs from the format's.
+        has_template: Whether the tokenizer has a chat template.
+
+    Raises:
+        BadRowError: The row does not have the format, or has nothing to learn.
     """
     if not isinstance(row, Mapping):
         raise BadRowError(f"a row must be an object with named fields, not {_kind(row)}")
@@ -80,15 +98,17 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
 
 @dataclass(frozen=True)
 class _Fields:
-    """A row's fields, by our names, checked as they are read."""
+    """A row's fields by the format's names, checked when they are read. The getters raise BadRowError."""
 
     row: Mapping[str, Any]
     columns: Mapping[str, str]
 
     def column(self, name: str) -> str:
+        """The data's column for a field."""
         return self.columns.get(name, name)
 
     def get(self, name: str) -> Any:
+        """A field that must be there and not null."""
         column = self.column(name)
         if column not in self.row:
             has = ", ".join(list(map(str, self.row))[:8]) or "no fields"
@@ -96,16 +116,19 @@ class _Fields:
         return _not_null(self.row[column], column)
 
     def has(self, name: str) -> bool:
-        """Whether an optional field is there; null counts as absent, as tables write it so."""
+        """Whether an optional field is there. Null counts as absent, because tables use it for that."""
         return self.row.get(self.column(name)) is not None
 
     def text(self, name: str) -> str:
+        """A field that must be a string."""
         return _text(self.get(name), self.column(name))
 
     def optional_text(self, name: str) -> str:
+        """A field that must be a string if it is there; else empty."""
         return self.text(name) if self.has(name) else ""
 
     def list_of(self, name: str) -> list[Any]:
+        """A field that must be a list with at least one element."""
         turns = _list(self.get(name), self.column(name))
         if not turns:
             raise BadRowError(f"field '{self.column(name)}' is an empty list")
@@ -126,8 +149,8 @@ def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
         return _chat([*opening, *history, *turns])
     if history:
         raise BadRowError(
-            f"field '{fields.column('history')}' has earlier turns and this tokenizer has no chat template to render them; "
-            "use a chat model or leave them out"
+            f"field '{fields.column('history')}' has earlier turns and this tokenizer has no chat template to render "
+            "them; use a chat model or leave them out"
         )
     return Plain("".join(part + "\n" for part in (system, request) if part), answer)
 
@@ -167,7 +190,7 @@ def _prompt_completion(fields: _Fields, has_template: bool) -> Chat | Plain:
 
 
 def _chat(messages: list[Message], context: int = 0) -> Chat:
-    # An opening assistant message answers nothing: there is no prompt to learn it from.
+    # A first message from the assistant is not learned, because it has no prompt.
     first = max(context, 1)
     if not any(message["role"] == "assistant" for message in messages[first:]):
         raise BadRowError("no assistant turn to learn (one that follows another message)")
@@ -179,7 +202,7 @@ def _messages(turns: list[Any], column: str) -> list[Message]:
     for number, turn in enumerate(turns):
         at = f"{column}[{number}]"
         role = _role(turn, "role", at, ROLES)
-        # Templates read further keys (reasoning_content, name), so whatever else is there goes along.
+        # Templates read further keys (reasoning_content, name), so all of them are kept.
         extra = {key: value for key, value in turn.items() if key not in ("role", "content") and value is not None}
         messages.append(_message(role, turn, "content", at) | extra)
     return messages
@@ -221,7 +244,7 @@ def _text(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair; tokenizers refuse it without saying where.
+        # JSON can contain half a surrogate pair, which tokenizers reject without naming the row.
         raise BadRowError(f"field '{name}' has a broken unicode escape (half a surrogate pair)") from None
     return value
 

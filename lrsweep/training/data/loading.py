@@ -1,4 +1,4 @@
-"""The data of a fine-tune: rows from a file or the hub, tokenised, masked, split. The same for every engine."""
+"""Loads the fine-tuning data for every engine: rows from files or the hub are read, split, tokenised and labelled."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from lrsweep.training.data import dataset_info
 from lrsweep.training.data.collate import IGNORED, Example, collate, pack
 from lrsweep.training.data.encoding import Encoder
 from lrsweep.training.data.formats import check_columns
-from lrsweep.training.data.reading import Given, Rows, Source
+from lrsweep.training.data.reading import Rows, Source, TableRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "Example", "FinetuneData", "check_paths", "collate", "load"]
 
 EMBEDDED = "embedded"
-# Not a trial's seed: every trial is to see the same eval set and the same rows.
+# Not the trial's seed: all trials must have the same rows and the same eval set.
 SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """Tokenised train and eval sets. `train` holds packed blocks under `data.packing`, `evaluation` never does.
+    """The tokenised train and eval sets.
 
-    `fingerprint` (SHA-256, hex) covers every token and label of both; `source` is the config's path(s), for people;
-    `dropped` counts the rows left out because `data.max_length` cut off all they have to learn, `cut` those that lost
-    their end.
+    Attributes:
+        train: The training set; with `data.packing` in packed blocks.
+        evaluation: The eval set, never packed.
+        fingerprint: The SHA-256 of all tokens and labels of both, in hex.
+        source: The config's path or paths, for display.
+        dropped: How many rows were left out because `data.max_length` cut off all they have to learn.
+        cut: How many of the other rows lost their end to `data.max_length`.
     """
 
     train: Sequence[Example]
@@ -44,7 +48,14 @@ class FinetuneData:
 
 
 def check_paths(config: DataConfig) -> None:
-    """Raises InputError for what is wrong with the config's files as they lie there; reads no row, imports no library."""
+    """Checks the data's config and files as far as possible without reading a row or importing a slow library.
+
+    Args:
+        config: The data's config.
+
+    Raises:
+        InputError: A file is missing or of an unknown type, keys contradict each other, or there are no eval rows.
+    """
     check_columns(config.format, config.columns)
     if config.format == "llamafactory":
         _check_dataset_info(config)
@@ -68,17 +79,24 @@ def check_paths(config: DataConfig) -> None:
 
 
 def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneData:
-    """Read, split, cap, tokenise and, where asked, pack.
+    """Reads, splits, limits and tokenises the rows, and packs them if `data.packing` is on.
 
-    The eval set is `eval_path`; or split `eval_split` of `path`; or the share `eval_fraction` of its rows, at least one,
-    the same rows in every trial. The caps take random rows, also the same ones in every trial. `embedded` brings its
-    own eval set. Raises InputError: bad config, file or row (FILE:LINE), or nothing left to learn.
+    The eval set is `eval_path`; else the split `eval_split` of `path`; else the share `eval_fraction` of its rows, at
+    least one. `embedded` has its own eval set. `max_train_rows` and `max_eval_rows` select random rows. All random
+    choices are the same in every trial.
+
+    Args:
+        config: The data's config.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        InputError: The config, a file or a row (FILE:LINE) is bad, or nothing is left to learn.
     """
     check_paths(config)
     encoder = Encoder.of(tokenizer, config)
-    train, train_order, evaluation, eval_order = _split(config)
-    train_examples, train_dropped, train_cut = encoder.encode(train, train_order[: config.max_train_rows], "train")
-    eval_examples, eval_dropped, eval_cut = encoder.encode(evaluation, eval_order[: config.max_eval_rows], "eval")
+    train, train_rows, evaluation, eval_rows = _split(config)
+    train_examples, train_dropped, train_cut = encoder.encode(train, train_rows[: config.max_train_rows], "train")
+    eval_examples, eval_dropped, eval_cut = encoder.encode(evaluation, eval_rows[: config.max_eval_rows], "eval")
     if config.packing:
         train_examples = pack(train_examples, config.max_length)
     return FinetuneData(
@@ -92,7 +110,14 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
 
 
 def count_rows(config: DataConfig) -> int | None:
-    """How many rows `path` holds, before any is held out or left out; None where that takes the hub."""
+    """How many rows `data.path` has in all. None if they are on the hub.
+
+    Args:
+        config: The data's config.
+
+    Raises:
+        InputError: The file is missing or bad.
+    """
     if config.format == "llamafactory":
         if any(entry.on_hub for entry in dataset_info.entries(config.path, config.name or "", "data.name")):
             return None
@@ -102,14 +127,23 @@ def count_rows(config: DataConfig) -> int | None:
 
 
 def first_row(config: DataConfig) -> object:
-    """The first row as it is; None where that takes the hub."""
+    """The first row of `data.path`, as it was read. None if it is on the hub.
+
+    Args:
+        config: The data's config.
+
+    Raises:
+        InputError: The file is missing or bad.
+    """
     source = Source("data.path", config.path, config.name, config.split)
     return None if source.local is None else next(iter(source.open().read([0])))
 
 
 def _check_dataset_info(config: DataConfig) -> None:
     if config.name is None:
-        raise InputError("data.name: missing; format llamafactory takes the names of data sets, as in dataset: there")
+        raise InputError(
+            "data.name: missing; format llamafactory takes the names of data sets, as its key dataset does"
+        )
     dataset_info.check(config.path, config.name, "data.name")
     if config.eval_name is not None:
         dataset_info.check(config.path, config.eval_name, "data.eval_name")
@@ -118,7 +152,7 @@ def _check_dataset_info(config: DataConfig) -> None:
 
 
 def _sources(config: DataConfig) -> tuple[Source | None, Source | None]:
-    """Where train and eval rows come from. No train source: the embedded rows. No eval source: a share of the train's."""
+    """The sources of train rows (None: the embedded rows) and of eval rows (None: a share of the train rows)."""
     train = Source("data.path", config.path, config.name, config.split) if config.path != EMBEDDED else None
     if config.eval_path is not None:
         return train, Source("data.eval_path", config.eval_path, None, config.eval_split or "train")
@@ -132,7 +166,7 @@ def _same(train: Source, evaluation: Source) -> bool:
 
 
 def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
-    """Train rows and the order to take them in, then the same for eval rows."""
+    """The train rows and their numbers in the order to take them in, then the same for the eval rows."""
     train: Rows
     evaluation: Rows | None = None
     source, eval_source = (None, None) if config.format == "llamafactory" else _sources(config)
@@ -142,24 +176,25 @@ def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
         from lrsweep.embedded import corpus
 
         train_rows, eval_rows = corpus.rows()
-        train, evaluation = Given("embedded train rows", train_rows), Given("embedded eval rows", eval_rows)
+        train, evaluation = TableRows("embedded train rows", train_rows), TableRows("embedded eval rows", eval_rows)
     else:
         train = source.open()
     if eval_source is not None:
         evaluation = eval_source.open()
-    order = _shuffled(len(train))
+    numbers = _shuffled(len(train))
     if evaluation is not None:
-        return train, order, evaluation, _shuffled(len(evaluation))
+        return train, numbers, evaluation, _shuffled(len(evaluation))
     held_out = max(1, round(len(train) * config.eval_fraction))
     if held_out >= len(train):
         raise InputError(
-            f"data.path={config.path}: {len(train)} row(s) with data.eval_fraction={config.eval_fraction} leave nothing "
-            "to train on; give more rows or a data.eval_path"
+            f"data.path={config.path}: {len(train)} row(s) with data.eval_fraction={config.eval_fraction} leave "
+            "nothing to train on; give more rows or a data.eval_path"
         )
-    return train, order[held_out:], train, order[:held_out]
+    return train, numbers[held_out:], train, numbers[:held_out]
 
 
 def _dataset_info_rows(config: DataConfig) -> tuple[Rows, Rows | None]:
+    """The train rows of a dataset_info.json, and the eval rows if `data.eval_name` has them."""
     first = config.max_rows_per_set
     train = dataset_info.open_sets(config.path, config.name or "", "data.name", first, SPLIT_SEED)
     if config.eval_name is None:
@@ -168,12 +203,14 @@ def _dataset_info_rows(config: DataConfig) -> tuple[Rows, Rows | None]:
 
 
 def _shuffled(count: int) -> list[int]:
-    order = list(range(count))
-    random.Random(SPLIT_SEED).shuffle(order)
-    return order
+    """The numbers below `count` in random order, the same in every trial."""
+    numbers = list(range(count))
+    random.Random(SPLIT_SEED).shuffle(numbers)  # noqa: S311 - reproducible sampling, not cryptography
+    return numbers
 
 
 def _fingerprint(*sets: Sequence[Example]) -> str:
+    """The SHA-256 of all tokens, labels and segments, in hex."""
     digest = hashlib.sha256()
     for examples in sets:
         digest.update(array("q", [len(examples)]))

@@ -1,7 +1,7 @@
-"""Raw rows: from a JSON, JSON lines, CSV or Parquet file, a folder of them, or the hub; each knows where it stands.
+"""Reads raw rows from JSON, JSON lines, CSV and Parquet files, folders of them, and the hub, with their line numbers.
 
-JSON and CSV are read here rather than by `datasets`: it guesses types (a date becomes a timestamp, the answer "None" a
-null, the answer "42" a number), fills in missing fields and loses the line a row came from.
+JSON and CSV are read here and not by `datasets`, which guesses types (a date becomes a timestamp, the answer "None" a
+null, the answer "42" a number), adds missing fields and does not keep line numbers.
 """
 
 import csv
@@ -19,20 +19,29 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class Rows(Protocol):
-    """Rows by number. `where` names one for an error message."""
+    """Rows, by number from 0."""
 
     def __len__(self) -> int: ...
 
-    def where(self, index: int) -> str: ...
+    def where(self, index: int) -> str:
+        """Where a row is, for error messages: FILE:LINE, or a name and the row's number from 1."""
+        ...
 
-    def read(self, indices: Sequence[int]) -> Iterator[object]: ...
+    def read(self, indices: Sequence[int]) -> Iterator[object]:
+        """The rows with these numbers, as they are in the file. Raises InputError for one that cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a config points at. `key` is the config key to blame: `data.path` or `data.eval_path`.
+    """A place that has rows: a file, a folder, or a data set on the hub.
 
-    `folder` is a folder within a hub data set.
+    Attributes:
+        key: The config key that names it, for messages: `data.path` or `data.eval_path`.
+        path: The file, folder or id on the hub.
+        name: The configuration of a folder or of a data set on the hub.
+        split: The split of a folder or of a data set on the hub; `train` for a file.
+        folder: A folder within a data set on the hub.
     """
 
     key: str
@@ -46,7 +55,7 @@ class Source:
 
     @property
     def local(self) -> Path | None:
-        """The file or folder meant, whether it exists or not; None for a hub id."""
+        """The file or folder, which may not exist; None for an id on the hub."""
         path = Path(self.path).expanduser()
         looks_local = (
             path.is_absolute() or self.path.startswith(".") or len(path.parts) > 2 or path.suffix.lower() in SUFFIXES
@@ -54,7 +63,7 @@ class Source:
         return path if looks_local or path.exists() else None
 
     def check(self) -> None:
-        """Raises InputError for what shows without reading a row: no such file, empty, not a format we read."""
+        """Checks that a local file or folder exists, is not empty and has a known type. Raises InputError."""
         path = self.local
         if path is None:
             return
@@ -75,7 +84,7 @@ class Source:
             raise InputError(f"{self}: a single file has no {what}; only a folder or a hub dataset does")
 
     def open(self) -> Rows:
-        """The rows, at least one. Raises InputError; a bad row may show only when it is read."""
+        """The rows, at least one. A bad row may be noticed only when it is read. Raises InputError."""
         self.check()
         path = self.local
         if path is None:
@@ -103,9 +112,9 @@ class Source:
     def _open_folder(self, folder: Path) -> Rows:
         import datasets
 
-        _hush()
+        _silence_datasets()
         try:
-            # Which files make which split is the hub's convention (file names, the README's header): theirs to say.
+            # `datasets` finds the files of each split by the hub's conventions (file names, the README's header).
             found = datasets.load_dataset_builder(str(folder.resolve()), self.name).config.data_files or {}
         except Exception as fault:
             raise InputError(f"{self}: {first_line(fault)}") from None
@@ -134,7 +143,7 @@ class Source:
 
         if not constants.HF_HUB_OFFLINE:
             try:
-                # One quick question first: load_dataset retries an unreachable hub for half a minute.
+                # A quick request first: load_dataset retries an unreachable hub for half a minute.
                 HfApi().dataset_info(self.path, timeout=10)
             except Exception as fault:
                 raise InputError(
@@ -147,18 +156,18 @@ class Source:
     def _open_table(self, path: str, **options: Any) -> Rows:
         import datasets
 
-        _hush()
+        _silence_datasets()
         try:
             table = datasets.load_dataset(path, **options)
         except Exception as fault:
-            # datasets wraps what went wrong in "An error occurred while generating the dataset".
+            # datasets wraps the error in "An error occurred while generating the dataset".
             raise InputError(f"{self}: {first_line(fault.__cause__ or fault)}") from None
-        return Given(self.path, table)
+        return TableRows(self.path, table)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A row of a text file. `content` is the row, or a JSON line not parsed yet."""
+    """A row of a text file and its line number. `content` is the row, or a JSON line that is not parsed yet."""
 
     file: Path
     number: int
@@ -167,39 +176,50 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Lines:
+    """The rows of text files."""
+
     lines: list[_Line]
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def where(self, index: int) -> str:
+        """FILE:LINE."""
         return f"{self.lines[index].file}:{self.lines[index].number}"
 
     def read(self, indices: Sequence[int]) -> Iterator[object]:
+        """The rows with these numbers. Raises InputError for a line that is not JSON."""
         for index in indices:
             line = self.lines[index]
             yield _parse(line) if isinstance(line.content, bytes) else line.content
 
 
 @dataclass(frozen=True)
-class Given:
-    """Rows that have numbers but no lines: a table's, or a list's."""
+class TableRows:
+    """Rows that have numbers but no lines: those of a table or a list.
+
+    Attributes:
+        name: The table's name, for messages.
+        rows: A sequence, or a datasets.Dataset, which is one in all but type.
+    """
 
     name: str
-    rows: Any  # a Sequence, or a datasets.Dataset, which is one in all but type
+    rows: Any
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, index: int) -> str:
+        """The table's name and the row's number, from 1."""
         return f"{self.name}: row {index + 1}"
 
     def read(self, indices: Sequence[int]) -> Iterator[object]:
+        """The rows with these numbers."""
         return (self.rows[index] for index in indices)
 
 
 def _json(file: Path, content: bytes) -> list[_Line]:
-    """The rows of a JSON array, or of JSON lines."""
+    """The rows of a JSON array, or of JSON lines. Raises InputError."""
     if content.lstrip()[:1] != b"[":
         lines = enumerate(content.split(b"\n"), start=1)
         return [_Line(file, number, line) for number, line in lines if line.strip()]
@@ -230,7 +250,7 @@ def _json(file: Path, content: bytes) -> list[_Line]:
 
 
 def _csv(file: Path, content: bytes) -> list[_Line]:
-    """The rows of a CSV file with a header; every value is a string."""
+    """The rows of a CSV file with a header; every value is a string. Raises InputError."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(_decode(file, content), newline=""), strict=True)
     rows: list[_Line] = []
@@ -278,8 +298,8 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _line_of(fault: BaseException, otherwise: int) -> int:
-    return fault.lineno if isinstance(fault, json.JSONDecodeError) else otherwise
+def _line_of(fault: BaseException, default: int) -> int:
+    return fault.lineno if isinstance(fault, json.JSONDecodeError) else default
 
 
 def _reason(fault: BaseException) -> str:
@@ -297,8 +317,8 @@ def _is_data_file(file: Path, folder: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file() and not hidden
 
 
-def _hush() -> None:
-    """Keep `datasets` from writing to the terminal: its bars and warnings are about its cache, not our rows."""
+def _silence_datasets() -> None:
+    """Keeps `datasets` from writing to the terminal: its progress bars and warnings are about its cache."""
     import datasets
     import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""Which rows a trial sees when: stock Trainer's own order, from the trial's seed alone."""
+"""The order in which a trial sees its rows: that of transformers' Trainer, from the trial's seed alone."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ import torch
 def row_batches(rows: int, batch_size: int, accumulation: int, seed: int) -> Iterator[list[list[int]]]:
     """The row numbers of each optimizer step's batches, without end.
 
-    Every epoch is a new permutation, seeded as accelerate's SeedableRandomSampler seeds it. Its last batch may be short,
-    and its last step may have fewer batches, as in Trainer.
+    Every epoch is a new permutation, seeded as accelerate's SeedableRandomSampler seeds it. Its last batch may be
+    short, and its last step may have fewer batches, as in Trainer.
 
     Args:
         rows: Rows of the training set.

@@ -238,7 +238,7 @@ class _PackRun:
         while slots:
             size = self._eval_pass_size(slots[0].trial.config.training)
             try:
-                return self._sum_eval_losses(slots, size)
+                return self._mean_eval_losses(slots, size)
             except torch.OutOfMemoryError as fault:
                 if size == 1:
                     raise
@@ -251,7 +251,7 @@ class _PackRun:
         rows = self._pass_sizes.current(self._loaded.key) * training.batch_size
         return max(1, min(rows // training.eval_batch_size, self._eval_at_most))
 
-    def _sum_eval_losses(self, slots: Sequence[Slot], size: int) -> dict[int, float]:
+    def _mean_eval_losses(self, slots: Sequence[Slot], size: int) -> dict[int, float]:
         totals: dict[int, Tensor] = {}
         tokens = 0
         for batch in self._loaded.eval_batches:

@@ -1,13 +1,16 @@
-"""Packed training: K trials at once over one frozen base, each with the numbers it would have had alone.
+"""Packed training: K trials at once over one frozen base, each with the same numbers as in a run of its own.
 
     pack = pack_lora(model, LoraConfig(...), slots=8)
     optimizer = pack.admit(0, pack.start(config, seed), lambda groups: torch.optim.AdamW(groups, lr=1e-4, fused=True))
-    losses = train_pass(pack, 0, 8, join(batches))  # forward and backward of the slots 0..8
+    losses = train_pass(pack, 0, 8, join(batches))  # forward and backward of the slots 0 to 7
     norms = pack.arena.step(range(8))
-    PEFT's adapter_model.safetensors = pack.weights(0)
+    weights = pack.weights(0)  # of PEFT's adapter_model.safetensors
 
-A pass runs any range of neighbouring slots, so that the number of slots and the rows of a pass are two things. Shapes:
-K slots, k slots of a pass, B batch, T tokens, D width, R rank, V vocabulary, N columns of the arena (parameters per trial).
+A pass runs any range of neighbouring slots `start..stop` (`stop` is not included), so a pack may have more slots than
+one pass.
+
+Shapes: K slots, k slots of a pass, B batch, T tokens, D width, R rank, V vocabulary, N arena columns (parameters of a
+trial, rounded up).
 """
 
 from lrsweep.training.packing.adapters import Adapter

@@ -1,4 +1,8 @@
-"""LoRA as PEFT does it: which modules it targets, how it initialises them, under which names it saves them."""
+"""LoRA adapters made by PEFT itself: target modules, initialisation and saved names are PEFT's.
+
+LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021). rsLoRA: Kalajdzievski, "A Rank
+Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023).
+"""
 
 import copy
 import warnings
@@ -16,13 +20,20 @@ from lrsweep.training.packing.arena import Weights
 from lrsweep.training.packing.errors import Unpackable
 
 _PREFIX = "base_model.model."
-# Fresh adapters kept for the next trials.
+# How many fresh adapters are kept for later trials.
 _KEPT = 4
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One trial's LoRA: weights under PEFT's saved names, rank and scaling (alpha/r, or alpha/sqrt(r) for rsLoRA)."""
+    """One trial's LoRA adapter.
+
+    Attributes:
+        weights: A [R, in] and B [out, R] of each target module, by the names that PEFT saves them under.
+        rank: The rank R.
+        scaling: The factor of the adapter's output: alpha / R, or alpha / sqrt(R) for rsLoRA.
+        dropout: The dropout rate of the adapter's input.
+    """
 
     weights: Weights
     rank: int
@@ -31,15 +42,27 @@ class Adapter:
 
 
 class AdapterMaker:
-    """Makes adapters for one model by calling PEFT on its skeleton: all its modules, none of its weights' memory."""
+    """Makes adapters for a model by applying PEFT to a skeleton of it: all its modules, without memory for weights.
+
+    Args:
+        model: The base model; it is not changed.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._skeleton = _skeleton(model)
         self._made: dict[tuple[str, int], Adapter] = {}
 
     def make(self, config: LoraConfig, seed: int) -> Adapter:
-        """The adapter that `set_seed(seed); get_peft_model(model, config)` begins with. Raises Unpackable."""
-        # Trials of a sweep often begin alike, and PEFT takes as long over it as short trials do over many steps.
+        """The adapter that `set_seed(seed); get_peft_model(model, config)` starts with.
+
+        Args:
+            config: PEFT's config of the adapter.
+            seed: Seeds its initialisation.
+
+        Raises:
+            Unpackable: It is not a plain LoRA adapter with one rank and scaling, on linear layers.
+        """
+        # Many trials start from the same adapter, and making one takes PEFT as long as many steps of a short trial.
         key = (repr(config), seed)
         if key not in self._made:
             if len(self._made) == _KEPT:
@@ -73,7 +96,7 @@ class AdapterMaker:
         return Adapter({name: weight.detach() for name, weight in weights.items()}, rank, scaling, config.lora_dropout)
 
     def undecayed(self, config: LoraConfig) -> set[str]:
-        """The adapter's weights that transformers' Trainer leaves out of weight decay, by saved name."""
+        """The saved names of the adapter's weights that transformers' Trainer excludes from weight decay."""
         wrapped = self._wrapped(config, 0)
         decayed = set(Trainer.get_decay_parameter_names(None, wrapped))
         names = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
@@ -81,39 +104,49 @@ class AdapterMaker:
 
     def _wrapped(self, config: LoraConfig, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # PEFT says that it sets fan_in_fan_out for Conv1D.
+            # PEFT warns that it sets fan_in_fan_out for Conv1D.
             warnings.filterwarnings("ignore", "fan_in_fan_out")
-            # Adapters are initialised on the CPU, whatever the device of the base.
+            # Adapters are initialised on the CPU, whatever the base's device.
             torch.default_generator.manual_seed(seed)
             return get_peft_model(_skeleton(self._skeleton), copy.deepcopy(config))
 
 
 def _skeleton(module: Any) -> Any:
-    """A module tree of the same names, shapes and dtypes, to be changed freely.
+    """A copy of a module tree with the same names, shapes and dtypes, which may be changed freely.
 
-    A parameter is one zero seen from every place: PEFT asks for shape, dtype and device, not for values. Any kind of
-    Linear becomes a plain one: PEFT initialises the adapters of quantized layers in the same way.
+    A parameter is a single zero, expanded: PEFT needs its shape, dtype and device, not its values. Any kind of Linear
+    becomes a plain one, because PEFT initialises the adapters of quantized layers in the same way.
     """
     clone: Any = object.__new__(nn.Linear if isinstance(module, nn.Linear) else type(module))
     vars(clone).update(vars(module))
     clone._parameters = {
-        name: weight if weight is None else _stand_in(weight) for name, weight in module._parameters.items()
+        name: weight if weight is None else _placeholder(weight) for name, weight in module._parameters.items()
     }
-    clone._modules = {name: child if child is None else _skeleton(child) for name, child in module._modules.items()}
+    clone._modules = {
+        name: submodule if submodule is None else _skeleton(submodule) for name, submodule in module._modules.items()
+    }
     return clone
 
 
-def _stand_in(weight: nn.Parameter) -> nn.Parameter:
+def _placeholder(weight: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), requires_grad=weight.requires_grad)
 
 
 def target(name: str) -> str:
-    """The module that an adapter weight of this saved name belongs to, as the base model calls it."""
+    """The base model's name of the module that the adapter weight with this saved name belongs to."""
     return name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0]
 
 
 def padded_shapes(adapter: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's weights at the pack's rank: A [R, in], B [out, R]."""
+    """The shapes of an adapter's weights at the pack's rank R: A [R, in], B [out, R], by saved name.
+
+    Args:
+        adapter: The adapter, of the pack's rank or a lower one.
+        rank: The pack's rank.
+
+    Raises:
+        Unpackable: The adapter's rank is above the pack's.
+    """
     if adapter.rank > rank:
         raise Unpackable(f"rank {adapter.rank} is above the pack's {rank}")
     return {
@@ -123,6 +156,7 @@ def padded_shapes(adapter: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check(config: LoraConfig) -> None:
+    """Raises Unpackable for options that make more of the adapter than plain LoRA."""
     refused: Mapping[str, object] = {
         "use_dora": False,
         "bias": "none",

@@ -1,7 +1,7 @@
 """The slots' memory: weights and gradients of K trials as rows of two flat buffers, and one torch optimizer per row.
 
-A fused torch optimizer over a whole row reads it once; AdamW written out over [K, N] takes some twelve passes, and
-measured half as fast. It is also torch's own arithmetic, for every optimizer, and schedules fit on it.
+A fused torch optimizer reads a row once; AdamW written in torch operations over [K, N] reads it about twelve times, and
+was half as fast when measured. Torch's optimizers also keep their own arithmetic, and work with its schedules.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,14 +14,17 @@ Weights = Mapping[str, Tensor]
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], torch.optim.Optimizer]
 
-# A row's norm is taken in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
+# A row's norm is computed in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
 _BLOCK = 1024
 
 
 class View(NamedTuple):
-    """One parameter of k neighbouring slots: its weights and gradients, both [k, *shape], in the arena's own memory.
+    """One parameter of k neighbouring slots, in the arena's own memory.
 
-    `compute` is `weight`, or its copy in the dtype that products are taken in.
+    Attributes:
+        weight: The weights [k, *shape].
+        compute: The weights in the dtype of the products [k, *shape]: `weight` itself, or a copy of it.
+        grad: The gradients [k, *shape].
     """
 
     weight: Tensor
@@ -30,10 +33,24 @@ class View(NamedTuple):
 
 
 class Arena:
-    """Weights and gradients, each [K, N], of K slots. A slot is free, or holds a trial with its optimizer.
+    """Weights and gradients of K slots. A slot is free, or holds a trial with its optimizer.
 
-    Rows are independent: what is done to one slot leaves the bits of all others alone. The columns that weight decay
-    reaches come first. What a trial does not fill (a rank below the pack's) is zero.
+    Rows are independent: nothing done to one slot changes a bit of another. The columns with weight decay come first.
+    Elements that a trial does not fill (its rank is below the pack's) are zero.
+
+    Args:
+        shapes: The shape of each parameter of a trial, by name.
+        slots: The number of slots K.
+        undecayed: The names of the parameters without weight decay.
+        dtype: The dtype of weights and gradients. Default float32.
+        compute: The dtype of the products; None for `dtype`.
+        device: The device; None for torch's default.
+
+    Attributes:
+        slots: The number of slots K.
+        shapes: The shape of each parameter, by name, those without weight decay last.
+        weights: The weights [K, N].
+        grads: The gradients [K, N] since each slot's last step.
     """
 
     def __init__(
@@ -54,10 +71,10 @@ class Arena:
             self._columns[name] = slice(used, used + shape.numel())
             used += shape.numel()
             decayed = decayed if name in undecayed else used
-        width = -(-used // _BLOCK) * _BLOCK
+        columns = -(-used // _BLOCK) * _BLOCK
         parts = [(slice(0, decayed), True), (slice(decayed, used), False)]
-        self._parts = [(columns, decays) for columns, decays in parts if columns.start < columns.stop]
-        self.weights = torch.zeros(slots, width, dtype=dtype, device=device)
+        self._parts = [(part, decays) for part, decays in parts if part.start < part.stop]
+        self.weights = torch.zeros(slots, columns, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
         self._compute = None if compute in (None, dtype) else torch.zeros_like(self.weights, dtype=compute)
         self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
@@ -68,11 +85,11 @@ class Arena:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What products are taken in."""
+        """The dtype of the products."""
         return self.weights.dtype if self._compute is None else self._compute.dtype
 
     def views(self, start: int, stop: int) -> Mapping[str, View]:
-        """The parameters of the slots start..stop, by name."""
+        """The parameters of the slots start..stop, by name; their `compute` copies are refreshed."""
         if self._compute is not None:
             self._compute[start:stop].copy_(self.weights[start:stop])
         if (start, stop) not in self._views:
@@ -85,11 +102,21 @@ class Arena:
     def admit(
         self, slot: int, weights: Weights, make_optimizer: MakeOptimizer, *, max_norm: float = 0.0, flat: bool = True
     ) -> torch.optim.Optimizer:
-        """Puts a trial into a free slot: its weights, and the optimizer that `make_optimizer` builds over them.
+        """Puts a trial into a free slot.
 
-        A weight smaller than its place fills the leading corner. `max_norm` is the trial's gradient clipping; 0 is off.
-        `flat` gives the optimizer one long tensor per parameter group, which is fastest and right for every optimizer
-        that works element by element; without it, it sees each parameter in its true shape.
+        Args:
+            slot: The slot.
+            weights: The trial's weights, by name. One that is smaller than its place fills the leading corner.
+            make_optimizer: Builds the trial's optimizer over parameter groups: with weight decay, and without.
+            max_norm: The trial's gradient clipping; 0 is off.
+            flat: Gives the optimizer one long tensor for each parameter group: the fastest way, and right for every
+                optimizer that works element by element. If False, it gets each parameter in its true shape.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: The slot is taken, or the names differ from the arena's.
         """
         if self._optimizers[slot] is not None:
             raise ValueError(f"slot {slot} is taken")
@@ -106,12 +133,16 @@ class Arena:
         return optimizer
 
     def evict(self, slot: int) -> None:
-        """Frees a slot; nothing of its trial stays."""
+        """Frees a slot and zeroes its row."""
         self._optimizers[slot] = None
         self._clear(slot)
 
     def move(self, source: int, target: int) -> None:
-        """Takes a trial to a free slot, with its optimizer (the same object, so that its schedule goes on)."""
+        """Moves a trial to a free slot. Its optimizer stays the same object, so that its schedule still applies to it.
+
+        Raises:
+            ValueError: The source is free, or the target is taken.
+        """
         optimizer = self._optimizers[source]
         if optimizer is None or self._optimizers[target] is not None:
             raise ValueError(f"cannot move slot {source} to {target}: the first must be taken, the second free")
@@ -127,11 +158,15 @@ class Arena:
         self.evict(source)
 
     def read(self, slot: int) -> dict[str, Tensor]:
-        """The weights of a slot's trial in their true shapes; no copies."""
+        """The weights of a slot's trial in their true shapes, by name; views, not copies."""
         return {name: self._corner(self.weights, slot, name) for name in self._filled[slot]}
 
     def state(self, slot: int) -> dict[str, Any]:
-        """A copy of all that the next step of a slot's trial depends on."""
+        """A copy of everything in the arena that the rest of a slot's trial depends on.
+
+        Raises:
+            ValueError: The slot is free.
+        """
         optimizer = self._optimizers[slot]
         if optimizer is None:
             raise ValueError(f"slot {slot} is free")
@@ -152,18 +187,41 @@ class Arena:
         max_norm: float = 0.0,
         flat: bool = True,
     ) -> torch.optim.Optimizer:
-        """Puts a trial back as `state` found it, into any free slot of an arena of the same layout."""
+        """Puts a trial with a saved state into any free slot of an arena with the same layout.
+
+        Args:
+            slot: The slot.
+            state: What `state` returned.
+            make_optimizer: As for `admit`.
+            max_norm: As for `admit`.
+            flat: As for `admit`.
+
+        Returns:
+            The optimizer, with its state restored.
+
+        Raises:
+            ValueError: The layout differs, or the slot is taken.
+        """
         if state["width"] != self.weights.shape[1]:
-            raise ValueError(f"the state is of an arena {state['width']} wide, this one is {self.weights.shape[1]}")
+            raise ValueError(
+                f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
+            )
         optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
         optimizer.load_state_dict(state["optimizer"])
         return optimizer
 
     @torch.no_grad()
     def step(self, slots: Iterable[int]) -> Tensor:
-        """Clips and steps these slots by the gradients gathered since their last step; returns the norms before clipping.
+        """Clips the gradients of these slots, does one optimizer step, and zeroes the gradients. Others keep theirs.
 
-        Norms are [len(slots)], on the device. Other slots keep their gradients.
+        Args:
+            slots: The slots, ascending.
+
+        Returns:
+            The gradient norms before clipping [len(slots)], on the device.
+
+        Raises:
+            ValueError: One of the slots is free.
         """
         taken = list(slots)
         norms = torch.cat([self._clip(start, stop) for start, stop in runs(taken)])
@@ -177,12 +235,12 @@ class Arena:
         return norms
 
     def _clip(self, start: int, stop: int) -> Tensor:
-        """What torch.nn.utils.clip_grad_norm_ does, for each row of start..stop."""
+        """Clips each row of start..stop as torch.nn.utils.clip_grad_norm_ does; returns their norms before [k]."""
         grads = self.grads[start:stop]
         blocks = torch.linalg.vector_norm(grads.view(stop - start, -1, _BLOCK), dim=2)
         norms: Tensor = torch.linalg.vector_norm(blocks, dim=1)
         max_norms = self._max_norms[start:stop]
-        # Where there is no limit, a norm that is not finite must not touch the gradients.
+        # Without a limit, a norm that is not finite must leave the gradients as they are.
         factors = torch.where(max_norms.isinf(), 1.0, (max_norms / (norms + 1e-6)).clamp(max=1.0))
         grads.mul_(factors[:, None])
         return norms
@@ -201,10 +259,12 @@ class Arena:
         return View(weight, compute, view(self.grads))
 
     def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
+        """The part of a parameter's place that the slot's trial fills."""
         place = buffer[slot, self._columns[name]].view(self.shapes[name])
         return place[tuple(slice(size) for size in self._filled[slot][name])]
 
     def _groups(self, slot: int) -> Groups:
+        """The slot's parameter groups: with weight decay, and without."""
         groups: Groups = []
         for columns, decays in self._parts:
             if self._flat[slot]:
@@ -222,7 +282,15 @@ class Arena:
 
 
 def runs(slots: Sequence[int], longest: int | None = None) -> list[tuple[int, int]]:
-    """Ascending slots as ranges start..stop without gaps, each of at most `longest` slots."""
+    """Splits slots into ranges without gaps.
+
+    Args:
+        slots: The slots, ascending.
+        longest: The most slots of a range; None for no limit.
+
+    Returns:
+        The ranges as pairs (start, stop), `stop` not included.
+    """
     found: list[tuple[int, int]] = []
     for slot in slots:
         if found and found[-1][1] == slot and slot - found[-1][0] != longest:

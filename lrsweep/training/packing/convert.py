@@ -1,4 +1,4 @@
-"""Turns a causal language model into a pack, in place, by the types of its modules."""
+"""Converts a causal language model into a pack, in place, by replacing its modules according to their types."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ from lrsweep.training.packing.layers import LoraLinear, TrialEmbedding, TrialLay
 from lrsweep.training.packing.pack import Pack
 from lrsweep.training.packing.pass_context import PassContext
 
-# Builds a module's stand-in from the arena's names of its parameters.
+# Builds a module's replacement, given the arena's names of its parameters.
 Builder = Callable[[PassContext, Mapping[str, str]], nn.Module]
 
 
@@ -28,10 +28,18 @@ def pack_lora(
     rank: int | None = None,
     compute: torch.dtype | None = None,
 ) -> Pack:
-    """K adapters over the frozen model. `config` says on which modules; rank, alpha, dropout and seed are each trial's.
+    """Makes a pack of K adapters over the frozen model.
 
-    `rank` is the highest that a trial may have (by default, config's). A `compute` other than the adapters' dtype makes
-    passes run under autocast, as Trainer's `bf16=True` does. Raises Unpackable, and then leaves the model as it was.
+    Args:
+        model: The base model; it is changed in place.
+        config: Its target modules are those of all trials. Rank, alpha, dropout and seed may differ between trials.
+        slots: The number of slots K.
+        rank: The highest rank R that a trial may have. Default: the config's.
+        compute: The dtype of the products. If it is not the adapters' dtype, passes run under autocast, as with
+            Trainer's `bf16=True`.
+
+    Raises:
+        Unpackable: The model or the adapter cannot be packed; the model is unchanged.
     """
     device = _check(model, compute)
     head = find_head(model)
@@ -63,10 +71,17 @@ def pack_lora(
 
 
 def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | None = None) -> Pack:
-    """K copies of what requires grad in the model (all of it, or some layers); the rest stays one frozen base.
+    """Makes a pack of K copies of the model's trainable parameters; the other ones stay shared and frozen.
 
-    An output layer tied to the embeddings stays tied, trial by trial. `compute` as in `pack_lora`. Raises Unpackable,
-    and then leaves the model as it was.
+    An output layer that is tied to the embeddings stays tied to them in each trial.
+
+    Args:
+        model: The model; it is changed in place. Its parameters with `requires_grad` are trained.
+        slots: The number of slots K.
+        compute: The dtype of the products, as in `pack_lora`.
+
+    Raises:
+        Unpackable: The model cannot be packed; it is unchanged.
     """
     device = _check(model, compute)
     head = find_head(model)
@@ -85,7 +100,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
         device=device,
     )
     context = PassContext(arena)
-    # A tied pair is one tensor, and has one name.
+    # Tied parameters are one tensor with one name.
     names = {module: {key: _name(weight, trained) for key, weight in _own(module).items()} for module in builders}
     output = names.get(model.get_output_embeddings())
     if output is not None:
@@ -96,7 +111,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
 
 
 def _check(model: PreTrainedModel, compute: torch.dtype | None) -> torch.device:
-    """The model's one device. Raises Unpackable for what would tie trials together or change their numbers."""
+    """The model's device. Raises Unpackable for what would mix trials or change their numbers."""
     devices: set[torch.device] = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
         raise Unpackable(f"the model is spread over {', '.join(sorted(map(str, devices)))}")
@@ -111,13 +126,14 @@ def _check(model: PreTrainedModel, compute: torch.dtype | None) -> torch.device:
         for key, value in own.items():
             if isinstance(value, float) and value > 0 and ("drop" in key or isinstance(module, nn.Dropout)):
                 raise Unpackable(
-                    f"{name}.{key} = {value}: dropout inside the model draws from one stream for all trials; set it to 0"
+                    f"{name}.{key} = {value}: dropout inside the model draws from one random stream for all trials; "
+                    "set it to 0"
                 )
     return devices.pop()
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    """A module's own parameters, if any of them is trained."""
+    """A module's own parameters by name; empty if none of them is trained."""
     own = dict(module.named_parameters(recurse=False))
     return own if any(weight.requires_grad for weight in own.values()) else {}
 
@@ -127,7 +143,7 @@ def _name(weight: nn.Parameter, trained: Mapping[str, nn.Parameter]) -> str:
 
 
 def _builder(name: str, module: nn.Module) -> Builder:
-    """How to give this module a set of weights per trial. Raises Unpackable where that is not known."""
+    """What builds a module's replacement with weights for each trial. Raises Unpackable for an unknown module."""
     own = _own(module)
     if not all(weight.requires_grad for weight in own.values()):
         raise Unpackable(f"{name} is trained in part; its weight and bias must be trained or frozen together")
@@ -146,7 +162,7 @@ def _builder(name: str, module: nn.Module) -> Builder:
 
 @torch.no_grad()
 def _broadcasts(module: nn.Module, weight: nn.Parameter) -> bool:
-    """Whether a module with one vector of weights does the same to each row when the weight differs from row to row."""
+    """Whether a module with one weight vector also takes a weight for each row, with the same results for each."""
     if weight.dim() != 1:
         return False
     generator = torch.Generator(weight.device).manual_seed(0)
@@ -158,15 +174,15 @@ def _broadcasts(module: nn.Module, weight: nn.Parameter) -> bool:
         return y
 
     try:
-        together = run(weights, x)
-        apart = torch.stack([run(weights[row, 0], x[row]) for row in range(2)])
+        at_once = run(weights, x)
+        one_by_one = torch.stack([run(weights[row, 0], x[row]) for row in range(2)])
     except (RuntimeError, TypeError, ValueError):
         return False
-    return together.shape == apart.shape and torch.allclose(together, apart)
+    return at_once.shape == one_by_one.shape and torch.allclose(at_once, one_by_one)
 
 
-def _replace(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> None:
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in stand_ins:
-                setattr(parent, name, stand_ins[child])
+        for name, module in list(parent.named_children()):
+            if module in replacements:
+                setattr(parent, name, replacements[module])

@@ -1,5 +1,5 @@
-"""Why something cannot be packed."""
+"""The error for what cannot be packed."""
 
 
 class Unpackable(ValueError):  # noqa: N818
-    """The model or the adapter cannot be trained in a pack with unchanged numbers; the message says why."""
+    """In a pack, the model or adapter would not train with the same numbers as by itself; the message says why."""

@@ -1,4 +1,4 @@
-"""One forward (and backward) over neighbouring slots, and their losses."""
+"""Forward and backward passes over neighbouring slots, and their losses."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,21 @@ IGNORED = -100
 def train_pass(
     pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], tokens: Sequence[int] | None = None
 ) -> Tensor:
-    """Forward and backward of the slots start..stop; gradients are added into the arena. Returns their losses [k].
+    """Forward and backward pass of the slots start..stop; gradients are added to the arena.
 
-    `batch` is `join`ed from the slots' batches: input_ids and labels [k*B, T], optionally attention_mask, position_ids;
-    on the CPU, so that nothing waits for the device. A trial's loss is the sum over its own label tokens, divided by
-    their number, or by `tokens` of it (the label tokens of all the batches that gradients are gathered over). Without
-    any it is nan, and has no gradient.
+    A trial's loss is the sum of the cross-entropy over its label tokens, divided by their number or by its `tokens`.
+
+    Args:
+        pack: The pack.
+        start: The first slot.
+        stop: The slot after the last one.
+        batch: The slots' batches, `join`ed: input_ids and labels [k*B, T], and optionally attention_mask and
+            position_ids. On the CPU, so that nothing waits for the device.
+        tokens: The divisor of each trial's loss: with gradient accumulation, the label tokens of all batches of a step.
+            None: those of this batch.
+
+    Returns:
+        The losses [k], in nats. Without label tokens a trial's loss is nan, and has no gradient.
     """
     hidden, targets, counts = _label_states(pack, start, stop, batch, training=True)
     device = hidden.device
@@ -38,16 +47,33 @@ def train_pass(
 
 @torch.no_grad()
 def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[int]]:
-    """Forward of the slots start..stop without dropout: each one's summed loss [k], and its number of label tokens."""
+    """Forward pass of the slots start..stop without dropout.
+
+    Args:
+        pack: The pack.
+        start: The first slot.
+        stop: The slot after the last one.
+        batch: As for `train_pass`.
+
+    Returns:
+        Each trial's cross-entropy, summed over its label tokens [k], in nats, and the number of its label tokens.
+    """
     hidden, targets, counts = _label_states(pack, start, stop, batch, training=False)
     losses, _ = pack.head.cross_entropy(hidden, targets, counts, None, pack.context.views, pack.arena.compute_dtype)
     return _by_trial(losses, counts), counts
 
 
 def join(batches: Sequence[Mapping[str, Tensor]], multiple: int = 1) -> dict[str, Tensor]:
-    """The batches of neighbouring slots as one, trial-major, padded on the right to common B and T, T a multiple of `multiple`.
+    """Joins the batches of neighbouring slots, trial by trial, padded to the same B and T.
 
-    Padding has no labels, and no token attends to it, so that it changes nothing.
+    Padding has no labels and no token attends to it, so it changes no result.
+
+    Args:
+        batches: Each slot's batch, on the CPU: tensors [B, T], padded on the right. B and T may differ.
+        multiple: Pads T to a multiple of this.
+
+    Returns:
+        The batch: tensors [k*B, T].
     """
     rows = max(len(batch["input_ids"]) for batch in batches)
     length = max(batch["input_ids"].shape[1] for batch in batches)
@@ -63,18 +89,18 @@ def _padded(key: str, values: Tensor, rows: int, length: int) -> Tensor:
     missing_rows, missing = rows - values.shape[0], length - values.shape[1]
     if missing_rows == missing == 0:
         return values
-    if key == "position_ids":  # padding is one more row of a block, with positions of its own
+    if key == "position_ids":  # padding is one more row of the block, with its own positions
         values = torch.cat([values, torch.arange(missing).expand(len(values), -1)], dim=1)
         return torch.cat([values, torch.arange(length).expand(missing_rows, -1)])
     values = F.pad(values, (0, missing), value=IGNORED if key == "labels" else 0)
-    # A row all masked would be NaN in some attention kernels.
+    # A row that is masked as a whole would give NaN in some attention kernels.
     return F.pad(values, (0, 0, 0, missing_rows), value={"labels": IGNORED, "attention_mask": 1}.get(key, 0))
 
 
 def _label_states(
     pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], *, training: bool
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Hidden states [n, D] that predict a label, those labels [n], and their number per trial; n goes trial by trial."""
+    """The n hidden states [n, D] that predict a label, the labels [n], and how many each trial has; trial by trial."""
     device, compute = pack.arena.weights.device, pack.arena.compute_dtype
     mixed = compute != pack.arena.weights.dtype
     autocast = torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext()
@@ -91,7 +117,7 @@ def _label_states(
             hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
     else:
         pack.context.select(start, stop, *ids.shape, training=training)
-        # Causal attention never looks to the right: a mask there changes nothing at label tokens, and costs time.
+        # Causal attention does not see what is on the right, so a mask of padding there would only cost time.
         left_out = {"labels", "attention_mask"} if right else {"labels"}
         inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key not in left_out}
         with autocast:

@@ -1,8 +1,8 @@
-"""The arithmetic of layers with a leading trial axis, with gradients added straight into the arena.
+"""The arithmetic of layers with a leading trial axis. Gradients are added to the arena directly.
 
-Autograd would return a fresh gradient for each parameter and add it afterwards; a product that accumulates in place
-saves that pass over memory. Weights are handed to these functions as leaves that require grad, so that a backward is
-recorded even where the input needs none, and None is returned for them.
+Autograd would return a new gradient for each parameter and add it afterwards; a product that accumulates in place saves
+that pass over memory. The functions get weights as leaves that require grad, so that a backward is recorded even if the
+input needs no gradient; they return None as the weights' gradients.
 """
 
 from typing import Any
@@ -18,32 +18,66 @@ _ONEDNN = "AVX512" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.
 
 
 def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: View, b: View, scaling: Tensor) -> Tensor:
-    """A frozen linear layer and each trial's adapter on it: x W^T + bias + scaling (x A^T) B^T.
+    """A frozen linear layer with an adapter for each trial: x W^T + bias + scaling (x A^T) B^T.
 
-    x [k*B, T, in], W [out, in], A [k, R, in], B [k, out, R], scaling [k, 1, 1]; all but scaling of one dtype.
+    Args:
+        x: The input [k*B, T, in].
+        weight: W [out, in].
+        bias: The bias [out], or None.
+        a: A [k, R, in].
+        b: B [k, out, R].
+        scaling: The adapters' scaling [k, 1, 1]. All other arguments have the same dtype.
+
+    Returns:
+        The output [k*B, T, out].
     """
     y: Tensor = _AdaptedLinear.apply(x, weight, bias, a.compute, b.compute, a.grad, b.grad, scaling)  # type: ignore[no-untyped-call]
     return y
 
 
 def add_adapter(y: Tensor, x: Tensor, a: View, b: View, scaling: Tensor) -> Tensor:
-    """Each trial's adapter on top of any base layer's output y [k*B, T, out]: y + scaling (x A^T) B^T, in y's dtype."""
+    """Adds each trial's adapter to the output of any base layer: y + scaling (x A^T) B^T.
+
+    Args:
+        y: The base layer's output [k*B, T, out].
+        x: The adapter's input [k*B, T, in].
+        a: A [k, R, in].
+        b: B [k, out, R].
+        scaling: The adapters' scaling [k, 1, 1].
+
+    Returns:
+        The output [k*B, T, out], in y's dtype.
+    """
     z: Tensor = _AddAdapter.apply(y, x, a.compute, b.compute, a.grad, b.grad, scaling)  # type: ignore[no-untyped-call]
     return z
 
 
 def trial_linear(x: Tensor, weight: View, bias: View | None) -> Tensor:
-    """Each trial's own linear layer: x [k*B, T, in], weight [k, out, in], bias [k, out]."""
+    """Each trial's own linear layer: x W^T + bias.
+
+    Args:
+        x: The input [k*B, T, in].
+        weight: W [k, out, in].
+        bias: The bias [k, out], or None.
+
+    Returns:
+        The output [k*B, T, out].
+    """
     shift, shift_grad = (None, None) if bias is None else (bias.compute, bias.grad)
     y: Tensor = _TrialLinear.apply(x, weight.compute, weight.grad, shift, shift_grad)  # type: ignore[no-untyped-call]
     return y
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias, without a gradient: x [..., in], W [out, in].
+    """Computes x W^T + bias without a gradient.
 
-    In float32 on CPUs with AVX-512 by oneDNN, through the operator that torch.compile puts in a linear layer's place there:
-    MKL, which F.linear calls, stops at AVX2 on CPUs that are not Intel's (benchmarks/products.py).
+    In float32 on CPUs with AVX-512 it calls oneDNN, through the operator that torch.compile puts in place of a linear
+    layer. MKL, which F.linear calls, uses only AVX2 on CPUs that are not Intel's (see benchmarks/products.py).
+
+    Args:
+        x: The input [..., in].
+        weight: W [out, in].
+        bias: The bias [out], or None.
     """
     if _ONEDNN and x.dtype == torch.float32 and x.is_cpu:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -52,12 +86,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def parameter(view: View) -> Tensor:
-    """The weights [k, ...] for use in any torch code; what autograd finds for them is added into the arena."""
+    """The weights [k, *shape] for use in any torch code; their gradients are added to the arena."""
     weight: Tensor = _Parameter.apply(view.weight, view.grad)  # type: ignore[no-untyped-call]
     return weight
 
 
 class _AdaptedLinear(torch.autograd.Function):
+    """y = x W^T + bias + low B^T with low = scaling x A^T. Backward: dlow = scaling dy B and dx = dy W + dlow A."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -89,6 +125,8 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 class _AddAdapter(torch.autograd.Function):
+    """z = y + low B^T with low = scaling x A^T. Backward: dlow = scaling dz B, dy = dz and dx = dlow A."""
+
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
@@ -114,6 +152,8 @@ class _AddAdapter(torch.autograd.Function):
 
 
 class _TrialLinear(torch.autograd.Function):
+    """y = x W^T + bias. Backward: dW = dy^T x, dbias = the sum of dy over rows, and dx = dy W."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, grad: Tensor, bias: Tensor | None, bias_grad: Tensor | None
@@ -138,6 +178,8 @@ class _TrialLinear(torch.autograd.Function):
 
 
 class _Parameter(torch.autograd.Function):
+    """The identity, whose backward adds the gradient to the arena."""
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, grad: Tensor) -> Tensor:
         ctx.grad = grad
@@ -153,8 +195,8 @@ class _Parameter(torch.autograd.Function):
 def _adapter_backward(
     dy: Tensor, rows: Tensor, low: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
 ) -> Tensor:
-    """Adds the gradients of A and B; returns that of x A^T, [k, B*T, R]."""
-    # MKL is slow where R columns of the second matrix lie side by side (benchmarks/products.py).
+    """Adds dA = dlow^T x and dB = dy^T low to the arena; returns dlow = scaling dy B [k, B*T, R]."""
+    # MKL is slow if the second matrix has R contiguous columns (see benchmarks/products.py).
     wide = b.mT.contiguous().mT if b.is_cpu else b
     dlow = torch.bmm(dy, wide).mul_(scaling)
     _accumulate(grad_b.mT, low.mT, dy)
@@ -163,8 +205,8 @@ def _adapter_backward(
 
 
 def _accumulate(grad: Tensor, left: Tensor, right: Tensor) -> None:
-    """grad += left @ right, each [k, ., .]."""
-    # Into rows that lie apart the CPU multiplies trial by trial; for small matrices one more pass costs less than that.
+    """Adds left @ right to grad; each has shape [k, ., .]."""
+    # Into rows that are not contiguous the CPU multiplies trial by trial; for small matrices one more pass costs less.
     small = grad.is_cpu and len(grad) > 1 and grad.shape[1] * grad.shape[2] <= 4096
     if small or grad.dtype != left.dtype:
         grad.add_(torch.bmm(left, right))

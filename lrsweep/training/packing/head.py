@@ -1,4 +1,8 @@
-"""From hidden states to losses: the output layer, only where labels count, a chunk of rows at a time."""
+"""From hidden states to losses: the output layer, for label tokens only and in chunks of rows.
+
+The logits of all rows never exist at once, as in Liger Kernel's fused linear cross-entropy (Hsu et al., "Liger Kernel:
+Efficient Triton Kernels for LLM Training", 2024).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +18,14 @@ from lrsweep.training.packing.functions import linear
 
 @dataclass(frozen=True)
 class Head:
-    """A model's output layer, [V, D]: its own tensors, or the names of the arena's where each trial has its own."""
+    """A model's output layer.
+
+    Attributes:
+        weight: The weight [V, D], or the arena's name of it if each trial has its own.
+        bias: The bias [V], or the arena's name of it, or None.
+        vocabulary: The size of the vocabulary V.
+        softcap: The limit c of soft-capped logits, c tanh(logits / c), as in Gemma 2; None for no cap.
+    """
 
     weight: Tensor | str
     bias: Tensor | str | None
@@ -30,10 +41,21 @@ class Head:
         views: Mapping[str, View],
         compute: torch.dtype,
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss [n] of every label token, and the gradient [n, D] of the sum of losses times `shares` [n].
+        """The loss of each of n label tokens, and the gradient of their weighted sum.
 
-        `hidden` [n, D] and `targets` [n] go trial by trial, `counts` of them each. Gradients of the trials' own output
-        weights are added into the arena. Without `shares` there is no gradient.
+        The gradient with respect to the logits is softmax(logits) - one-hot(target), times 1 - (logits / c)^2 with a
+        softcap c. The gradients of the trials' own output weights are added to the arena.
+
+        Args:
+            hidden: The hidden states [n, D], trial by trial.
+            targets: The labels [n].
+            counts: The number of each trial's label tokens, k of them.
+            shares: The weight of each loss in the sum [n]; None for no gradient.
+            views: The arena's parameters of the pass.
+            compute: The dtype of the products. The softmax is computed in float32, or in float64 for float64.
+
+        Returns:
+            The losses [n], in nats, and the gradient with respect to `hidden` [n, D], None without `shares`.
         """
         precise = torch.float64 if compute == torch.float64 else torch.float32
         losses = hidden.new_empty(len(hidden), dtype=precise)
@@ -47,7 +69,7 @@ class Head:
             losses[part] = -chunk.gather(1, wanted)[:, 0]
             if gradient is None or shares is None:
                 continue
-            # From here on `chunk` is the gradient with respect to the logits.
+            # From here on, `chunk` is the gradient with respect to the logits.
             chunk.exp_().scatter_add_(1, wanted, chunk.new_full((), -1.0).expand_as(wanted))
             if self.softcap is not None:
                 chunk.mul_(1 - (logits.to(precise) / self.softcap).square())
@@ -61,7 +83,7 @@ class Head:
         return losses, gradient
 
     def _chunks(self, counts: Sequence[int], device: torch.device) -> Iterator[tuple[int, slice]]:
-        """Trial and rows of each chunk. Where all trials share the weights, a chunk may span trials."""
+        """The trial and rows of each chunk. If all trials use the same weights, a chunk may span trials."""
         own = isinstance(self.weight, str) or isinstance(self.bias, str)
         longest = _rows_at_once(self.vocabulary, device)
         first = 0
@@ -72,12 +94,19 @@ class Head:
 
 
 def _rows_at_once(vocabulary: int, device: torch.device) -> int:
-    """Rows of a chunk: on a CPU what its caches like, on a GPU what keeps it busy; enough for a good product anyhow."""
+    """Rows of a chunk: as many as suit a CPU's caches or keep a GPU busy, and enough for an efficient product."""
     return max(128, (2**20 if device.type == "cpu" else 2**27) // vocabulary)
 
 
 def find_head(model: PreTrainedModel) -> Head:
-    """The model's output layer. Raises Unpackable where its logits are more than that layer's output, soft-capped or not."""
+    """The model's output layer.
+
+    Args:
+        model: The model. It runs once, on 4 tokens.
+
+    Raises:
+        Unpackable: The layer is not a Linear, or the logits are not its (soft-capped) output.
+    """
     layer = model.get_output_embeddings()
     if type(layer) is not nn.Linear:
         raise Unpackable(f"the output layer is a {type(layer).__name__}, not a Linear")
@@ -96,6 +125,7 @@ def find_head(model: PreTrainedModel) -> Head:
 
 
 def _tensor(weight: Tensor | str, trial: int, views: Mapping[str, View], compute: torch.dtype) -> Tensor:
+    """The weight itself, or the trial's own, in the dtype of the products."""
     own = views[weight].compute[trial] if isinstance(weight, str) else weight
     return own.detach().to(compute)
 

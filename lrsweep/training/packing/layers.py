@@ -1,4 +1,7 @@
-"""Modules that stand in a converted model for its own: the rows of their input belong to trials, and so do their weights."""
+"""Modules that replace those of a converted model, with weights for each trial.
+
+The k*B rows of their input go trial by trial, with the same B for each trial.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +13,15 @@ from lrsweep.training.packing.pass_context import PassContext
 
 
 class LoraLinear(nn.Module):
-    """A frozen base layer, shared, and an adapter per trial.
+    """A frozen base layer, shared by all trials, with an adapter for each trial.
 
-    The base may be any layer; a plain Linear or Conv1D of the adapters' dtype takes the faster way.
+    A plain Linear or Conv1D in the adapters' dtype takes a faster path than other base layers.
+
+    Args:
+        base: The base layer.
+        context: The context of the passes.
+        a: The arena's name of A [R, in].
+        b: The arena's name of B [out, R].
     """
 
     def __init__(self, base: nn.Module, context: PassContext, a: str, b: str) -> None:
@@ -21,7 +30,7 @@ class LoraLinear(nn.Module):
         self._context = context
         self._a, self._b = a, b
         self._layer = context.layer()
-        # By exact type: subclasses (4-bit, 8-bit) compute otherwise.
+        # By exact type: subclasses (4-bit, 8-bit) compute differently.
         self._plain: tuple[Tensor, Tensor | None] | None = None
         if type(base) is nn.Linear:
             self._plain = base.weight, base.bias
@@ -29,6 +38,7 @@ class LoraLinear(nn.Module):
             self._plain = base.get_parameter("weight").mT, base.get_parameter("bias")
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's output [k*B, T, out] for x [k*B, T, in]."""
         context = self._context
         context.check(x)
         a, b = context.views[self._a], context.views[self._b]
@@ -40,7 +50,14 @@ class LoraLinear(nn.Module):
 
 
 class TrialLinear(nn.Module):
-    """A Linear (or, `transposed`, a Conv1D) with weights of its own per trial."""
+    """A Linear or Conv1D with weights for each trial.
+
+    Args:
+        context: The context of the passes.
+        weight: The arena's name of the weight [out, in].
+        bias: The arena's name of the bias [out], or None.
+        transposed: The weight is [in, out], as Conv1D has it.
+    """
 
     def __init__(self, context: PassContext, weight: str, bias: str | None, *, transposed: bool = False) -> None:
         super().__init__()
@@ -49,6 +66,7 @@ class TrialLinear(nn.Module):
         self._transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's output [k*B, T, out] for x [k*B, T, in]."""
         self._context.check(x)
         views = self._context.views
         weight = views[self._weight]
@@ -58,7 +76,13 @@ class TrialLinear(nn.Module):
 
 
 class TrialEmbedding(nn.Module):
-    """An embedding with a table of its own per trial; what the model's own class does besides (scaling) is kept."""
+    """An embedding with a table for each trial. The model's own class does the lookup, so its scaling is kept.
+
+    Args:
+        original: The model's embedding; its weight is removed.
+        context: The context of the passes.
+        weight: The arena's name of the table [V, D].
+    """
 
     def __init__(self, original: nn.Embedding, context: PassContext, weight: str) -> None:
         super().__init__()
@@ -68,6 +92,7 @@ class TrialEmbedding(nn.Module):
         del original._parameters["weight"]
 
     def forward(self, ids: Tensor) -> Tensor:
+        """The embeddings [k*B, T, D] of ids [k*B, T], or of the same ids [1, T] in all rows."""
         context = self._context
         if ids.shape[0] == 1:  # positions, the same for all rows
             ids = ids.expand(context.rows, -1)
@@ -78,7 +103,13 @@ class TrialEmbedding(nn.Module):
 
 
 class TrialNorm(nn.Module):
-    """A norm whose forward takes a weight of any shape that broadcasts: the model's own code, a weight per trial."""
+    """A norm with a weight for each trial, computed by the model's own module, which must take a broadcast weight.
+
+    Args:
+        original: The model's norm; its weight is removed.
+        context: The context of the passes.
+        weight: The arena's name of the weight [D].
+    """
 
     def __init__(self, original: nn.Module, context: PassContext, weight: str) -> None:
         super().__init__()
@@ -88,14 +119,22 @@ class TrialNorm(nn.Module):
         del original._parameters["weight"]
 
     def forward(self, x: Tensor) -> Tensor:
+        """The norm of x [k*B, ..., D]."""
         weight = parameter(self._context.views[self._weight])
-        k, width = weight.shape
+        k, dim = weight.shape
         by_trial = x.reshape(k, -1, *x.shape[1:])
-        return _with_weight(self._original, weight.view(k, *[1] * (x.dim() - 1), width), by_trial).flatten(0, 1)
+        return _with_weight(self._original, weight.view(k, *[1] * (x.dim() - 1), dim), by_trial).flatten(0, 1)
 
 
 class TrialLayerNorm(nn.Module):
-    """torch's LayerNorm, which insists on one weight, with a weight and bias per trial."""
+    """torch's LayerNorm with a weight and bias for each trial; torch's own takes only one of each.
+
+    Args:
+        original: The model's LayerNorm.
+        context: The context of the passes.
+        weight: The arena's name of the weight [D].
+        bias: The arena's name of the bias [D], or None.
+    """
 
     def __init__(self, original: nn.LayerNorm, context: PassContext, weight: str, bias: str | None) -> None:
         super().__init__()
@@ -104,10 +143,11 @@ class TrialLayerNorm(nn.Module):
         self._weight, self._bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """The norm of x [k*B, ..., D]."""
         views = self._context.views
         weight = parameter(views[self._weight])
-        k, width = weight.shape
-        shape = (k, *[1] * (x.dim() - 1), width)
+        k, dim = weight.shape
+        shape = (k, *[1] * (x.dim() - 1), dim)
         y = F.layer_norm(x, self._shape, eps=self._eps).view(k, -1, *x.shape[1:]) * weight.view(shape)
         if self._bias is not None:
             y = y + parameter(views[self._bias]).view(shape)
@@ -115,7 +155,8 @@ class TrialLayerNorm(nn.Module):
 
 
 def _with_weight(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
-    # Module refuses to set a tensor where a Parameter was; its forward finds it all the same.
+    """The module's output with another weight."""
+    # Module's own setter refuses a tensor in place of a Parameter, but its forward finds one in its `__dict__`.
     vars(module)["weight"] = weight
     try:
         y: Tensor = module(x)

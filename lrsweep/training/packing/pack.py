@@ -1,4 +1,4 @@
-"""A pack: a converted model, its slots, and what a trial needs to enter, leave, pause and be saved."""
+"""A pack: a converted model and its slots, with the operations to start, end, move, save and restore a trial."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,19 @@ from lrsweep.training.packing.pass_context import PassContext
 
 @dataclass(frozen=True)
 class Pack:
-    """K slots over one frozen base. Either each trial trains an adapter (`adapters` makes them), or its own copy of `base`.
+    """K slots over one frozen base. Each trial trains either an adapter or its own copy of some of the model's weights.
 
-    The model is called through `passes`; called by itself it runs the slots of the last pass. Rows of up to `unpadded`
-    tokens may be laid end to end (`unpadded.py`).
+    Build one with `pack_lora` or `pack_weights`, and run it with `train_pass` and `eval_pass`. A direct call of the
+    model runs the slots of the last pass.
+
+    Attributes:
+        model: The converted model.
+        arena: The trials' weights, gradients and optimizers.
+        context: The slots of the current pass, and the trials' scaling and dropout.
+        head: The output layer.
+        adapters: Makes the trials' adapters; None if the trials train copies of `base`.
+        base: The weights that the trials' copies start from, by the model's name; None for adapters.
+        unpadded: Padded rows of up to so many tokens may be laid end to end, see `unpadded.py`; 0 is off.
     """
 
     model: PreTrainedModel
@@ -33,7 +42,16 @@ class Pack:
     unpadded: int = 0
 
     def start(self, config: LoraConfig | None = None, seed: int = 0) -> Adapter | Weights:
-        """What a trial begins with: PEFT's own fresh adapter of that seed, or the base's weights."""
+        """What a trial starts with: a fresh adapter, or the base's weights.
+
+        Args:
+            config: PEFT's config of the adapter; not used without adapters.
+            seed: Seeds the adapter's initialisation.
+
+        Raises:
+            Unpackable: The adapter does not fit this pack.
+            ValueError: The config is missing.
+        """
         if self.adapters is None:
             assert self.base is not None
             return self.base
@@ -56,10 +74,19 @@ class Pack:
         seed: int = 0,
         flat: bool = True,
     ) -> torch.optim.Optimizer:
-        """Puts a trial into a free slot and returns its optimizer, to build a schedule on.
+        """Puts a trial into a free slot.
 
-        `seed` keys its dropout, `max_norm` clips its gradients (0 is off); `make_optimizer` is called with parameter groups
-        as transformers' Trainer makes them: decayed, undecayed. For `flat` see Arena.admit.
+        Args:
+            slot: The slot.
+            start: What `start` returned.
+            make_optimizer: Builds the trial's optimizer over parameter groups as transformers' Trainer makes them: with
+                weight decay, and without.
+            max_norm: The trial's gradient clipping; 0 is off.
+            seed: Keys the trial's dropout masks.
+            flat: See `Arena.admit`.
+
+        Returns:
+            The optimizer, to build a schedule on.
         """
         weights = start.weights if isinstance(start, Adapter) else start
         optimizer = self.arena.admit(slot, weights, make_optimizer, max_norm=max_norm, flat=flat)
@@ -68,22 +95,29 @@ class Pack:
         return optimizer
 
     def evict(self, slot: int) -> None:
-        """Frees a slot."""
+        """Frees a slot; nothing of its trial is left."""
         self.arena.evict(slot)
         self.context.admit(slot)
 
     def move(self, source: int, target: int) -> None:
-        """Takes a trial to a free slot; its optimizer stays the same object."""
+        """Moves a trial to a free slot; its optimizer stays the same object."""
         self.arena.move(source, target)
         self.context.move(source, target)
         self.context.admit(source)
 
     def weights(self, slot: int) -> dict[str, Tensor]:
-        """A copy of what a slot's trial has trained, under the names PEFT (or the model) saves it by, at its own rank."""
+        """A copy of the weights that a slot's trial has trained, by the names that PEFT or the model saves them under.
+
+        An adapter's are at its own rank.
+        """
         return {name: weight.detach().clone() for name, weight in self.arena.read(slot).items()}
 
     def state(self, slot: int) -> dict[str, Any]:
-        """A copy of all that the rest of a slot's trial depends on but its schedule and data: tensors, numbers, strings."""
+        """A copy of everything that the rest of a slot's trial depends on, except its schedule and data.
+
+        It holds tensors, numbers and strings.
+        """
+        # The key "window" is that of the checkpoints of 0.1.0.
         return {"arena": self.arena.state(slot), "window": self.context.state(slot)}
 
     def restore(
@@ -95,7 +129,21 @@ class Pack:
         max_norm: float = 0.0,
         flat: bool = True,
     ) -> torch.optim.Optimizer:
-        """Puts a trial back as `state` found it, into any free slot."""
+        """Puts a trial with a saved state into any free slot.
+
+        Args:
+            slot: The slot.
+            state: What `state` returned.
+            make_optimizer: As for `admit`.
+            max_norm: As for `admit`.
+            flat: As for `admit`.
+
+        Returns:
+            The optimizer, with its state restored.
+
+        Raises:
+            ValueError: The state is of another kind of pack, or the slot is taken.
+        """
         optimizer = self.arena.restore(slot, state["arena"], make_optimizer, max_norm=max_norm, flat=flat)
         self.context.restore(slot, state["window"])
         return optimizer

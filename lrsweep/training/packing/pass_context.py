@@ -1,4 +1,4 @@
-"""What the packed layers of a model need to know of a pass: its slots, and their trials' scaling and dropout."""
+"""What a model's packed layers need for a pass: its slots, and their trials' parameters, scaling and dropout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,19 @@ from lrsweep.training.packing.errors import Unpackable
 
 
 class PassContext:
-    """The slots start..stop of a pass (k of them), their parameters, LoRA scaling and dropout.
+    """The k slots start..stop of the current pass, with their parameters, LoRA scaling and dropout.
 
-    Rows of a pass are trial-major: row i belongs to the slot start + i // B.
+    The k*B rows of a pass go trial by trial: row i belongs to the slot start + i // B.
+
+    Args:
+        arena: The arena of the slots.
+
+    Attributes:
+        start: The first slot of the pass.
+        stop: The slot after the last one.
+        rows: The rows of the pass, k*B.
+        views: The arena's parameters of these slots, by name.
+        scaling: The adapters' scaling [k, 1, 1].
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -33,12 +43,20 @@ class PassContext:
         self.scaling = self._scaling[:0]
 
     def layer(self) -> int:
-        """A number for one more layer that drops its inputs."""
+        """Registers a layer with dropout on its input; returns its number."""
         self._layers += 1
         return self._layers - 1
 
     def admit(self, slot: int, *, scaling: float = 1.0, dropout: float = 0.0, seed: int = 0, done: int = 0) -> None:
-        """Sets a slot's trial; `done` is how many training passes it has done."""
+        """Sets a slot's trial. The defaults are those of a free slot.
+
+        Args:
+            slot: The slot.
+            scaling: The adapter's scaling.
+            dropout: The dropout rate of the adapter's input.
+            seed: Keys the dropout masks.
+            done: How many training passes the trial has done.
+        """
         self._scaling[slot] = scaling
         self._rates[slot] = dropout
         self._dropout[slot] = dropout
@@ -46,11 +64,11 @@ class PassContext:
         self._done[slot] = done
 
     def move(self, source: int, target: int) -> None:
-        """Takes a slot's trial to another slot."""
+        """Copies a slot's trial to another slot."""
         self.restore(target, self.state(source))
 
     def state(self, slot: int) -> dict[str, Any]:
-        """What `restore` needs to resume a slot's trial."""
+        """What `restore` needs to continue a slot's trial."""
         return {
             "scaling": self._scaling[slot].item(),
             "dropout": self._dropout[slot],
@@ -59,15 +77,25 @@ class PassContext:
         }
 
     def restore(self, slot: int, state: Mapping[str, Any]) -> None:
-        """Sets a slot's trial as `state` found it."""
+        """Sets a slot's trial from what `state` returned."""
         self.admit(slot, scaling=state["scaling"], dropout=state["dropout"], seed=state["seed"], done=state["passes"])
 
     def select(
         self, start: int, stop: int, rows: int, length: int, *, training: bool, places: Tensor | None = None
     ) -> None:
-        """The slots of the next pass, of `rows` rows of `length` tokens in all; holds for its backward too.
+        """Selects the slots of the next pass, forward and backward.
 
-        `places` are the tokens' in their batches, [k, tokens of a trial], where the rows are not just those of the batches.
+        Args:
+            start: The first slot.
+            stop: The slot after the last one.
+            rows: The rows of the pass, k*B.
+            length: The tokens of a row.
+            training: Whether dropout applies, and the pass counts as a training pass.
+            places: The tokens' places in the trials' batches [k, tokens of a trial] (see `dropout.token_places`), if
+                the rows of the pass are not those of the batches.
+
+        Raises:
+            ValueError: There are no such slots, or the rows cannot be divided among them.
         """
         if not 0 <= start < stop <= self._arena.slots or rows % (stop - start):
             raise ValueError(f"{rows} rows cannot be shared out among the slots {start}..{stop} of {self._arena.slots}")
@@ -88,18 +116,22 @@ class PassContext:
                 self._done[slot] += 1
 
     def check(self, x: Tensor) -> None:
-        """Raises Unpackable unless x [k*B, T, D] or [k*B*T, D] has all rows of the pass, and so can have them in order."""
+        """Checks that a layer's input, [k*B, T, D] or [k*B*T, D], has all rows of the pass, and so has them in order.
+
+        Raises:
+            Unpackable: It has not.
+        """
         if x.shape[0] not in (self.rows, self._tokens):
             raise Unpackable(
                 f"a layer got {tuple(x.shape)}, not all of the pass's {self.rows} rows: whose they are is unknown"
             )
 
     def progress(self) -> list[int]:
-        """What `rewind` needs to forget the passes after this moment."""
+        """The number of training passes that each slot's trial has done, for `rewind`."""
         return list(self._done)
 
     def rewind(self, progress: list[int]) -> None:
-        """Forgets passes, so that those run again drop the same inputs."""
+        """Forgets the training passes since `progress`, so that they drop the same elements when they are run again."""
         self._done = list(progress)
 
     @property
@@ -108,7 +140,12 @@ class PassContext:
         return self._keys is not None
 
     def drop(self, layer: int, x: Tensor) -> Tensor:
-        """Each trial's dropout on the layer's input, [k*B, T, D] or [k*B*T, D]."""
+        """Applies each trial's dropout to a layer's input, scaling the kept elements by 1 / (1 - rate).
+
+        Args:
+            layer: The layer's number, from `layer`.
+            x: The input, [k*B, T, D] or [k*B*T, D].
+        """
         if self._keys is None:
             return x
         k = self.stop - self.start

@@ -14,11 +14,10 @@ from lrsweep.files.atomic import write_text
 class PassSizes:
     """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the largest pass.
 
-    Measurements are kept in a file for the workers that come later: they need not measure again, and they sum in the same
-    order.
+    Measurements are saved in a file for later workers: they need not measure again, and they add in the same order.
 
     Args:
-        file: Where measurements are kept. None keeps them in memory only.
+        file: The file for measurements. None keeps them in memory only.
     """
 
     def __init__(self, file: Path | None = None) -> None:

@@ -1,7 +1,7 @@
-"""A batch without its padding: each trial's rows laid end to end, and taken apart again for attention alone.
+"""Passes without padding: each trial's rows are laid end to end, and padded again for attention only.
 
-All else in a decoder works token by token, and need not see padding. Attention is the model's own (`sdpa`) between two
-gathers; transformers hands what it needs through the model, as it does for its own kernels.
+Everything else in a decoder works token by token, and needs no padding. Attention is the model's own (`sdpa`) between
+two gathers. transformers passes the layout through the model to the attention function, as it does for its own kernels.
 """
 
 import math
@@ -16,21 +16,32 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# The name among transformers' attention functions.
+# The name of the attention function in transformers' registry.
 _NAME = "lrsweep_unpadded"
-# Below this share of padding the gathers cost more than they save.
+# With a smaller share of padding than this, the gathers cost more than they save.
 _PADDING = 0.1
-# Rows of up to so many tokens are padded to a common length for attention, as are those of up to twice as many, and so on.
+# For attention, rows are grouped by length: up to this many tokens, up to twice as many, and so on.
 _SHORT = 64
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of k trials' padded rows, [k*B, T], lie in [k, N], N being the longest trial's tokens.
+    """The places of the tokens of padded rows [k*B, T] when each trial's rows are laid end to end, [k, M].
 
-    For attention rows are padded again, but in `groups` (rows, length) of like length, P places in all. `back` [k*N] is each
-    token's place there, `source` [k*N] the one in the padded rows, and `places` [P] the token in each place. Where there is
-    none they say another one of the same trial; `taken` [k*N, 1] and `real` [P, 1] are 0 there, else 1.
+    M is the largest number of tokens of a trial; trials with fewer tokens have padding after them. For attention, rows
+    are padded again, in groups of similar length with P places in all. An index for padding points to another token of
+    the same trial.
+
+    Attributes:
+        trials: The number of trials k.
+        groups: The rows and the length of each group.
+        positions: Each token's position in its row [k, M].
+        rows: The number of each token's row in its trial's batch [k, M].
+        source: Each token's place in the padded rows [k*M].
+        back: Each token's place in the groups [k*M].
+        places: The token in each place of the groups [P].
+        taken: 1 for a token, 0 for padding [k*M, 1].
+        real: 1 for a place with a token of its own, 0 for padding [P, 1].
     """
 
     trials: int
@@ -45,24 +56,30 @@ class Layout:
 
     @classmethod
     def of(cls, mask: Tensor, trials: int, dtype: torch.dtype) -> "Layout":
-        """The layout of rows [k*B, T] that are padded on the right; the mask is 0 on padding, and nowhere for a whole row."""
+        """The layout of rows that are padded on the right.
+
+        Args:
+            mask: The attention mask [k*B, T], 0 on padding. No row is padding as a whole.
+            trials: The number of trials k.
+            dtype: The dtype of `taken` and `real`.
+        """
         lengths = mask.sum(1)
         by_trial = lengths.view(trials, -1)
         longest = int(by_trial.sum(1).max())
         first = (by_trial.cumsum(1) - by_trial + longest * torch.arange(trials)[:, None]).flatten()
         buckets = lengths.clamp(min=_SHORT).log2().ceil().tolist()
-        members = [
+        rows_by_bucket = [
             torch.tensor([row for row, of_row in enumerate(buckets) if of_row == bucket])
             for bucket in sorted(set(buckets))
         ]
-        groups = [(rows, int(lengths[rows].max())) for rows in members]
+        groups = [(rows, int(lengths[rows].max())) for rows in rows_by_bucket]
         row = torch.cat([rows.repeat_interleave(length) for rows, length in groups])
         position = torch.cat([torch.arange(length).repeat(len(rows)) for rows, length in groups])
         real = position < lengths[row]
         places = first[row] + torch.minimum(position, lengths[row] - 1)
 
         def by_token(of_place: Tensor) -> Tensor:
-            # A trial's missing tokens are told of as its first one.
+            # The padding of a trial points to its first token.
             found = torch.zeros(trials * longest, dtype=of_place.dtype)
             found[places[real]] = of_place[real]
             return torch.where(taken, found, found.view(trials, -1)[:, :1].expand(-1, longest).flatten())
@@ -82,30 +99,31 @@ class Layout:
         )
 
     def to(self, device: torch.device) -> "Layout":
+        """The layout with its tensors on a device."""
         moved = {
             key: value.to(device, non_blocking=True) for key, value in vars(self).items() if torch.is_tensor(value)
         }
         return Layout(self.trials, self.groups, **moved)
 
-    def apart(self, x: Tensor) -> list[Tensor]:
-        """Heads [k, H, N, d] as [rows, H, T, d], group by group."""
-        _, heads, _, width = x.shape
-        flat = x.transpose(1, 2).reshape(-1, heads * width)
+    def pad(self, x: Tensor) -> list[Tensor]:
+        """Attention heads [k, H, M, d] as padded rows [rows, H, length, d], for each group."""
+        _, heads, _, dim = x.shape
+        flat = x.transpose(1, 2).reshape(-1, heads * dim)
         rows: Tensor = _Gather.apply(flat, self.places, self.back, self.taken)  # type: ignore[no-untyped-call]
         parts = torch.split(rows, [count * length for count, length in self.groups])
-        return [part.view(*group, heads, width).transpose(1, 2) for part, group in zip(parts, self.groups, strict=True)]
+        return [part.view(*group, heads, dim).transpose(1, 2) for part, group in zip(parts, self.groups, strict=True)]
 
-    def together(self, parts: list[Tensor]) -> Tensor:
-        """Rows [rows, T, H, d], group by group, as [k, N, H, d]."""
-        heads, width = parts[0].shape[2:]
-        flat = [part.reshape(-1, heads * width) for part in parts]
+    def unpad(self, parts: list[Tensor]) -> Tensor:
+        """Padded rows [rows, length, H, d] of each group, laid end to end again as [k, M, H, d]."""
+        heads, dim = parts[0].shape[2:]
+        flat = [part.reshape(-1, heads * dim) for part in parts]
         joined = flat[0] if len(flat) == 1 else torch.cat(flat)
         found: Tensor = _Gather.apply(joined, self.back, self.places, self.real)  # type: ignore[no-untyped-call]
-        return found.view(self.trials, -1, heads, width)
+        return found.view(self.trials, -1, heads, dim)
 
 
 class _Gather(torch.autograd.Function):
-    """x[index], whose gradient is gathered too: `inverse` says where each row of x went, `used` 0 where it went nowhere."""
+    """x[index], with a gather as its backward: `inverse` has each x row's new place, `used` 0 if it has none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
@@ -129,11 +147,12 @@ def _attention(
     layout: Layout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    """The sdpa attention of transformers, between padding and unpadding if there is a layout."""
     if layout is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
         return found
-    groups = zip(*map(layout.apart, (query, key, value)), strict=True)
-    return layout.together([sdpa_attention_forward(module, *heads, None, **options)[0] for heads in groups]), None
+    groups = zip(*map(layout.pad, (query, key, value)), strict=True)
+    return layout.unpad([sdpa_attention_forward(module, *heads, None, **options)[0] for heads in groups]), None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -141,11 +160,20 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 
 
 def run_unpadded(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
-    """The decoder's last hidden states [k, N, D] for padded ids [k*B, T], of a model that `lay_end_to_end` was called with."""
+    """The decoder's last hidden states, computed without padding.
+
+    Args:
+        model: A model that `lay_end_to_end` has prepared.
+        ids: The padded rows' tokens [k*B, T].
+        layout: The layout of these rows.
+
+    Returns:
+        The hidden states [k, M, D].
+    """
     states: Tensor = model.get_decoder()(
         input_ids=ids.flatten()[layout.source].view(layout.trials, -1),
         position_ids=layout.positions,
-        # What has four axes transformers takes for a finished mask, and makes none.
+        # transformers takes a mask with four axes as it is, and builds none itself.
         attention_mask=torch.ones(1, 1, 1, 1, device=ids.device),
         layout=layout,
         use_cache=False,
@@ -154,16 +182,23 @@ def run_unpadded(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
 
 
 def is_sparse(mask: Tensor) -> bool:
-    """Whether rows have enough padding to be worth laying end to end."""
+    """Whether rows with this attention mask have so much padding that laying them end to end is faster."""
     return float(mask.float().mean()) < 1 - _PADDING
 
 
 @torch.no_grad()
 def lay_end_to_end(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
-    """Makes the model take rows end to end, besides padded ones; returns how long they may be.
+    """Prepares a model for rows that are laid end to end; it still takes padded ones.
 
-    0 where it makes something else of the batch then, and is left as it was. That is looked at, because a model's code
-    decides what of its inputs reaches attention.
+    The model runs on a batch in both ways, and is left as it was if the hidden states differ: its own code decides
+    which of its inputs reach attention.
+
+    Args:
+        model: The model.
+        batch: A batch for the comparison, padded on the right.
+
+    Returns:
+        The most tokens that a row may have in `run_unpadded`; 0 if the model does not support it.
     """
     config = model.config
     if config._attn_implementation != "sdpa" or "attention_mask" not in batch:
@@ -178,15 +213,15 @@ def lay_end_to_end(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
     wanted = padded()
     config._attn_implementation = _NAME
     try:
-        apart = max((found - wanted).abs().max().item() for found in (padded(), run_unpadded(model, ids, layout)[0]))
+        error = max((found - wanted).abs().max().item() for found in (padded(), run_unpadded(model, ids, layout)[0]))
     except torch.AcceleratorError:
         raise
-    except Exception:  # a model's code may trip over what it does not know in any way
-        apart = math.inf
-    if not apart <= torch.finfo(model.dtype).eps ** 0.5 * wanted.abs().max().item():
+    except Exception:  # a model's code may raise any error for an input that it does not know
+        error = math.inf
+    if not error <= torch.finfo(model.dtype).eps ** 0.5 * wanted.abs().max().item():
         config._attn_implementation = "sdpa"
         return 0
-    # Attention that looks back so far only is not told of it.
+    # Without a mask, attention cannot apply the model's limit on how far it looks back, so rows must be within it.
     text = config.get_text_config()
     reaches = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((reach for reach in reaches if reach), default=torch.iinfo(torch.int64).max)

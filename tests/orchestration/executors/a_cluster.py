@@ -1,6 +1,7 @@
 """A Ray cluster on this machine: a head without room for workers, and two nodes with room for one each.
 
-It prints its address. On `lose` from stdin it kills a node with all that runs there, adds another one, and prints `lost`.
+It prints its address. On `lose` from stdin it kills a node with all that runs there, adds another one and prints
+`lost`.
 """
 
 import sys

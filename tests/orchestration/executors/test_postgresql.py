@@ -114,6 +114,6 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_sqlite_is_refused_where_workers_are_on_several_machines(words: list[str], said: str) -> None:
-    with pytest.raises(InputError, match="a SQLite file is safe on one only") as refused:
+    with pytest.raises(InputError, match="a SQLite file is only safe on one") as refused:
         build_executor(sweep_config(["+sweep=lora_lr", *words]))
     assert said in str(refused.value)

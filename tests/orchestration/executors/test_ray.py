@@ -108,7 +108,7 @@ def test_without_its_token_the_cluster_lets_nobody_in(cluster: Cluster, database
     ]
     run = lrsweep(*words, cwd=tmp_path, env={"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     assert run.returncode == 2, run.stdout + run.stderr
-    assert run.stderr.startswith(f"lrsweep: executor.address={cluster.address}: the cluster does not take this token")
+    assert run.stderr.startswith(f"lrsweep: executor.address={cluster.address}: the cluster does not accept this token")
     assert run.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == []
 

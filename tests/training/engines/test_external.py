@@ -167,8 +167,8 @@ def test_signals_reach_no_process_that_took_over_the_commands_id(
         killpg(group, signum)
 
     monkeypatch.setattr(os, "killpg", watched)
-    host = train(engine(), tmp_path, tiny())
-    assert host.outcomes[0].status == "complete"
+    host = train(engine(" --fail-above 5e-3"), tmp_path, tiny("optimizer.lr=1e-2"))
+    assert host.outcomes[0].status == "failed", "it ends by itself"
     assert sent, "what the command may have left in its group is ended"
     assert all(still_ours for _, still_ours in sent), sent
     monkeypatch.undo()

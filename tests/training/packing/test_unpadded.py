@@ -173,13 +173,13 @@ def test_the_way_there_and_back(short: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 0, 1]]
     assert layout.rows.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
     tokens = torch.arange(12.0, dtype=torch.float64).view(2, 1, 6, 1).requires_grad_()
-    parts = layout.apart(tokens)
+    parts = layout.pad(tokens)
     rows = [part[:, 0, :, 0].tolist() for part in parts]
     if short == 64:
         assert rows == [[[0, 1, 2, 2], [3, 3, 3, 3], [6, 7, 8, 9], [10, 11, 11, 11]]]
     else:
         assert rows == [[[3]], [[10, 11]], [[0, 1, 2, 2], [6, 7, 8, 9]]]
-    again = layout.together([part.transpose(1, 2) for part in parts]).flatten()
+    again = layout.unpad([part.transpose(1, 2) for part in parts]).flatten()
     real = layout.taken.flatten().bool()
     assert again[real].tolist() == tokens.flatten()[real].tolist()
     (again * torch.arange(1.0, 13.0)).sum().backward()  # type: ignore[no-untyped-call]

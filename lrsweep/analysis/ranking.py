@@ -232,7 +232,7 @@ def _inconclusive(
     if len(candidates) >= 3 and len(ties) == len(candidates):
         return f"all {len(candidates)} complete trials are within noise of each other"
     if any(edge.key == LR for edge in edges):
-        return "the lowest loss is at the lowest or highest learning rate tried, so the best rate may lie beyond"
+        return "the lowest loss is at one end of the learning rates tried, so the best rate may lie beyond"
     if noise is None and len(candidates) > 1:
         return (
             "the noise is not known, so the differences may be chance: evaluate more often, or set search.replicates=3"

@@ -11,7 +11,10 @@ def run(argv: Sequence[str]) -> int:
     parser = ArgumentParser("export", "write the best config of a sweep for your trainer")
     parser.add_sweep_name()
     parser.add_argument(
-        "--to", required=True, metavar="FORMAT", help="llamafactory, transformers, trl, axolotl or hydra"
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="your trainer: llamafactory, transformers, trl, axolotl ..., or hydra",
     )
     parser.add_argument(
         "--base",

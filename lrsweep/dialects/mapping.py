@@ -6,8 +6,7 @@ A dialect is the config language of one trainer. To add a trainer:
    that maps one key to one key, and a `Row` with its own functions maps several keys together.
 2. List the keys that would change training but that a trial does not support as `Refusal`s. An import must never drop
    them silently.
-3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`, and its name to the help of `lrsweep import` and
-   `lrsweep export` in `lrsweep/cli`.
+3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`.
 4. Add configs to tests/dialects/examples.py. tests/dialects/test_dialect_contract.py tests every dialect in `TRAINERS`.
 
     ROWS = (

@@ -33,7 +33,7 @@ def check_path(model: ModelConfig) -> None:
     if not (path / "config.json").is_file():
         raise InputError(f"model.path={model.path!r}: not a model folder: it has no config.json")
     if not isinstance(_read_json(model, path / "config.json"), dict):
-        raise InputError(f"model.path={model.path!r}: config.json holds no mapping; download the model again")
+        raise InputError(f"model.path={model.path!r}: config.json is not a mapping; download the model again")
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
     # Without one, transformers silently makes a tokenizer without a vocabulary.
@@ -88,7 +88,9 @@ def _check_whole(model: ModelConfig, file: Path) -> None:
         tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
         end = max([int(entry["data_offsets"][1]) for entry in tensors], default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise InputError(f"model.path={model.path!r}: {file.name} is no safetensors file; download it again") from None
+        raise InputError(
+            f"model.path={model.path!r}: {file.name} is not a safetensors file; download it again"
+        ) from None
     if file.stat().st_size != 8 + length + end:
         raise InputError(
             f"model.path={model.path!r}: {file.name} has {file.stat().st_size} bytes and should have "

@@ -534,7 +534,7 @@ def test_no_password_is_shown(
     tracker = start(opened(uri=secret), sweep="secret", params={"tracking.uri": secret})
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter@2"
     assert isinstance(tracker, MlflowTracker)
-    monkeypatch.setattr(tracker._store, "answers", lambda: True)
+    monkeypatch.setattr(tracker._store, "responds", lambda: True)
     nobody = Store(secret.replace(str(server.port), str(free_port())), Path())
     monkeypatch.setattr(tracker._experiment, "_client", nobody._client())
     whole_trial(tracker, 0)

@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     console = Console()
 
     def line(name: str, text: str) -> None:
-        console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True)
+        console.print(f"{name:<12} {text}", highlight=False, markup=False, soft_wrap=True)
 
     memory = psutil.virtual_memory()
     line("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")

@@ -20,10 +20,10 @@ def run(argv: Sequence[str]) -> int:
     from lrsweep.config.trial_schema import ModelConfig
     from lrsweep.training.model import resolve_dtype
 
-    console = Console()
+    console = Console(markup=False)
 
     def line(name: str, text: str) -> None:
-        console.print(f"{name:<12} {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True)
 
     memory = psutil.virtual_memory()
     line("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}")

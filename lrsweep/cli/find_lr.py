@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
 
     def progress(points: "Iterable[RampPoint]") -> "Iterable[RampPoint]":
         quietly = not console.is_terminal

@@ -23,5 +23,5 @@ def run(argv: Sequence[str]) -> int:
     if not summary.results:
         raise InputError(f"{arguments.name}: no trial has ended yet; resume the sweep")
     conclude(summary, folder)
-    print_summary(Console(), summary, folder)
+    print_summary(Console(markup=False), summary, folder)
     return 0

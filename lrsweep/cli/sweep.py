@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     from lrsweep.report.text import print_summary
 
     refuse_symlinks(SweepFolder(config.name).path)
-    console = Console()
+    console = Console(markup=False)
     try:
         summary = controller.run(config, open_screen(console))
     except controller.InterruptedSweepError as interrupted:

@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     from lrsweep.report.screen import open_screen
 
     quiet()
-    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console())))
+    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console(markup=False))))
     return 0
 
 

@@ -256,7 +256,10 @@ def _option(group: str, option: str) -> dict[str, Any]:
         path = folder / group / f"{option}.yaml"
         if not path.is_file():
             continue
-        tree = _plain(_read_sweep(path))
+        try:
+            tree = _plain(_read_sweep(path))
+        except InputError:
+            return {}  # Hydra has composed it; what it holds is validated later
         found: dict[str, Any] = {}
         for entry in tree.pop("defaults", []):
             if isinstance(entry, str) and entry != "_self_":

@@ -24,7 +24,11 @@ BY_TABLE = [
 ]
 BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("llamafactory", {"stage": "dpo"}, "stage='dpo': trials do supervised fine-tuning only; set stage: sft"),
-    ("llamafactory", {"use_galore": True}, "use_galore=True: it is another optimizer, with another best learning rate; "),
+    (
+        "llamafactory",
+        {"use_galore": True},
+        "use_galore=True: it is another optimizer, with another best learning rate; ",
+    ),
     ("llamafactory", {"finetuning_type": "oft"}, "finetuning_type=oft: trials do lora, full and freeze; "),
     ("llamafactory", {"optim": "lion_32bit"}, "optim=lion_32bit: "),
     ("llamafactory", {"optim": "adamw_torch", "optim_args": "momentum=1"}, "optim_args='momentum=1': "),

@@ -137,7 +137,7 @@ FINE = "learning_rate: 1.0e-5\nmax_steps: 50\n"
 
 EXPORT = [
     Bad("export: the following arguments are required: NAME, --to", ("export",)),
-    Bad("nowhere: no such sweep under outputs/ (there: none)", ("export", "nowhere", "--to", "hydra"), process=True),
+    Bad("nowhere: no such sweep in outputs/ (choices: none yet)", ("export", "nowhere", "--to", "hydra"), process=True),
     Bad("../outside: no such sweep", ("export", "../outside", "--to", "hydra"), {"outside/config.yaml": "name: x\n"}),
     exported("--to tensorflow: no such format", "--to", "tensorflow"),
     exported("--target-version: has no meaning for hydra", "--to", "hydra", "--target-version", "5"),
@@ -161,7 +161,7 @@ EXPORT = [
     Bad(f"{OUT}/summary.json: damaged", ("report", "lora_lr"), {OUT: changed(base_loss="high")}, 4),
     Bad(f"{OUT}/summary.json: damaged", ("report", "lora_lr"), {OUT: changed(config={})}, 4),
     Bad("lora_lr: no trial has ended yet", ("report", "lora_lr"), {OUT: changed(trials=[])}),
-    Bad(f"{OUT}/summary.json: not there yet", ("report", "lora_lr"), {f"{OUT}/config.yaml": "name: lora_lr\n"}, 4),
+    Bad(f"{OUT}/summary.json: does not exist yet", ("report", "lora_lr"), {f"{OUT}/config.yaml": "name: lora_lr\n"}, 4),
     Bad(
         f"{OUT}/summary.json: cannot be read",
         ("report", "lora_lr"),
@@ -169,7 +169,7 @@ EXPORT = [
         4,
     ),
     Bad(
-        "outputs/lora_lr/report.html: a link to",
+        "outputs/lora_lr/report.html: is a symlink to",
         ("report", "lora_lr"),
         {OUT: a_finished_sweep, f"{OUT}/report.html": lambda path: path.symlink_to("/etc/passwd")},
     ),
@@ -268,9 +268,13 @@ DIAGNOSE = [
 
 FIND_LR = [
     Bad("find-lr: argument --from: invalid float value: 'low'", ("find-lr", "--from", "low")),
-    Bad("--from 1 --to 0.1: two rates are needed", ("find-lr", "--from", "1", "--to", "0.1"), process=True),
-    Bad("--from nan --to 10: two rates are needed", ("find-lr", "--from", "nan")),
-    Bad("--from 1e-07 --to inf: two rates are needed", ("find-lr", "--to", "inf")),
+    Bad(
+        "--from 1 --to 0.1: must be two learning rates with 0 < from < to",
+        ("find-lr", "--from", "1", "--to", "0.1"),
+        process=True,
+    ),
+    Bad("--from nan --to 10: must be two learning rates with 0 < from < to", ("find-lr", "--from", "nan")),
+    Bad("--from 1e-07 --to inf: must be two learning rates with 0 < from < to", ("find-lr", "--to", "inf")),
     Bad("--steps 5: at least 20", ("find-lr", "--steps", "5")),
     Bad("--steps 1000000000000: at most 100000", ("find-lr", "--steps", "1000000000000")),
     Bad("--plot range.txt: the file's ending is the format", ("find-lr", "--plot", "range.txt")),

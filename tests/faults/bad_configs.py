@@ -202,7 +202,7 @@ SPACE = [
     sweep("space.optimizer.lr: 0.0001 is listed twice", "space.optimizer.lr=[1e-4,1e-4]"),
     sweep("space.optimizer.betas.1=1.0: ", "space.optimizer.betas=[[0.9,1.0]]"),
     sweep("space.optimizer.lrr: the config has no such key; did you mean optimizer.lr?", "space.optimizer.lrr=[1,2]"),
-    sweep("space.search.seed: says how to search", "space.search.seed=[1,2]"),
+    sweep("space.search.seed: changes nothing that a trial measures", "space.search.seed=[1,2]"),
     sweep("space.optimizer.lr.high=None: ", "space.optimizer.lr={low: 1e-5}"),
     sweep(
         "space.optimizer.lr: low (0.1) must be below high (0.01)", "space.optimizer.lr={low: 0.1, high: 0.01, num: 3}"
@@ -278,19 +278,19 @@ SWEEP_FILES = [
 ]
 
 PLACES = [
-    sweep("outputs: a link to elsewhere", files={"outputs": link("elsewhere"), "elsewhere/x": ""}),
+    sweep("outputs: is a symlink to elsewhere", files={"outputs": link("elsewhere"), "elsewhere/x": ""}),
     sweep(
-        "outputs/lora_lr: a link to ../elsewhere",
+        "outputs/lora_lr: is a symlink to ../elsewhere",
         files={"outputs/lora_lr": link("../elsewhere"), "elsewhere/x": ""},
         process=True,
     ),
     sweep(
-        "outputs/lora_lr/study.db: a link to ../../mine.db",
+        "outputs/lora_lr/study.db: is a symlink to ../../mine.db",
         files={"outputs/lora_lr/study.db": link("../../mine.db"), "mine.db": b"mine"},
     ),
-    sweep("outputs/lora_lr/trials: a link to /tmp", files={"outputs/lora_lr/trials": link("/tmp")}),
-    sweep("outputs: a file", files={"outputs": "a file\n"}, code=4),
-    sweep("outputs/lora_lr: a file", files={"outputs/lora_lr": "a file\n"}, code=4),
+    sweep("outputs/lora_lr/trials: is a symlink to /tmp", files={"outputs/lora_lr/trials": link("/tmp")}),
+    sweep("outputs: is a file", files={"outputs": "a file\n"}, code=4),
+    sweep("outputs/lora_lr: is a file", files={"outputs/lora_lr": "a file\n"}, code=4),
 ]
 
 TABLE = [*COMMAND_LINE, *KEYS, *VALUES, *SEARCH, *SPACE, *SWEEP_FILES, *PLACES]

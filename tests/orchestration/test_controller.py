@@ -116,7 +116,7 @@ def test_the_terminal_tells_the_result_and_where_it_is(finished_sweep: FinishedS
     assert "Best: optimizer.lr=0.003" in said
     assert "outputs/lora_lr/report.html" in said
     assert "mlflow ui --backend-store-uri sqlite:///" in said
-    assert "no advice for yours" in said
+    assert "its best learning rate says nothing about yours" in said
     assert "\x1b[" not in said
 
 
@@ -124,7 +124,7 @@ def test_running_it_again_does_nothing_new(finished_sweep: FinishedSweep) -> Non
     before = {path: path.stat().st_mtime_ns for path in finished_sweep.folder.rglob("*") if path.is_file()}
     again = lrsweep(*SMALL, cwd=finished_sweep.folder)
     assert again.returncode == 0, again.stderr
-    assert "is finished: 4 trials, nothing left to run" in again.stdout
+    assert "is already complete: 4 trials" in again.stdout
     assert "Best: optimizer.lr=0.003" in again.stdout
     after = {path: path.stat().st_mtime_ns for path in finished_sweep.folder.rglob("*") if path.is_file()}
     assert after == before
@@ -235,9 +235,9 @@ def test_a_signal_ends_it_resumably(tmp_path: Path, signum: signal.Signals, code
     assert process.returncode == code
     assert "trial 0 lr=1e-05: interrupted\n" in stdout
     # Fresh again would begin anew.
-    assert stderr == f"lrsweep: interrupted; go on from here with: {shlex.join(['lrsweep', *SMALL])}\n"
+    assert stderr == f"lrsweep: interrupted; resume with: {shlex.join(['lrsweep', *SMALL])}\n"
     reported = lrsweep("report", "lora_lr", cwd=tmp_path)
-    assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; run the sweep on\n"
+    assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; resume the sweep\n"
     assert "RUNNING" not in mlflow_statuses(tmp_path)
     assert "KILLED" in mlflow_statuses(tmp_path)
 

@@ -82,7 +82,7 @@ def test_ctrl_c_does_not_wait_for_actors_without_a_place(cluster: Cluster, datab
     sweep.process.send_signal(signal.SIGINT)
     code, said = sweep.wait(60)
     assert code == 130, said
-    assert "interrupted; go on from here with: lrsweep +sweep=lora_lr" in said
+    assert "interrupted; resume with: lrsweep +sweep=lora_lr" in said
     assert sweep.workers() == []
 
 

@@ -220,8 +220,8 @@ def test_truncation_keeps_the_start_and_counts_what_is_lost(tmp_path: Path) -> N
     data = load(config(path, eval_path=write(tmp_path / "eval.jsonl", pairs(2)), max_length=16), tokenizer_with())
     assert (data.dropped, data.cut) == (2, 1)
     info = DatasetInfo("", "", "", len(data.train), len(data.evaluation), data.dropped, data.cut)
-    said = "of the 5 rows, 2 were left out, as it cuts off all they have to learn and 1 lost their end."
-    assert missing_rows(info, config(path, max_length=16)) == [f"Mind data.max_length=16: {said}"]
+    said = "of the 5 rows, 2 dropped: no label tokens left after truncation to max_length; 1 truncated."
+    assert missing_rows(info, config(path, max_length=16)) == [f"Warning: data.max_length=16: {said}"]
     assert [len(example.input_ids) for example in data.train] == [16]
     assert EOS not in data.train[0].input_ids
     with pytest.raises(InputError, match=r"^data\.max_length=16: it cuts off all there is to learn in every train row"):

@@ -296,8 +296,8 @@ DIALECT = Dialect(
     _notes,
     rows_are_ours,
     epochs=("num_epochs", 1.0),
-    trial_keys=lambda tree, config: {
+    trial_keys=lambda tree, config, output: {
         **share_held_out(tree, config, "test_datasets", "val_set_size"),
-        **saved_at_evaluations(tree, config),
+        **saved_at_evaluations(tree, config, output),
     },
 )

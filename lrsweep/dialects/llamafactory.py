@@ -18,7 +18,20 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, given, key, number, whole, word
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    Tree,
+    Version,
+    flag,
+    given,
+    key,
+    logged_at_evaluations,
+    number,
+    whole,
+    word,
+)
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.errors import InputError
 
@@ -186,10 +199,11 @@ def _complete(config: SweepConfig) -> Tree:
     return found
 
 
-def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
+def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
     # LLaMA-Factory writes its log during training, without checkpoints.
     keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
-    return {**share_held_out(tree, config, "eval_dataset", "val_size"), **keys}
+    held_out = share_held_out(tree, config, "eval_dataset", "val_size")
+    return {**held_out, **logged_at_evaluations(config, output), **keys}
 
 
 def _notes(tree: Tree) -> list[str]:

@@ -125,10 +125,17 @@ class Refusal:
                 raise InputError(f"{key}={brief(value)}: {self.why}; {self.fix}")
 
 
-def saved_at_evaluations(tree: Tree, config: SweepConfig) -> Tree:
-    """Keys for trainers that write their log only with a checkpoint: one checkpoint at each evaluation."""
+def logged_at_evaluations(config: SweepConfig, output: str) -> Tree:
+    """TrainingArguments' keys for a trial: where it writes, what it logs, when it evaluates."""
     every = config.training.eval_every
-    return {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1, "save_only_model": True}
+    return {"output_dir": output, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": every}
+
+
+def saved_at_evaluations(tree: Tree, config: SweepConfig, output: str) -> Tree:
+    """The same for trainers that write their log only with a checkpoint: one checkpoint at each evaluation."""
+    every = config.training.eval_every
+    saved = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1, "save_only_model": True}
+    return {**logged_at_evaluations(config, output), **saved}
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,9 @@ class Dialect:
             trainer.
         versioned: Whether the keys depend on the trainer's version, so that `--target-version` is allowed.
         epochs: The trainer's key for the run's length in epochs, and its default.
-        trial_keys: Returns the keys that a trial's file under `engine=external` sets or, with None, removes; given the
-            trial's export and its config.
+        trial_keys: Returns the keys that a trial's file under `engine=external` sets or, with None, removes: where the
+            trainer writes, what it logs, when it evaluates. Given the trial's export, its config and its output folder.
+            The default is for trainers with TrainingArguments' keys.
     """
 
     name: str
@@ -164,7 +172,7 @@ class Dialect:
     not_here: Callable[[SweepConfig], str] = lambda config: ""
     versioned: bool = False
     epochs: tuple[str, float] = ("num_train_epochs", 3.0)
-    trial_keys: Callable[[Tree, SweepConfig], Tree] = saved_at_evaluations
+    trial_keys: Callable[[Tree, SweepConfig, str], Tree] = saved_at_evaluations
 
 
 def key(

@@ -7,14 +7,8 @@ from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.dialects.mapping import Row, Tree, brief, given, number, word
 from lrsweep.errors import InputError
 
-# Implementations of one update rule; from `paged_adamw` on, some keep its state in memory pages or in fewer bits.
-ADAMW = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_hf",
-    "adamw_apex_fused",
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
+# Implementations of AdamW that keep its state in memory pages or in fewer bits.
+PAGED_OR_LOW_BIT_ADAMW = (
     "paged_adamw",
     "paged_adamw_32bit",
     "adamw_bnb_8bit",
@@ -22,6 +16,16 @@ ADAMW = (
     "paged_adamw_8bit",
     "adamw_torch_4bit",
     "adamw_torch_8bit",
+)
+# All implementations of AdamW's update rule.
+ADAMW = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_hf",
+    "adamw_apex_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    *PAGED_OR_LOW_BIT_ADAMW,
 )
 # Optimizers by torch's name, which TrainingArguments shares, and the arguments that `optim_args` passes to them.
 # TrainingArguments drops others silently.

@@ -10,7 +10,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import SchedulerName
 from lrsweep.dialects import optimizer_keys
 from lrsweep.dialects.mapping import Refusal, Row, Tree, brief, flag, key, number, whole, word
-from lrsweep.dialects.optimizer_keys import ADAMW
+from lrsweep.dialects.optimizer_keys import PAGED_OR_LOW_BIT_ADAMW
 from lrsweep.errors import InputError
 
 # Keys that change training and are off by default.
@@ -223,7 +223,7 @@ def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
         key_of_optimizer: The trainer's key for the optimizer.
     """
     found = []
-    if (name := tree.get(key_of_optimizer)) in ADAMW[6:]:
+    if (name := tree.get(key_of_optimizer)) in PAGED_OR_LOW_BIT_ADAMW:
         found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
     if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
         found.append(

@@ -32,10 +32,4 @@ def of_trial(dialect: Dialect, tree: Tree, config: SweepConfig, output: Path) ->
     Returns:
         The file's content, by the trainer's keys.
     """
-    keys = {
-        "output_dir": str(output.resolve()),
-        "logging_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": config.training.eval_every,
-    }
-    return changed(tree, {**dict.fromkeys(_REMOVED), **keys, **dialect.trial_keys(tree, config)})
+    return changed(tree, {**dict.fromkeys(_REMOVED), **dialect.trial_keys(tree, config, str(output.resolve()))})

@@ -225,8 +225,8 @@ def _complete(config: SweepConfig) -> Tree:
     return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
 
 
-def _trial_keys(tree: Tree, config: SweepConfig) -> Tree:
-    return {**_trial_evaluation(tree, config), **saved_at_evaluations(tree, config)}
+def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
+    return {**_trial_evaluation(tree, config), **saved_at_evaluations(tree, config, output)}
 
 
 def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:

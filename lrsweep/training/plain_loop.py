@@ -1,4 +1,4 @@
-"""A plain torch training loop, for the range test and the gradient check. The engines have their own loops."""
+"""A plain torch training loop: for the range test and the gradient check, and a start for an engine of your own."""
 
 import contextlib
 import math
@@ -12,13 +12,14 @@ from transformers import Trainer, set_seed
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.training.data.collate import IGNORED, collate
+from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class
 
 
 class PlainLoop:
-    """The config's model, training rows and optimizer, without a schedule: each step is given its learning rate.
+    """The config's model, training rows and optimizer, without a schedule: each step may be given its learning rate.
 
     A batch is a list of row numbers, and a step has `gradient_accumulation_steps` of them (see
     `row_sampler.row_batches`). Losses are means over the label tokens of a step, in nats.
@@ -30,6 +31,7 @@ class PlainLoop:
         model: The model, in train mode.
         rows: The training set.
         weights: The trained parameters.
+        optimizer: The optimizer, at the config's learning rate.
 
     Raises:
         InputError: The model or data cannot be loaded, or nothing is trained.
@@ -39,6 +41,8 @@ class PlainLoop:
         training = config.training
         tokenizer, data = inputs(config.model, config.data)
         self.rows = data.train
+        self._held_out = data.evaluation
+        self._eval_batch_size = training.eval_batch_size
         self._pad: int = tokenizer.pad_token_id
         self._compute = resolve_dtype(config.model)
         self._max_norm = training.max_grad_norm
@@ -58,7 +62,7 @@ class PlainLoop:
             {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
         ]
         kind, arguments = optimizer_class(config.optimizer)
-        self._optimizer = kind(  # type: ignore[call-arg]
+        self.optimizer: torch.optim.Optimizer = kind(  # type: ignore[call-arg]
             [group for group in groups if group["params"]], **arguments, weight_decay=config.optimizer.weight_decay
         )
 
@@ -79,13 +83,29 @@ class PlainLoop:
             total += loss.item()
         return total
 
-    def step(self, lr: float) -> None:
-        """One optimizer step at `lr` with the current gradients, clipped as the config says."""
+    def step(self, lr: float | None = None) -> float:
+        """One optimizer step with the current gradients, clipped as the config says.
+
+        Args:
+            lr: The learning rate; None is the optimizer's own, which a schedule may set.
+
+        Returns:
+            The gradients' norm before clipping.
+        """
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None])
         if self._max_norm > 0:
-            nn.utils.clip_grad_norm_(self.weights, self._max_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
+            nn.utils.clip_grads_with_norm_(self.weights, self._max_norm, norm)
+        if lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+        self.optimizer.step()
+        return float(norm)
+
+    def evaluate(self) -> float:
+        """The held-out loss, in nats a label token, as every engine measures it."""
+        device = self.weights[0].device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
+            return evaluate(self.model, self._held_out, self._eval_batch_size, self._pad)
 
     def _tokens(self, batches: Sequence[Sequence[int]]) -> int:
         return sum(label != IGNORED for batch in batches for row in batch for label in self.rows[row].labels[1:])

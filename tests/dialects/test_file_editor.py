@@ -40,7 +40,7 @@ def test_only_the_learning_rates_line_changes(tmp_path: Path, dialect: str, text
     assert [new for _, new in different] == ["learning_rate: 3.0e-05"]
 
 
-@pytest.mark.parametrize("dialect", list(dialects.TRAINERS))
+@pytest.mark.parametrize("dialect", [name for name in dialects.TRAINERS if name in dict(EXAMPLES)])
 def test_a_best_that_was_the_files_own_is_written_so_that_pyyaml_reads_it(tmp_path: Path, dialect: str) -> None:
     text = dict(EXAMPLES)[dialect]
     lr = next(line for line in text.splitlines() if line.startswith("learning_rate:"))

@@ -172,7 +172,7 @@ VALUES = [
 
 SEARCH = [
     sweep("search=bayes: no such option", "search=bayes"),
-    sweep("search.method='bayes': ", "search.method=bayes"),
+    sweep("search.method='bayes': no such method", "search.method=bayes", "search.n_trials=4"),
     sweep("search.n_trials=0: ", "search.n_trials=0"),
     sweep("search: method tpe never ends by itself", "search=tpe", "search.n_trials=null"),
     sweep("search: extend=true grows grids", "search=tpe", "search.extend=true"),

@@ -194,9 +194,11 @@ def test_what_is_no_secret_stays(text: str) -> None:
 @pytest.mark.parametrize("password", ["pa'ssword", "12/abcdefgh", "p%40ss%2Fword", "postgres"])
 def test_a_databases_password_is_masked_whatever_it_is_made_of(password: str, tmp_path: Path) -> None:
     url = f"postgresql://me:{password}@host/db"
-    Storage(replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url}), tmp_path)
-    assert redaction.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
-    assert redaction.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
+    config = replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url})
+    assert Storage(config, tmp_path).shown == "postgresql://me:***@host/db"
+    redactor = config.redactor
+    assert redactor.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
+    assert redactor.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
 
 
 def test_what_the_environment_keeps_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

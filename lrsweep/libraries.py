@@ -1,8 +1,10 @@
 """The libraries that lrsweep uses: their versions, and their settings in lrsweep's own processes."""
 
+import contextlib
 import importlib.metadata
 import logging
 import os
+from collections.abc import Iterator, Mapping
 
 # Shown by `lrsweep doctor`, and stored as tags of every run.
 PACKAGES = (
@@ -51,3 +53,18 @@ def quiet() -> None:
     logging.raiseExceptions = False
     # Without a handler, Python would print warnings to stderr.
     logging.getLogger().addHandler(logging.NullHandler())
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """A context in which environment variables have these values. On exit each gets its earlier value back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -9,7 +9,7 @@ import pytest
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.errors import InputError
-from lrsweep.orchestration.executors.ray import _environment
+from lrsweep.libraries import environment
 from lrsweep.orchestration.preflight import prepare
 from lrsweep.tracking.store import Store
 
@@ -52,6 +52,6 @@ def test_it_does_not_log_in_with_the_first_ones_password(tmp_path: Path, monkeyp
 def test_it_does_not_join_the_first_ones_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     before = dict(os.environ)
-    with _environment({"RAY_AUTH_TOKEN": "once", "RAY_AUTH_MODE": "token"}):
+    with environment({"RAY_AUTH_TOKEN": "once", "RAY_AUTH_MODE": "token"}):
         assert os.environ["RAY_AUTH_TOKEN"] == "once"
     assert dict(os.environ) == before

@@ -22,7 +22,9 @@ _VALUE = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s'\"&,;)}\]]+)"
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.MULTILINE), kept)
     for pattern, kept in (
-        # user:password@ in a URL. Drivers accept / and @ in a password; host:5000/a@b has no password.
+        # user:password@ in the URL of a database, whose password ends at the first @.
+        (r"((?<![\w+.-])(?!https?:)[\w+.-]+://[^:/@\s'\"]*):[^@\s]+@", rf"\1:{HIDDEN}@"),
+        # user:password@ in any URL. Drivers accept / and @ in a password; http://host:5000/a@b has no password.
         (r"(://[^:/@\s'\"]*):(?!\d+/)[^\s'\"]*@", rf"\1:{HIDDEN}@"),
         (r"(://)[^:/@\s'\"]{20,}@", rf"\1{HIDDEN}@"),
         (rf"([?&](?:key|sig|signature|auth|x-amz-[a-z-]+)=)(?!\*){_VALUE}", rf"\1{HIDDEN}"),

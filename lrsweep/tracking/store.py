@@ -17,6 +17,7 @@ import sqlalchemy
 from lrsweep.errors import InputError, LrsweepError, StorageError
 from lrsweep.files.locks import exclusive
 from lrsweep.files.redaction import Redactor, mask
+from lrsweep.libraries import environment
 
 # MLflow's options, set in the environment while a `session` is open. MLflow's own retries are off: they block for
 # minutes, and could create a run twice if a response is lost. The tracker itself repeats what failed.
@@ -141,17 +142,9 @@ class Store:
 
         All calls of MLflow for this store must be inside. On exit the environment is restored.
         """
-        wanted = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | self._login
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        try:
+        unset = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+        with environment(unset | self._login):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -197,7 +197,8 @@ def test_a_databases_password_is_masked_whatever_it_is_made_of(password: str, tm
     config = replace(sweep_config(["+sweep=lora_lr"]), {"search.storage": url})
     assert Storage(config, tmp_path).shown == "postgresql://me:***@host/db"
     redactor = config.redactor
-    assert redactor.mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
+    for mask in (redactor.mask, redaction.mask):
+        assert mask(f"no connection to {url}") == "no connection to postgresql://me:***@host/db"
     assert redactor.mask(f"the password {unquote(password)} is wrong") == "the password *** is wrong"
 
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lrsweep import hardware
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError, LrsweepError, StorageError, WorkerError
 from lrsweep.files.paths import SweepFolder
+from lrsweep.libraries import environment
 from lrsweep.orchestration.executors.worker_pool import WorkerPool, WorkerResult
 from lrsweep.orchestration.executors.worker_process import END_TIMEOUT, WorkerProcess, worker_request
 from lrsweep.tracking import DatasetInfo
@@ -69,7 +70,7 @@ class RayExecutor(WorkerPool):
         options = {name: value for name, value in options.items() if name not in os.environ}
         if wanted.address is None:
             options["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        self._environment.enter_context(_environment(options))
+        self._environment.enter_context(environment(options))
         try:
             import ray
         except ImportError:
@@ -272,21 +273,6 @@ class _ActorHandle:
             return self._ray.get(reference, timeout=seconds)
         except self._ray.exceptions.RayError:
             return None
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables, and restores them at the end."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from common import RESULTS, about, save, table
 from replay import STEPS, Truth, base, load, result
 
 from lrsweep.analysis import priors
-from lrsweep.analysis.ranking import Result, judge
+from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.verdict import judge
 from lrsweep.config.schema import SearchConfig
 from lrsweep.search import samplers
 from lrsweep.search.samplers import GP_STARTUP

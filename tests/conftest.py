@@ -29,10 +29,18 @@ SMALL = (
 Lrsweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def command_line(*arguments: str) -> list[str]:
+    """`python -m lrsweep` with these arguments. A sweep trains no replicates, unless they ask for some."""
+    sweeps = bool(arguments) and "=" in arguments[0]
+    asked = any(argument.startswith(("search.replicates=", "-")) for argument in arguments)
+    once = ["search.replicates=1"] if sweeps and not asked else []
+    return [sys.executable, "-m", "lrsweep", *arguments, *once]
+
+
 def lrsweep(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs `python -m lrsweep` in `cwd` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "lrsweep", *arguments],
+        command_line(*arguments),
         cwd=cwd,
         env={**os.environ, "COLUMNS": "160", **(env or {})},
         capture_output=True,

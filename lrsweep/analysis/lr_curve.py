@@ -1,7 +1,8 @@
 """A Gaussian-process fit of the eval loss over the logarithm of the learning rate."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,14 @@ Floats = NDArray[np.float64]
 
 # Fewer learning rates than these do not show a shape.
 _FEWEST = 4
+# Errors below this share of the losses' range are not believed.
+_LEAST_ERROR = 1e-3
 # Number of points on the fitted line.
 _POINTS = 161
-# The best learning rate of the full run is assumed to be within this factor of the trials' best, either way.
-_ABOUT = 2.0
+# The tolerances of a safe range, as shares of the improvement, and the least ratio of its ends.
+_TOLERANCES, _WIDE_ENOUGH = (0.01, 0.02, 0.05, 0.1), 1.2
+# The 95 % quantile of the normal distribution.
+_ONE_SIDED = 1.645
 # Candidate kernels: variances, in units of the squared range of the losses, and length scales in decades. With a scale
 # shorter than the usual grid's half decade, the fit would have a minimum at every point.
 _VARIANCES, _SCALES = (0.1, 0.3, 1.0, 3.0, 10.0), (0.4, 0.6, 0.9, 1.3, 2.0, 3.0)
@@ -27,71 +32,107 @@ class LrCurve:
     Attributes:
         lr: The grid [n], evenly spaced on the log scale from the lowest to the highest learning rate tried.
         mean: Expected eval loss [n] in nats per token.
-        deviation: Standard deviation of that expectation [n], in nats per token.
+        covariance: Covariance of that expectation [n, n].
     """
 
     lr: Floats
     mean: Floats
-    deviation: Floats
+    covariance: Floats
+
+    @property
+    def deviation(self) -> Floats:
+        """Standard deviation of the expected loss [n], in nats per token."""
+        found: Floats = np.sqrt(np.maximum(np.diag(self.covariance), 0.0))
+        return found
 
     @property
     def centre(self) -> float:
-        """The learning rate on the grid with the lowest risk."""
-        return float(self.lr[int(np.argmin([self.risk(lr) for lr in self.lr]))])
-
-    def risk(self, lr: float) -> float:
-        """Mean of `mean + deviation` between half and twice a learning rate, in nats per token.
-
-        A region that is steep or little explored raises the risk.
-
-        Args:
-            lr: A learning rate within the grid.
-        """
-        near = (self.lr >= lr / _ABOUT) & (self.lr <= lr * _ABOUT)
-        return float((self.mean + self.deviation)[near].mean())
+        """The learning rate on the grid with the lowest expected loss."""
+        return float(self.lr[int(np.argmin(self.mean))])
 
 
-def fit(
-    losses: Mapping[float, float], diverged: Sequence[float], noise: float | None, base_loss: float | None
-) -> LrCurve | None:
-    """Fits a Gaussian process with a Matern-3/2 kernel to the losses over log10 of the learning rate.
+@dataclass(frozen=True)
+class SafeRange:
+    """Learning rates that are about as good as the recommended one.
 
-    A loss above the one before training shows only that the rate is bad. Such losses are clipped to just above that
-    loss, and diverged rates are put there too; otherwise a few very high losses would bend the whole curve.
+    Attributes:
+        low: The lowest of them; it may lie between trials.
+        high: The highest of them.
+        tolerance: What they may lose, as a share of the improvement: with 95 % they lose no more.
+    """
+
+    low: float
+    high: float
+    tolerance: float
+
+    def __contains__(self, lr: float) -> bool:
+        return self.low <= lr <= self.high
+
+
+def safe_range(curve: LrCurve, recommended: float, improvement: float, unsafe: Collection[float]) -> SafeRange | None:
+    """The rates around the recommended one whose loss, by the fit and its band, is within a tolerance with 95 %.
+
+    The tolerance is the smallest of a few, from 1 %, for which the fit is certain of more than the rate itself.
+
+    Args:
+        curve: The fit.
+        recommended: The recommended learning rate.
+        improvement: The loss before training minus the lowest loss, in nats per token.
+        unsafe: Tried rates that the range must not reach.
+
+    Returns:
+        The range; None if the fit is certain of no range.
+    """
+    at = int(np.argmin(np.abs(np.log(curve.lr / recommended))))
+    excess = curve.mean - curve.mean[at]
+    variance = np.diag(curve.covariance) + curve.covariance[at, at] - 2 * curve.covariance[at]
+    bound = excess + _ONE_SIDED * np.sqrt(np.maximum(variance, 0.0))
+    lowest = max((lr for lr in unsafe if lr < recommended), default=0.0)
+    highest = min((lr for lr in unsafe if lr > recommended), default=math.inf)
+    allowed = (curve.lr > lowest) & (curve.lr < highest)
+    for tolerance in _TOLERANCES:
+        good = (bound <= tolerance * improvement) & allowed
+        low = at - int(np.argmin(np.append(good[at::-1], False))) + 1
+        high = at + int(np.argmin(np.append(good[at:], False))) - 1
+        if curve.lr[high] >= _WIDE_ENOUGH * curve.lr[low]:
+            return SafeRange(min(float(curve.lr[low]), recommended), max(float(curve.lr[high]), recommended), tolerance)
+    return None
+
+
+def fit(losses: Mapping[float, float], errors: Mapping[float, float] | None, base_loss: float | None) -> LrCurve | None:
+    """Fits a Gaussian process to the losses over log10 of the learning rate.
+
+    A loss above the one before training shows only that the rate is far too high. Such losses are left out: a cliff
+    would make the whole curve look rough.
 
     Args:
         losses: Best eval loss of each learning rate, in nats per token.
-        diverged: Learning rates of diverged trials without a loss.
-        noise: Standard deviation of one loss; None if it is not known.
-        base_loss: Eval loss before training; None if it is not known, which clips at the highest loss.
+        errors: Standard deviation of each loss; None if noise was not measured.
+        base_loss: Eval loss before training; None if it is not known.
 
     Returns:
-        The fit; None with fewer than four learning rates, or fewer than two losses.
+        The fit; None with fewer than four losses.
     """
-    if len(losses) + len(diverged) < _FEWEST or len(losses) < 2:
+    points = {lr: loss for lr, loss in sorted(losses.items()) if base_loss is None or loss < base_loss}
+    if len(points) < _FEWEST:
         return None
     # Importing sklearn takes a second.
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-    best, worst = min(losses.values()), max(losses.values())
-    top = base_loss + 0.1 * (base_loss - best) if base_loss is not None and base_loss > best else worst
-    points = {lr: min(loss, top) for lr, loss in losses.items()} | dict.fromkeys(diverged, top)
-    x = np.log10(sorted(points))
-    y = np.array([points[lr] for lr in sorted(points)])
+    x, y = np.log10(list(points)), np.array(list(points.values()))
     span = max(float(np.ptp(y)), 1e-12)
     scaled = (y - y.mean()) / span
-    alpha = max((noise or 0.0) / span, 1e-3) ** 2
-    # A Matern-3/2 process, differentiable once, does not overshoot below the points next to a cliff, as smoother ones
-    # do. The likeliest of a few fixed kernels is used: the last digits of an optimizer's result would depend on the
-    # number of threads, and so would the figure.
+    alpha = np.array([max((errors or {}).get(lr, 0.0) / span, _LEAST_ERROR) ** 2 for lr in points])
+    # The likeliest of a few fixed kernels is used: the last digits of an optimizer's result would depend on the number
+    # of threads, and so would the figure.
     processes = [
-        GaussianProcessRegressor(ConstantKernel(variance) * Matern(scale, nu=1.5), alpha=alpha, optimizer=None).fit(
+        GaussianProcessRegressor(ConstantKernel(variance) * Matern(scale, nu=2.5), alpha=alpha, optimizer=None).fit(
             x[:, None], scaled
         )
         for variance, scale in itertools.product(_VARIANCES, _SCALES)
     ]
     process = max(processes, key=lambda fitted: fitted.log_marginal_likelihood_value_)
     line = np.linspace(x[0], x[-1], _POINTS)
-    mean, deviation = process.predict(line[:, None], return_std=True)
-    return LrCurve(10**line, y.mean() + span * mean, span * deviation)
+    mean, covariance = process.predict(line[:, None], return_cov=True)
+    return LrCurve(10**line, y.mean() + span * mean, span**2 * covariance)

@@ -1,82 +1,104 @@
-"""How much a final eval loss varies by chance, and whether two losses differ by more than that."""
+"""How much a final eval loss varies from seed to seed, measured on trials that were trained with several seeds.
+
+Trials with the same seed see the same rows in the same order and start from the same weights, so part of what a seed
+does is common to all of them. A two-way layout, trial by seed, takes that part out: what remains is the noise that a
+comparison of two trials has. See any text on randomized complete block designs, such as Montgomery, "Design and
+Analysis of Experiments", chapter 4.
+"""
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lrsweep.analysis.scatter import scatter
+Floats = NDArray[np.float64]
 
 # Two losses count as different if chance alone would separate them in at most one sweep of twenty.
-_CONFIDENCE = 0.95
-# The scatter is estimated from this many evaluations at the end of each curve.
-_LAST = 4
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The run-to-run noise of one trial's final eval loss.
+    """The noise of one trial's final eval loss, from seed to seed.
 
     Attributes:
-        deviation: Standard deviation in nats per token.
+        deviation: Standard deviation in nats per token, without what a seed adds to all trials alike.
         degrees: Degrees of freedom of the estimate.
-        source: What it was estimated from: replicates with other seeds, or the last evaluations of each curve.
+        seeds: The most seeds that a trial was trained with.
     """
 
     deviation: float
     degrees: int
-    source: Literal["replicates", "last evaluations"]
+    seeds: int
 
 
-def estimate(losses: Sequence[Sequence[float]], evals: Sequence[Sequence[tuple[int, float]]]) -> Noise | None:
-    """Estimates the noise of a final eval loss from a sweep's trials.
+@dataclass(frozen=True)
+class SeedModel:
+    """The least-squares fit of loss = what the trial has + what the seed adds + noise.
 
-    With replicates it is their pooled standard deviation. Without them it is the scatter of each curve's last
-    evaluations about a straight trend, whatever the steps between them (see `scatter`). The trend's own curvature
-    counts as noise there, so this estimate is on the high side.
+    Attributes:
+        means: Each trial's loss at the average seed [n], in nats per token.
+        covariance: The covariance of the means [n, n], in units of the noise's variance.
+        noise: The noise.
+    """
+
+    means: Floats
+    covariance: Floats
+    noise: Noise
+
+    def margin(self, one: int, other: int, among: int) -> float:
+        """How far the means of two trials may differ by chance alone, in nats per token.
+
+        This is the Tukey-Kramer test, which uses the studentized range: the best of many trials is low partly by luck,
+        and the more trials there are, the larger that effect.
+
+        Args:
+            one: A trial's index.
+            other: Another trial's index.
+            among: The number of trials compared.
+        """
+        cov = self.covariance
+        variance = cov[one, one] + cov[other, other] - 2 * cov[one, other]
+        error = self.noise.deviation * math.sqrt(max(variance, 0.0) / 2)
+        return _range_quantile(max(among, 2), self.noise.degrees) * error
+
+
+def fit_seeds(losses: Sequence[Mapping[int, float]]) -> SeedModel | None:
+    """Fits the model; None if no trial has two seeds.
+
+    If seeds are not shared, or only one trial has several, there is no common part to take out, and the fit is the
+    means and the pooled standard deviation of each trial's seeds.
 
     Args:
-        losses: For each trial the final eval losses of its seeds, in nats per token.
-        evals: For each trial its last evaluations as (step, eval loss), in order.
-
-    Returns:
-        The estimate; None if no trial has replicates and no curve has three finite evaluations.
+        losses: Each trial's final eval losses by seed, in nats per token.
     """
-    repeated = [np.asarray(seeds) for seeds in losses if len(seeds) > 1]
-    if repeated:
-        degrees = sum(len(seeds) - 1 for seeds in repeated)
-        squares = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in repeated)
-        return Noise(math.sqrt(squares / degrees), degrees, "replicates")
-    ends = [np.array(curve[-_LAST:], dtype=np.float64).reshape(-1, 2).T for curve in evals]
-    found = np.concatenate([scatter(steps, values) for steps, values in ends] or [np.empty(0)])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    seeds = sorted({seed for of in losses for seed in of})
+    cells = [(trial, seeds.index(seed), loss) for trial, of in enumerate(losses) for seed, loss in of.items()]
+    most = max((len(of) for of in losses), default=0)
+    if most < 2:
         return None
-    return Noise(float(np.sqrt((found**2).mean())), len(found), "last evaluations")
-
-
-def same(gap: float, seeds: int, best_seeds: int, noise: Noise, among: int) -> bool:
-    """Returns whether noise alone may explain a gap to the best candidate's mean loss.
-
-    This is the Tukey-Kramer test, which uses the studentized range: the best of many candidates is low partly by luck,
-    and the more candidates there are, the larger that effect.
-
-    Args:
-        gap: The candidate's mean loss minus the best one's, in nats per token.
-        seeds: Number of seeds in the candidate's mean.
-        best_seeds: Number of seeds in the best candidate's mean.
-        noise: The noise of one trial's loss.
-        among: Number of candidates compared.
-    """
-    error: float = noise.deviation * math.sqrt((1 / seeds + 1 / best_seeds) / 2)
-    return gap <= _range_quantile(max(among, 2), noise.degrees) * error
+    y = np.array([loss for _, _, loss in cells])
+    trials = np.eye(len(losses))[[trial for trial, _, _ in cells]]
+    # The effects of the seeds sum to zero.
+    effects = (np.eye(len(seeds)) - 1 / len(seeds))[[seed for _, seed, _ in cells]]
+    paired = np.hstack([trials, effects])
+    rank = int(np.linalg.matrix_rank(paired))
+    usable = rank == len(losses) + len(seeds) - 1 and len(cells) > rank
+    design = paired if usable else trials
+    degrees = len(cells) - (rank if usable else len(losses))
+    inverse: Floats = np.asarray(np.linalg.pinv(design.T @ design), dtype=np.float64)
+    coefficients: Floats = inverse @ design.T @ y
+    residuals = y - design @ coefficients
+    noise = Noise(math.sqrt(float(residuals @ residuals) / degrees), degrees, most)
+    count = len(losses)
+    return SeedModel(coefficients[:count], inverse[:count, :count], noise)
 
 
 @functools.lru_cache(maxsize=256)
 def _range_quantile(among: int, degrees: int) -> float:
     from scipy.stats import studentized_range
 
-    return float(studentized_range.ppf(_CONFIDENCE, among, degrees))
+    return float(studentized_range.ppf(CONFIDENCE, among, degrees))

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import ModelConfig
 from lrsweep.embedded import BASE
@@ -66,12 +67,12 @@ class PriorCheck:
     """A prior compared with the result of a sweep.
 
     Attributes:
-        right: Whether the prior was right.
+        right: Whether the prior was right; None if the sweep does not show it.
         ratio: The prior's learning rate divided by the recommended one.
         text: A clause that completes "The rule of thumb ...".
     """
 
-    right: bool
+    right: bool | None
     ratio: float
     text: str
 
@@ -126,26 +127,29 @@ def read_size(model: ModelConfig) -> tuple[int, str] | None:
     return None if hidden is None or not isinstance(kind, str) else (hidden, kind)
 
 
-def check(prior: Prior, recommended_lr: float, safe_range: tuple[float, float] | None = None) -> PriorCheck:
+def check(prior: Prior, verdict: Verdict) -> PriorCheck:
     """Checks a prior: it is right within a factor of 3 of the recommended learning rate, or in the safe range.
 
     Args:
         prior: The prior.
-        recommended_lr: The learning rate that the sweep recommends.
-        safe_range: The lowest and highest learning rate that the sweep found safe, both included; None if not known.
+        verdict: The sweep's verdict, with a recommended trial.
     """
+    assert verdict.best is not None
+    recommended_lr, safe_range = verdict.best.lr, verdict.safe_range
     ratio = prior.lr / recommended_lr
+    if verdict.inconclusive:
+        return PriorCheck(None, ratio, f"says {prior.lr:g}; the sweep is inconclusive, so it shows no more")
+    if math.isclose(ratio, 1.0, rel_tol=0.01):
+        return PriorCheck(True, ratio, f"was right: its own rate, {prior.lr:g}, is the best")
     # The tolerance is for rounding: a prior on the next rung may be a factor of 3 away.
     near = max(ratio, 1 / ratio) <= NEAR * 1.001
-    safe = safe_range is not None and safe_range[0] <= prior.lr <= safe_range[1]
     if near:
         return PriorCheck(
             True, ratio, f"was right: {prior.lr:g} is within a factor of {NEAR:g} of {recommended_lr:.4g}"
         )
-    if safe:
-        assert safe_range is not None
+    if safe_range is not None and prior.lr in safe_range:
         return PriorCheck(
-            True, ratio, f"was right: {prior.lr:g} is in the safe range {safe_range[0]:.4g} to {safe_range[1]:.4g}"
+            True, ratio, f"was right: {prior.lr:g} is in the safe range {safe_range.low:.4g} to {safe_range.high:.4g}"
         )
     factor, side = (ratio, "high") if ratio > 1 else (1 / ratio, "low")
     return PriorCheck(

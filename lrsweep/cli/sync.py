@@ -47,7 +47,7 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
         InputError: There is no such sweep, or it is not tracked.
         StorageError: The sweep is running, its files are damaged, or a store does not answer.
     """
-    from lrsweep.orchestration.controller import finish_tracking
+    from lrsweep.orchestration.conclusion import finish_tracking
     from lrsweep.orchestration.monitor import Monitor
     from lrsweep.report.summary import read_summary
     from lrsweep.search.study_lifecycle import find_study

@@ -53,8 +53,9 @@ class SearchConfig(Section):
     """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
     extend: Annotated[bool, run_key()] = False
     """Adds learning rates to a grid while the best one is the lowest or the highest."""
-    replicates: Annotated[int, Field(ge=1, le=20), run_key()] = 1
-    """Trains the best few trials with this many seeds each, to measure the noise."""
+    replicates: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=20)], run_key()] = "auto"
+    """Trains the best three trials with this many seeds each, to measure the noise. `auto`: with 2 to 4, as many as the
+    decision needs. 1: once only, so that the noise is not known."""
     rescue: Annotated[bool, run_key()] = False
     """If trials diverge, retries the lowest such learning rate with beta1 = 0.8 and with a longer warm-up."""
     prior: Annotated[bool, run_key()] = True

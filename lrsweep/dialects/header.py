@@ -1,13 +1,14 @@
 """The comment lines at the top of every export."""
 
 from lrsweep.formatting import format_loss, format_value
+from lrsweep.report.certainty import edge_warnings
 from lrsweep.report.summary import Summary
 
 
 def header(summary: Summary) -> str:
     """Returns comment lines on a sweep with a best trial.
 
-    They name the sweep and its result, the learning rates within noise of the best, and the batch size they hold for.
+    They name the sweep and its result, how certain it is, and the batch size that it holds for.
     """
     best, candidate = summary.verdict.best, summary.verdict.recommended
     assert best is not None
@@ -19,7 +20,7 @@ def header(summary: Summary) -> str:
     result = f"Eval loss {format_loss(candidate.mean)} after {best.step} steps, {trial}"
     if len(candidate.losses) > 1:
         result += f", the mean of {len(candidate.losses)} seeds"
-    lines = [f"The best of the lrsweep sweep {summary.config.name}: {tuned}", f"{result}.", _ties(summary)]
+    lines = [f"The best of the lrsweep sweep {summary.config.name}: {tuned}", f"{result}.", *_certainty(summary)]
     lines.append(f"The learning rate is for an effective batch of {rows} rows.")
     if training.horizon is None and summary.config.origin is None:
         lines.append(f"It was found in runs of {training.max_steps} steps: set your own run's length.")
@@ -31,12 +32,16 @@ def comments(lines: list[str]) -> str:
     return "".join(f"# {' '.join(line.split())}\n" for line in lines if line)
 
 
-def _ties(summary: Summary) -> str:
-    """The learning rates within noise of the best one."""
-    span = summary.verdict.safe_range
-    if span is None:
-        return ""
-    low, high = span
-    if low == high:
-        return f"No other learning rate tried is within noise of {format_value(low)}."
-    return f"Learning rates from {format_value(low)} to {format_value(high)} are within noise of it."
+def _certainty(summary: Summary) -> list[str]:
+    """The safe range, or the lack of one, and what to know before the rate is used."""
+    verdict = summary.verdict
+    lines = edge_warnings(summary)
+    if verdict.safe_range is not None:
+        safe = verdict.safe_range
+        low, high = format_value(safe.low), format_value(safe.high)
+        lines.append(
+            f"Learning rates from {low} to {high} are within {safe.tolerance:.0%} of the improvement in loss of it."
+        )
+    if verdict.noise is None and verdict.rivals:
+        lines.append("It was trained with one seed only, so noise was not measured.")
+    return lines

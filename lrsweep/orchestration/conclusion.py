@@ -1,15 +1,18 @@
-"""The files that a sweep writes at its end: report.html and the folder best/."""
+"""What a sweep leaves at its end: report.html, the folder best/, and the result in MLflow."""
 
 import contextlib
 import shutil
 from pathlib import Path
 
 from lrsweep import dialects
+from lrsweep.analysis.verdict import Verdict
 from lrsweep.errors import InputError
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
+from lrsweep.formatting import format_value
 from lrsweep.report.page import write_page
 from lrsweep.report.summary import Summary
+from lrsweep.tracking import Tracker
 
 
 def conclude(summary: Summary, folder: SweepFolder) -> None:
@@ -37,7 +40,38 @@ def conclude(summary: Summary, folder: SweepFolder) -> None:
             shutil.copytree(adapter, folder.best / "adapter")
 
 
-def artifacts(folder: SweepFolder) -> list[Path]:
+def _artifacts(folder: SweepFolder) -> list[Path]:
     """The existing files to attach to MLflow's parent run."""
     files = [folder.config, folder.summary, folder.report, folder.best]
     return [path for path in [*files, *sorted(folder.path.glob("*.png"))] if path.exists()]
+
+
+def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> bool:
+    """Sends the tracker the result, and marks the sweep as complete if the tracker has received everything.
+
+    Args:
+        tracker: The tracker.
+        summary: The finished sweep.
+        folder: The sweep's folder.
+
+    Returns:
+        Whether the tracker has received everything.
+    """
+    tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
+    best = summary.verdict.recommended
+    tracker.finish(
+        "complete" if best else "failed",
+        {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
+        _artifacts(folder),
+        _result_tags(summary.verdict),
+    )
+    if tracker.unsent:
+        return False
+    folder.conclude(len(summary.results))
+    return True
+
+
+def _result_tags(verdict: Verdict) -> dict[str, str]:
+    """What MLflow's run of the sweep says about the result."""
+    at_edge = ", ".join(f"{edge.key}={format_value(edge.value)} ({edge.side} tried)" for edge in verdict.edges)
+    return {"edges": at_edge or "none", "inconclusive": verdict.inconclusive or "no"}

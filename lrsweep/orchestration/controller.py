@@ -22,7 +22,7 @@ from lrsweep.files.atomic import write_text
 from lrsweep.files.logs import logging_to
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.orchestration.conclusion import artifacts, conclude
+from lrsweep.orchestration.conclusion import conclude, finish_tracking
 from lrsweep.orchestration.executors import Executor
 from lrsweep.orchestration.executors.factory import build_executor, check_executor
 from lrsweep.orchestration.liveness import Liveness, new_worker_name, wait_for_earlier_workers
@@ -302,30 +302,6 @@ def next_trials(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> 
     """The trials that follow from a summary, and the reason for them; none if the sweep is complete."""
     labels = {number: diagnosis.label for number, diagnosis in summary.diagnoses.items()}
     return followups(config, axes, summary.results, summary.verdict, labels)
-
-
-def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> bool:
-    """Sends the tracker the result, and marks the sweep as complete if the tracker has received everything.
-
-    Args:
-        tracker: The tracker.
-        summary: The finished sweep.
-        folder: The sweep's folder.
-
-    Returns:
-        Whether the tracker has received everything.
-    """
-    tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
-    best = summary.verdict.recommended
-    tracker.finish(
-        "complete" if best else "failed",
-        {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
-        artifacts(folder),
-    )
-    if tracker.unsent:
-        return False
-    folder.conclude(len(summary.results))
-    return True
 
 
 def _with_winner(summary: Summary, folder: SweepFolder) -> Summary:

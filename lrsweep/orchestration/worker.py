@@ -21,6 +21,7 @@ from lrsweep.errors import InputError, LrsweepError
 from lrsweep.files.atomic import write_text
 from lrsweep.files.metrics_log import MetricsLog
 from lrsweep.files.paths import SweepFolder, remove_checkpoints
+from lrsweep.files.row_losses import write_row_losses
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.orchestration.liveness import BEAT_EVERY
 from lrsweep.search.records import Record, TrialSpec
@@ -96,6 +97,8 @@ class Worker:
             if number not in self._logs:
                 self._open_log(number, step)
             self._logs[number].append(step, metrics)
+            if measurement.row_losses is not None and step == self._budgets[number][0]:
+                write_row_losses(self.folder.trial(number), measurement.row_losses)
             if "eval_loss" in metrics:
                 self._logs[number].sync()
                 self._eval_loss[number] = metrics["eval_loss"]

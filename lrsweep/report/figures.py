@@ -15,8 +15,8 @@ from lrsweep.config.search_space import LR
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_value
+from lrsweep.report.certainty import chosen_values
 from lrsweep.report.summary import Summary
-from lrsweep.report.text import chosen_values
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
@@ -67,8 +67,9 @@ def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
     low, high = fit.mean - 2 * fit.deviation, fit.mean + 2 * fit.deviation
     plot.fill_between(fit.lr, low, high, color="#93c5fd", alpha=0.3, linewidth=0, label="fit ± 2 deviations")
     plot.plot(fit.lr, fit.mean, color="#93c5fd", linewidth=1.5)
-    if safe is not None and safe[0] < safe[1]:
-        plot.axvspan(*safe, color="#059669", alpha=0.1, linewidth=0, label="safe range")
+    if safe is not None:
+        label = f"safe range, {safe.tolerance:.0%}"
+        plot.axvspan(safe.low, safe.high, color="#059669", alpha=0.1, linewidth=0, label=label)
 
 
 def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
@@ -76,7 +77,7 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
     best = summary.verdict.recommended
     if best is None:
         return
-    ties = [tie for tie in summary.verdict.ties if tie is not best]
+    ties = [tie for tie in summary.verdict.ties if tie is not best] if summary.verdict.noise else []
     if ties:
         plot.plot(
             [places(tie.result) for tie in ties],

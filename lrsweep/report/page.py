@@ -10,9 +10,10 @@ from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.formatting import format_loss, format_value
+from lrsweep.report.certainty import chosen_values
 from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
-from lrsweep.report.text import chosen_values, label, ordered, recommendation, sentences, status
+from lrsweep.report.text import label, ordered, recommendation, sentences, status
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #111827; --paper: #ffffff; --faint: #6b7280; --grid: #e5e7eb; --box: #f3f4f6;

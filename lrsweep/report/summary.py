@@ -10,13 +10,15 @@ from lrsweep import __version__
 from lrsweep.analysis.diagnosis import Advice, Diagnosis, curve, diagnose
 from lrsweep.analysis.diagnosis.trial_remedies import fitted
 from lrsweep.analysis.priors import Factor, Prior
-from lrsweep.analysis.ranking import Result, Verdict, judge
+from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.verdict import Verdict, judge
 from lrsweep.config.schema import SweepConfig, flatten, replace, validate
 from lrsweep.config.search_space import Axis, trial_config, values
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.atomic import write_text
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.files.paths import SweepFolder
+from lrsweep.files.row_losses import RowLosses, read_row_losses
 from lrsweep.search.records import Record
 from lrsweep.tracking import DatasetInfo
 
@@ -55,8 +57,10 @@ class About:
     importances: Mapping[str, float] = field(default_factory=dict)
 
 
-# The number of a trial's last evaluations that the noise is estimated from.
+# The number of a trial's last evaluations in summary.json.
 _LAST_EVALS = 6
+# Labels that compare a trial with better ones.
+_WORSE = ("too_low", "too_high")
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,25 @@ def summarise(
         StorageError: The disk is full or fails.
     """
     rows = {record.number: read_metrics(folder.trial(record.number)) for record in records}
-    results = tuple(_result(config, axes, record, rows[record.number]) for record in records)
+    results = tuple(
+        _result(config, axes, record, rows[record.number], read_row_losses(folder.trial(record.number)))
+        for record in records
+    )
     firsts = (rows[result.number][:1] for result in results)
     base_loss = next((first[0].get("eval_loss") for first in firsts if first and first[0]["step"] == 0), None)
-    summary = Summary(config, results, judge(results, base_loss), base_loss, _diagnoses(results, rows), about)
+    verdict = judge(results, base_loss)
+    summary = Summary(config, results, verdict, base_loss, _diagnoses(results, rows, verdict), about)
     write_text(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
     return summary
 
 
-def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Sequence[Mapping[str, float]]) -> Result:
+def _result(
+    config: SweepConfig,
+    axes: Sequence[Axis],
+    record: Record,
+    rows: Sequence[Mapping[str, float]],
+    row_losses: RowLosses | None,
+) -> Result:
     spec = record.spec
     try:
         own = trial_config(config, axes, spec.params, spec.overrides)
@@ -133,11 +147,18 @@ def _result(config: SweepConfig, axes: Sequence[Axis], record: Record, rows: Seq
         tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[
             -_LAST_EVALS:
         ],
+        row_losses,
     )
 
 
-def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]]) -> dict[int, Diagnosis]:
-    """Each trial's diagnosis, compared with the trials of the same length, schedule and batch size."""
+def _diagnoses(
+    results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]], verdict: Verdict
+) -> dict[int, Diagnosis]:
+    """Each trial's diagnosis, compared with the trials of the same length, schedule and batch size.
+
+    A trial as good as the best, or recommended, is not called worse than others.
+    """
+    good = {candidate.result.number for candidate in (*verdict.ties, verdict.recommended) if candidate is not None}
     curves = {r.number: curve(rows[r.number], r.config.optimizer.weight_decay) for r in results}
     alike: dict[tuple[int, ...], list[Result]] = {}
     for result in results:
@@ -149,6 +170,8 @@ def _diagnoses(results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[st
         for result in group:
             others = [curves[other.number] for other in group if other is not result]
             diagnosis = diagnose(curves[result.number], others)
+            if diagnosis.label in _WORSE and result.number in good:
+                diagnosis = Diagnosis("healthy", {"reason": "its final loss is among the best of the sweep"})
             found[result.number] = dataclasses.replace(diagnosis, advice=fitted(diagnosis.advice, result.config))
     return found
 
@@ -159,7 +182,13 @@ def read_summary(folder: SweepFolder) -> Summary:
         tree = json.loads(folder.summary.read_text(encoding="utf-8"))
         config = validate(tree["config"])
         diagnoses = {trial["number"]: _diagnosis(trial.pop("diagnosis")) for trial in tree["trials"]}
-        results = tuple(Result(**{**trial, "config": replace(config, trial["config"])}) for trial in tree["trials"])
+        results = tuple(
+            Result(
+                **{**trial, "config": replace(config, trial["config"])},
+                rows=read_row_losses(folder.trial(trial["number"])),
+            )
+            for trial in tree["trials"]
+        )
         prior = tree["prior"] and Prior(tree["prior"]["lr"], tuple(Factor(**f) for f in tree["prior"]["factors"]))
         about = About(
             DatasetInfo(**tree["dataset"]),
@@ -196,11 +225,24 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
             "values": best.result.values,
             "eval_loss": best.mean,
             "seeds": len(best.losses),
-            "safe_lr": verdict.safe_range,
+            "safe_lr": verdict.safe_range and [verdict.safe_range.low, verdict.safe_range.high],
+            "safe_tolerance": verdict.safe_range and verdict.safe_range.tolerance,
+            "given_up": verdict.given_up,
         },
         "lowest": verdict.ranking[0].number if verdict.ranking else None,
         "ties": [candidate.result.number for candidate in verdict.ties],
+        "rivals": [
+            {
+                "trial": rival.candidate.result.number,
+                "difference": rival.difference,
+                "margin": rival.margin,
+                "tied": rival.tied if verdict.noise else None,
+            }
+            for rival in verdict.rivals
+        ],
         "noise": verdict.noise and asdict(verdict.noise),
+        "row_noise": verdict.row_noise and asdict(verdict.row_noise),
+        "improvement": verdict.improvement,
         "basin_centre": verdict.lr_curve and verdict.lr_curve.centre,
         "inconclusive": verdict.inconclusive,
         "edges": [asdict(edge) for edge in verdict.edges],
@@ -213,7 +255,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "importances": about.importances,
         "trials": [
             {
-                **vars(result),
+                **{key: value for key, value in vars(result).items() if key != "rows"},
                 "config": _changes(summary.config, result.config),
                 "diagnosis": asdict(summary.diagnoses[result.number]),
             }

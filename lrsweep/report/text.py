@@ -4,12 +4,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lrsweep.analysis import priors
-from lrsweep.analysis.ranking import Candidate, Edge, Result, by_budget
+from lrsweep.analysis.ranking import Result, by_budget
 from lrsweep.config.schema import key_facts
-from lrsweep.config.search_space import LR, reach
+from lrsweep.config.search_space import LR
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_duration, format_loss, format_value
+from lrsweep.report.certainty import certainty, chosen_values, edge_warnings, own_keys
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
@@ -67,9 +68,9 @@ def sentences(summary: Summary) -> list[str]:
     if summary.verdict.recommended is None:
         return ["No trial completed, so there is no best."]
     lines = [
-        recommendation(summary),
-        *_certainty(summary),
-        *_edges(summary),
+        " ".join([recommendation(summary), *edge_warnings(summary)]),
+        *certainty(summary),
+        *_added(summary),
         *_lengths(summary),
         *_incomparable(summary),
         *_rules_of_thumb(summary),
@@ -90,103 +91,21 @@ def recommendation(summary: Summary) -> str:
     assert best is not None
     chosen = ", ".join(f"{key}={format_value(value)}" for key, value in chosen_values(best.result).items())
     seeds = f" (mean of {len(best.losses)} seeds)" if len(best.losses) > 1 else ""
-    line = f"Best: {chosen} with eval loss {format_loss(best.mean)}{seeds}, at a batch size of {_batch(summary)}"
+    so_far = " so far" if summary.verdict.edges else ""
+    line = (
+        f"Best{so_far}: {chosen} with eval loss {format_loss(best.mean)}{seeds}, at a batch size of {_batch(summary)}"
+    )
     return line + (
         "." if summary.base_loss is None else f"; the loss before training is {format_loss(summary.base_loss)}."
     )
 
 
-def chosen_values(result: Result) -> dict[str, object]:
-    """A trial's axis values, and its other keys that differ from the sweep's, except the seed."""
-    return {**result.trained, **_overrides(result)}
-
-
-def _overrides(result: Result) -> dict[str, object]:
-    return {key: value for key, value in result.overrides.items() if key != "training.seed" and value is not None}
-
-
-def _certainty(summary: Summary) -> list[str]:
-    verdict = summary.verdict
-    lines = [*_ties(summary), *_diverged_seeds(summary)]
-    if verdict.inconclusive:
-        lines.append(f"Inconclusive: {verdict.inconclusive}.")
-    return lines
-
-
-def _ties(summary: Summary) -> list[str]:
-    verdict = summary.verdict
-    best, noise = verdict.recommended, verdict.noise
-    assert best is not None
-    if noise is None:
-        return []
-    source = "measured between seeds" if noise.source == "replicates" else "estimated from the last evaluations"
-    known = f"(noise ±{noise.deviation:.2g}, {source})"
-    others = [tie for tie in verdict.ties if tie is not best]
-    if others and verdict.safe_range and LR in summary.axes and verdict.safe_range[0] < verdict.safe_range[1]:
-        low, high = map(format_value, verdict.safe_range)
-        line = f"Statistically tied: {_counted(others)} {known}. Safe learning rates: {low} to {high}."
-        return [line, *_why_recommended(summary)]
-    if others:
-        return [f"Statistically tied: {_counted(others)} {known}."]
-    if len(verdict.candidates) > 1:
-        return [f"Next best: {_difference(verdict.candidates[1], best)}, which is more than noise {known}."]
-    return []
-
-
-def _diverged_seeds(summary: Summary) -> list[str]:
-    lines = []
-    for candidate in summary.verdict.candidates:
-        if candidate.diverged:
-            rate = f" (learning rate {format_value(candidate.result.lr)})" if LR in summary.axes else ""
-            seeds = len(candidate.losses) + candidate.diverged
-            lines.append(
-                f"Warning: trial {candidate.result.number}{rate} diverged with {candidate.diverged} of its {seeds} "
-                "seeds, so it ranks after all trials that did not diverge."
-            )
-    return lines
-
-
-def _why_recommended(summary: Summary) -> list[str]:
-    best, lowest = summary.verdict.recommended, summary.verdict.candidates[0]
-    assert best is not None
-    if best is lowest:
-        return []
-    return [
-        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}; the recommended trial is the "
-        "tied one farthest from divergence."
-    ]
-
-
-def _counted(others: list[Candidate]) -> str:
-    numbers = ", ".join(str(other.result.number) for other in others)
-    return f"trial{'s' * (len(others) > 1)} {numbers}"
-
-
-def _difference(other: Candidate, best: Candidate) -> str:
-    own = chosen_values(best.result)
-    values = {key: value for key, value in chosen_values(other.result).items() if value != own.get(key)}
-    named = ", ".join(f"{key}={format_value(value)}" for key, value in values.items()) or "the same values"
-    return f"{named}, {other.mean - best.mean:.4f} higher"
-
-
-def _edges(summary: Summary) -> list[str]:
+def _added(summary: Summary) -> list[str]:
     added = {result.values[LR] for result in summary.results if result.role == "extension"}
-    lines = []
-    if added:
-        rates = ", ".join(map(format_value, sorted(added)))
-        lines.append(f"Added learning rates, because the best one was at the end of the range: {rates}.")
-    return lines + [_edge(summary, edge) for edge in summary.verdict.edges]
-
-
-def _edge(summary: Summary, edge: Edge) -> str:
-    chosen = f"{edge.key}={format_value(edge.value)}"
-    warning = f"Warning: {chosen} is the {edge.side} value tried; the true best may lie beyond it."
-    ends = reach(summary.config, edge.key)
-    end = ends and (ends[0] if edge.side == "lowest" else ends[1])
-    if end is not None and (end < edge.value if edge.side == "lowest" else end > edge.value):
-        return f"{warning} The space extends to {format_value(end)}: raise search.n_trials."
-    grow = " or set search.extend=true" if edge.key == LR and summary.config.search.method == "grid" else ""
-    return f"{warning} Widen space.{edge.key}{grow}."
+    if not added:
+        return []
+    rates = ", ".join(map(format_value, sorted(added)))
+    return [f"Added learning rates, because the best one was at the end of the range: {rates}."]
 
 
 def _lengths(summary: Summary) -> list[str]:
@@ -231,7 +150,7 @@ def _rules_of_thumb(summary: Summary) -> list[str]:
         return []
     lines = []
     if summary.about.prior is not None:
-        held = priors.check(summary.about.prior, best.lr, summary.verdict.safe_range)
+        held = priors.check(summary.about.prior, summary.verdict)
         lines.append(f"The rule of thumb (size, LoRA, batch) {held.text}.")
     # SGD's rate scales with the batch size itself, not with its square root.
     if best.config.optimizer.name != "sgd":
@@ -283,6 +202,8 @@ def _batch(summary: Summary) -> int:
 def _difference_to_best(result: Result, best: Result | None) -> str:
     if best is None or best.eval_loss is None or result.eval_loss is None or result.status != "complete":
         return ""
+    if result.role == "replicate":
+        return ""  # another seed: it compares with the same seed of others only
     return "" if result is best else f"{result.eval_loss - best.eval_loss:+.4f}"
 
 
@@ -297,7 +218,7 @@ def status(summary: Summary, result: Result) -> str:
     ended = result.status if not result.reason else f"{result.status}: {result.reason}"
     if best is not None and result.number == best.number:
         ended = "best"
-    elif any(tie.result.number == result.number for tie in summary.verdict.ties):
+    elif any(r.tied and r.candidate.result.number == result.number for r in summary.verdict.rivals):
         ended = "tied"
     role = _role(result)
     return f"{ended} ({role})" if role else ended
@@ -307,7 +228,7 @@ def _role(result: Result) -> str:
     if result.role == "replicate":
         return f"seed {result.config.training.seed} of trial {result.of}"
     if result.role == "rescue":
-        changed = ", ".join(f"{key.rsplit('.', 1)[-1]} {format_value(v)}" for key, v in _overrides(result).items())
+        changed = ", ".join(f"{key.rsplit('.', 1)[-1]} {format_value(v)}" for key, v in own_keys(result).items())
         return f"rescue of trial {result.of} with {changed}"
     return result.role if result.role == "extension" else ""
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrsweep.analysis.diagnosis import rung
-from lrsweep.analysis.ranking import Candidate, Result, Verdict
+from lrsweep.analysis.ranking import Candidate, Result
+from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import LR, Axis, Choices, grid, to_stored
 from lrsweep.formatting import format_value
 from lrsweep.search.records import TrialSpec
+from lrsweep.search.replication import contenders
 
 # The most new learning rates in one round and in a whole sweep, and the range that they stay in.
 _RATES_A_ROUND, _MOST_RATES = 2, 12
@@ -104,24 +106,34 @@ def _rescue(
 def _replicates(
     config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict
 ) -> tuple[list[TrialSpec], str] | None:
-    """The best few trials with more seeds, until each has `search.replicates`."""
+    """The best few trials with more seeds: as many as `search.replicates` says, or as the decision needs."""
     if not verdict.candidates or any(axis.key == "training.seed" for axis in axes):
         return None
+    wanted = config.search.replicates
+    if wanted == "auto":
+        chosen, seeds = contenders(verdict.candidates, verdict.rivals, verdict.noise, verdict.improvement)
+    else:
+        chosen, seeds = _best_few(verdict.candidates), wanted
     specs = []
-    first, *others = verdict.candidates
-    # Trials of an extension that beat the first after the best few had their seeds.
-    later = [c for c in others[_FEW - 1 :] if c.result.role == "extension" and c.mean < first.mean]
-    chosen = [first, *others[: _FEW - 1], *later]
     for candidate in chosen:
         result = candidate.result
-        # A failed replicate counts as tried.
-        done = 1 + sum(other.role == "replicate" and other.of == result.number for other in results)
-        for i in range(done, config.search.replicates):
+        for i in range(1 + candidate.repeated, seeds):
             seed = {"training.seed": (result.config.training.seed + i) % 2**31}
             specs.append(TrialSpec(_params(result), "replicate", {**result.overrides, **seed}, result.number))
     if not specs:
         return None
-    return specs, f"training {_named(chosen)} with {config.search.replicates} seeds each, to measure the noise"
+    steps = len(specs) * config.training.max_steps
+    return specs, (
+        f"training {_named(chosen)} with {seeds} seeds each, to measure the noise: {len(specs)} more "
+        f"trial{'s' * (len(specs) > 1)}, {steps} steps (search.replicates=1 turns this off)"
+    )
+
+
+def _best_few(candidates: Sequence[Candidate]) -> list[Candidate]:
+    first, *others = candidates
+    # Trials of an extension that beat the first after the best few had their seeds.
+    later = [c for c in others[_FEW - 1 :] if c.result.role == "extension" and c.mean < first.mean]
+    return [first, *others[: _FEW - 1], *later]
 
 
 def _named(chosen: Sequence[Candidate]) -> str:

@@ -126,7 +126,13 @@ class MlflowTracker:
         """Keeps the diagnoses for `finish`."""
         self._labels = labels
 
-    def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+    def finish(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Stops the sending thread, sends everything that is left, and ends the parent run."""
         self._stop.set()
         self._thread.join()
@@ -136,7 +142,7 @@ class MlflowTracker:
         # A sweep that is finished again must not log its results a second time.
         self._parent.add({key: value for key, value in metrics.items() if self._parent_metrics.get(key) != value})
         self._parent.artifacts = list(artifacts)
-        self._parent.finish(status, {})
+        self._parent.finish(status, tags or {})
         self._not_before = 0.0
         # The last call may come after an earlier one has closed the session.
         with self._store.session():

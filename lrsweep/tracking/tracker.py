@@ -115,7 +115,13 @@ class Tracker(Protocol):
             labels: The label by trial number.
         """
 
-    def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+    def finish(
+        self,
+        status: str,
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         """Ends the parent run and sends everything that is left. Trials that still run become `interrupted`.
 
         It may be called at any time after `start`, also while an exception propagates, and more than once: the last
@@ -125,6 +131,7 @@ class Tracker(Protocol):
             status: `complete`, `failed` or `interrupted`.
             metrics: The sweep's results by name.
             artifacts: Files and folders to attach to the run. A folder keeps its name.
+            tags: More tags of the parent run.
         """
 
     def ui_command(self) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.data.loading import Example, collate
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad_token_id: int) -> float:
-    """Mean cross-entropy over all label tokens, in nats.
+def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad_token_id: int) -> RowLosses:
+    """The cross-entropy of each row of the eval set, by length of the rows. Their `mean` is the eval loss.
 
     Every label token has the same weight, whatever its batch; Trainer's own evaluation averages batch means.
 
@@ -23,18 +24,21 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    tokens = 0
+    sums: list[float] = []
+    tokens: list[int] = []
     for host_batch in eval_batches(examples, batch_size, pad_token_id):
         batch = {key: value.to(device) for key, value in host_batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1]
         # As in transformers' own loss, the softmax is computed in at least float32.
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        total += nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-        tokens += int((labels != -100).sum())
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        sums += losses.double().view_as(labels).sum(1).tolist()
+        tokens += (labels != -100).sum(1).tolist()
     model.train(training)
-    return float(total) / tokens
+    return RowLosses(sums, tokens)
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, pad_token_id: int) -> Iterator[dict[str, torch.Tensor]]:

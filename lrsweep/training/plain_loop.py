@@ -11,6 +11,7 @@ from transformers import Trainer, set_seed
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.data.collate import IGNORED, collate
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
@@ -101,8 +102,8 @@ class PlainLoop:
         self.optimizer.step()
         return float(norm)
 
-    def evaluate(self) -> float:
-        """The held-out loss, in nats a label token, as every engine measures it."""
+    def evaluate(self) -> RowLosses:
+        """The loss on each held-out row, as every engine measures it."""
         device = self.weights[0].device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
             return evaluate(self.model, self._held_out, self._eval_batch_size, self._pad)

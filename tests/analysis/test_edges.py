@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lrsweep.analysis.ranking import Result, judge
+from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.verdict import judge
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import replace
@@ -28,7 +29,7 @@ def test_a_grid_of_two_rates_has_its_best_at_an_edge(losses: dict[float, float],
     verdict = judge(found)
     best = min(losses, key=lambda lr: losses[lr])
     assert [(edge.key, edge.value, edge.side) for edge in verdict.edges] == [("optimizer.lr", best, side)]
-    assert "end of the learning rates tried" in verdict.inconclusive
+    assert f"the {side} learning rate tried" in verdict.inconclusive
     config = sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(losses)}", "search.extend=true"])
     specs, _ = followups(config, search_space.axes(config), found, verdict, {})
     assert [spec.params["optimizer.lr"] for spec in specs] == added

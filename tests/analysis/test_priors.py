@@ -1,5 +1,6 @@
 """Priors: the formula, what is read of a model, and whether a guess held."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,11 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from lrsweep.analysis.lr_curve import SafeRange
 from lrsweep.analysis.priors import applies, check, prior, read_size
+from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.verdict import Verdict, judge
+from lrsweep.config.schema import replace
 from lrsweep.config.trial_schema import ModelConfig
 from tests.recorder import tiny
 
 BATCH_128 = ("training.batch_size=32", "training.gradient_accumulation_steps=4")
+
+
+def verdict(best: float, safe: tuple[float, float] | None = None) -> Verdict:
+    """The verdict of a sweep that recommends a rate."""
+    own = replace(tiny(), {"optimizer.lr": best})
+    found = judge([Result(0, {"optimizer.lr": best}, own, "complete", 6, 1.0, "")], base_loss=2.0)
+    return dataclasses.replace(found, safe_range=safe and SafeRange(*safe, 0.01))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +68,7 @@ def test_the_embedded_base_is_looked_at_and_guessed() -> None:
     guess = prior(config, *seen)
     assert guess.lr == pytest.approx(1e-3, rel=0.2)
     # Its best is 3e-3 (benchmarks/results/embedded.json).
-    assert check(guess, 3e-3).right
+    assert check(guess, verdict(3e-3)).right
 
 
 def test_sizes_have_other_names_in_some_models(tmp_path: Path) -> None:
@@ -79,7 +91,7 @@ def test_sizes_have_other_names_in_some_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("best", "safe", "right", "text"),
     [
-        (1e-3, None, True, "was right: 0.001 is within a factor of 3 of 0.001"),
+        (1e-3, None, True, "was right: its own rate, 0.001, is the best"),
         (3e-3, None, True, "was right: 0.001 is within a factor of 3 of 0.003"),
         (3.4e-4, None, True, "was right: 0.001 is within a factor of 3 of 0.00034"),
         (1e-2, (1e-3, 3e-2), True, "was right: 0.001 is in the safe range 0.001 to 0.03"),
@@ -92,9 +104,16 @@ def test_a_guess_held_or_was_off_by_a_factor(
     best: float, safe: tuple[float, float] | None, right: bool, text: str
 ) -> None:
     guess = prior(tiny("training.batch_size=128"), 1, "gpt2")
-    answer = check(type(guess)(1e-3, guess.factors), best, safe)
+    answer = check(type(guess)(1e-3, guess.factors), verdict(best, safe))
     assert (answer.right, answer.text) == (right, text)
     assert answer.ratio == pytest.approx(1e-3 / best)
+
+
+def test_an_inconclusive_sweep_shows_nothing_about_a_guess() -> None:
+    guess = prior(tiny(), 2000, "llama")
+    answer = check(guess, dataclasses.replace(verdict(guess.lr * 10), inconclusive="the lowest loss is at an edge"))
+    assert answer.right is None
+    assert "inconclusive" in answer.text
 
 
 def test_only_adam_kinds_have_priors() -> None:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.conftest import command_line
+
 HERE = Path(__file__).parent
 TRAINER = HERE / "light_trainer.py"
 SWEEP = (
@@ -53,7 +55,7 @@ def run(folder: Path, library: Path, at: int = 0, error: int = errno.ENOSPC, *, 
         "FAULT_COUNT": str(count),
     } | ({"FAULT_ONCE": "1"} if once else {})
     done = subprocess.run(
-        [sys.executable, "-m", "lrsweep", *SWEEP],
+        command_line(*SWEEP),
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from lrsweep.files.metrics_log import read_metrics
-from tests.conftest import SMALL, lrsweep
+from tests.conftest import SMALL, command_line, lrsweep
 from tests.faults import inject
 from tests.orchestration.test_controller import mlflow_statuses, trials_of
 
@@ -44,7 +43,7 @@ def wait_for_steps(folder: Path, steps: int) -> None:
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "lrsweep", *QUICK],
+        command_line(*QUICK),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ from lrsweep.config.schema import TrackingConfig
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.tracking import open_tracker
 from tests.browser import served
-from tests.conftest import lrsweep
+from tests.conftest import command_line, lrsweep
 from tests.faults.disk import TRAINER
 
 SWEEP = (
@@ -54,7 +54,7 @@ def measured(folder: Path) -> set[tuple[str, str, int, float]]:
 def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
     open_tracker(TrackingConfig(name="mlflow"), tmp_path)  # makes the store
     with served(tmp_path) as server:
-        command = [sys.executable, "-m", "lrsweep", *SWEEP, f"tracking.uri={server.uri}"]
+        command = command_line(*SWEEP, f"tracking.uri={server.uri}")
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         first = tmp_path / "outputs" / "outage" / "trials" / "0000"
         while process.poll() is None and not read_metrics(first):

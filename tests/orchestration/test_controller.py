@@ -7,7 +7,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import optuna
 import pytest
 
 from lrsweep.files.metrics_log import read_metrics
-from tests.conftest import SMALL, FinishedSweep, lrsweep
+from tests.conftest import SMALL, FinishedSweep, command_line, lrsweep
 
 pytestmark = pytest.mark.xdist_group("finished_sweep")
 TRIALS = 4
@@ -174,7 +173,7 @@ def test_report_is_one_page_with_everything_in_it(finished_sweep: FinishedSweep)
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """The same sweep, begun in `folder` and left running."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lrsweep", *SMALL, *overrides],
+        command_line(*SMALL, *overrides),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lrsweep.analysis.diagnosis import Diagnosis
-from lrsweep.analysis.ranking import Result, judge
+from lrsweep.analysis.ranking import Result
+from lrsweep.analysis.verdict import judge
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
@@ -23,7 +24,7 @@ LRS = (1e-7, 3e-7, 1e-6)
 
 
 def config(*overrides: str, lrs: Sequence[float] = LRS) -> SweepConfig:
-    return sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(lrs)}", *overrides])
+    return sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(lrs)}", "search.replicates=1", *overrides])
 
 
 def summary(
@@ -103,7 +104,7 @@ def test_a_grid_that_n_trials_has_cut_does_not_grow_but_goes_on() -> None:
     said = (
         "Warning: optimizer.lr=1e-06 is the highest value tried; the true best may lie beyond it. The space extends to "
     )
-    assert f"{said}1e-05: raise search.n_trials." in sentences(found)
+    assert sentences(found)[0].endswith(f"{said}1e-05: raise search.n_trials.")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,10 @@ def test_the_best_few_get_their_seeds_and_no_more() -> None:
         (1, 6),
         (1, 7),
     ]
-    assert why == "training trials 2, 3 and 1 with 3 seeds each, to measure the noise"
+    assert why == (
+        "training trials 2, 3 and 1 with 3 seeds each, to measure the noise: 6 more trials, 360 steps "
+        "(search.replicates=1 turns this off)"
+    )
     # One of them failed: it counts as tried, and the sweep ends.
     extra = []
     for i, point in enumerate(points):
@@ -167,6 +171,54 @@ def test_the_best_few_get_their_seeds_and_no_more() -> None:
         changes = {"number": 10 + i, "role": "replicate", "of": point.of, "status": status}
         extra.append(Result(**{**vars(first), **changes}))
     assert following(repeating, summary(repeating, losses, extra)) == ([], "")
+
+
+def repeated(found: Summary, points: Sequence[TrialSpec], losses: Mapping[tuple[int, int], float]) -> list[Result]:
+    """The replicates in `points`, each with the loss of its trial and seed."""
+    results = []
+    for point in points:
+        assert point.of is not None
+        first = next(r for r in found.results if r.number == point.of)
+        seed = point.overrides["training.seed"]
+        config = first.config.model_copy(update={"training": first.config.training.model_copy(update={"seed": seed})})
+        changes = {"number": 100 + 10 * point.of + seed, "role": "replicate", "of": point.of, "config": config}
+        results.append(Result(**{**vars(first), **changes, "eval_loss": losses[point.of, seed]}))
+    return results
+
+
+def test_seeds_are_added_until_the_best_is_told_from_its_rivals() -> None:
+    auto = config("search.replicates=auto", lrs=(1e-5, 1e-4, 1e-3, 1e-2))
+    losses: dict[float, float | None] = {1e-5: 4.0, 1e-4: 3.0, 1e-3: 2.0, 1e-2: 2.5}
+    found = summary(auto, losses)
+    points, why = following(auto, found)
+    assert [(point.of, point.overrides["training.seed"]) for point in points] == [(2, 1), (3, 1), (1, 1)]
+    assert why.endswith("to measure the noise: 3 more trials, 180 steps (search.replicates=1 turns this off)")
+    clear = repeated(found, points, {(2, 1): 2.01, (3, 1): 2.52, (1, 1): 3.0})
+    assert following(auto, summary(auto, losses, clear)) == ([], "")
+    # Trial 1 is told from the best with these seeds; trial 3 is not, so only these two go on, up to four seeds.
+    close: dict[float, float | None] = {**losses, 1e-2: 2.03}
+    found = summary(auto, close)
+    extra = repeated(found, points, {(2, 1): 2.05, (3, 1): 2.07, (1, 1): 3.0})
+    for seed in (2, 3):
+        points, _ = following(auto, summary(auto, close, extra))
+        assert [(point.of, point.overrides["training.seed"]) for point in points] == [(2, seed), (3, seed)]
+        extra += repeated(found, points, {(2, seed): 2.0 + seed / 50, (3, seed): 2.1 - seed / 50})
+    assert following(auto, summary(auto, close, extra)) == ([], "")
+
+
+def test_rivals_that_cost_less_than_the_tolerance_need_no_more_seeds() -> None:
+    auto = config("search.replicates=auto", lrs=(1e-5, 1e-4, 1e-3, 1e-2))
+    losses: dict[float, float | None] = {1e-5: 4.0, 1e-4: 2.0004, 1e-3: 2.0, 1e-2: 2.0003}
+    found = summary(auto, losses)
+    points, _ = following(auto, found)
+    # They differ by a ten-thousandth of the improvement of 3, more or less.
+    extra = repeated(found, points, {(2, 1): 2.0002, (3, 1): 2.0004, (1, 1): 2.0005})
+    assert following(auto, summary(auto, losses, extra)) == ([], "")
+
+
+def test_one_trial_has_no_rival_and_needs_no_seeds() -> None:
+    auto = config("search.replicates=auto", lrs=(1e-3, 1e-2))
+    assert following(auto, summary(auto, {1e-3: 2.0, 1e-2: None})) == ([], "")
 
 
 @pytest.mark.parametrize(

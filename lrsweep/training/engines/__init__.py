@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import LrsweepError
+from lrsweep.files.row_losses import RowLosses
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,25 @@ class Measurement:
         metrics: After a training step `loss` (mean over the step's label tokens, in nats), `grad_norm` (before
             clipping) and `learning_rate` (of that step); after an evaluation `eval_loss` (mean over all label tokens of
             the eval set, in nats).
+        row_losses: After an evaluation the loss on each eval row, if the engine knows it. They show how much the eval
+            set's choice of rows adds to the noise.
     """
 
     number: int
     step: int
     metrics: Mapping[str, float]
+    row_losses: RowLosses | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_evaluation(cls, number: int, step: int, losses: RowLosses) -> "Measurement":
+        """The measurement of an evaluation.
+
+        Args:
+            number: The trial's number.
+            step: Optimizer steps done.
+            losses: The loss on each eval row.
+        """
+        return cls(number, step, {"eval_loss": losses.mean}, losses)
 
     @property
     def not_finite(self) -> str:

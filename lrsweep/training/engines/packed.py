@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lrsweep.config.trial_schema import TrainingConfig
 from lrsweep.errors import StorageError
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.engines import Engine, Host, Measurement, Outcome, Stop, Trial, failed
 from lrsweep.training.engines.checkpointing import is_due
 from lrsweep.training.engines.pack_loader import LoadedPack, load_pack, pack_key
@@ -101,7 +102,7 @@ class _PackRun:
         self._host = host
         # The slots in use, by index.
         self._slots: dict[int, Slot] = {}
-        self._base_loss: float | None = None
+        self._base_loss: RowLosses | None = None
         # Trials in one pass of an evaluation: fewer once it has run out of memory.
         self._eval_at_most = loaded.pack.arena.slots
         self._more = True
@@ -163,7 +164,7 @@ class _PackRun:
             except Exception as fault:
                 self._end(slot, failed(trial, fault))
                 return
-        measured = Measurement(trial.number, 0, {"eval_loss": self._base_loss})
+        measured = Measurement.of_evaluation(trial.number, 0, self._base_loss)
         self._end_if_over(slot, measured, self._host.report([measured]).get(trial.number))
 
     def _step(self) -> None:
@@ -233,12 +234,12 @@ class _PackRun:
         return int((self._loaded.batch(rows)["labels"] != -100).sum())
 
     @torch.no_grad()
-    def _evaluate(self, slots: Sequence[Slot]) -> dict[int, float]:
-        """Each trial's mean loss over the eval set's label tokens, by slot. Halves the passes when out of memory."""
+    def _evaluate(self, slots: Sequence[Slot]) -> dict[int, RowLosses]:
+        """Each trial's losses on the eval rows, by slot. Halves the passes when out of memory."""
         while slots:
             size = self._eval_pass_size(slots[0].trial.config.training)
             try:
-                return self._mean_eval_losses(slots, size)
+                return self._row_losses(slots, size)
             except torch.OutOfMemoryError as fault:
                 if size == 1:
                     raise
@@ -251,33 +252,33 @@ class _PackRun:
         rows = self._pass_sizes.current(self._loaded.key) * training.batch_size
         return max(1, min(rows // training.eval_batch_size, self._eval_at_most))
 
-    def _mean_eval_losses(self, slots: Sequence[Slot], size: int) -> dict[int, float]:
-        totals: dict[int, Tensor] = {}
-        tokens = 0
+    def _row_losses(self, slots: Sequence[Slot], size: int) -> dict[int, RowLosses]:
+        sums: dict[int, list[Tensor]] = {slot.index: [] for slot in slots}
+        tokens: list[int] = []
         for batch in self._loaded.eval_batches:
-            tokens += int((batch["labels"][:, 1:] != -100).sum())
+            tokens += (batch["labels"][:, 1:] != -100).sum(1).tolist()
             for start, stop in runs([slot.index for slot in slots], size):
-                sums, _ = eval_pass(self._pack, start, stop, join([batch] * (stop - start), self._loaded.multiple))
-                for index, part in zip(range(start, stop), sums.double(), strict=True):
-                    totals[index] = totals[index] + part if index in totals else part
-        return {index: float(total) / tokens for index, total in totals.items()}
+                losses, _ = eval_pass(self._pack, start, stop, join([batch] * (stop - start), self._loaded.multiple))
+                for index, of_rows in zip(range(start, stop), losses, strict=True):
+                    sums[index].append(of_rows)
+        return {index: RowLosses(torch.cat(of_rows).tolist(), tokens) for index, of_rows in sums.items()}
 
-    def _report(self, evals: Mapping[int, float]) -> None:
+    def _report(self, evals: Mapping[int, RowLosses]) -> None:
         """Reports the new measurements of all trials together and ends those that are over.
 
         Args:
-            evals: Eval losses by slot.
+            evals: Losses on the eval rows, by slot.
         """
         on_gpu = self._pack.arena.weights.is_cuda
         fetched = [s for s in self._in_use() if s.index in evals or not on_gpu or len(s.history) >= _FETCH_EVERY]
         if not fetched:
             return
         measurements = {slot.index: self._fetch_history(slot) for slot in fetched}
-        for index, loss in evals.items():
+        for index, losses in evals.items():
             slot = self._slots[index]
-            measurements[index].append(Measurement(slot.trial.number, slot.step, {"eval_loss": loss}))
+            measurements[index].append(Measurement.of_evaluation(slot.trial.number, slot.step, losses))
             if slot.trial.config.scheduler.name == "reduce_lr_on_plateau":
-                slot.schedule.step(loss)
+                slot.schedule.step(losses.mean)
         reported = {index: _until_not_finite(measured) for index, measured in measurements.items()}
         stop = self._host.report(list(itertools.chain.from_iterable(reported.values())))
         for slot in fetched:

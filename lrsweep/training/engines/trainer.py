@@ -3,7 +3,6 @@
 import functools
 import gc
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from lrsweep.errors import StorageError
 from lrsweep.files import checkpoint
 from lrsweep.files.atomic import disk_faults
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.data.loading import FinetuneData, collate
 from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
 from lrsweep.training.engines.checkpointing import is_due, trial_digest
@@ -27,7 +27,7 @@ class TrainerEngine:
 
     def __init__(self) -> None:
         # A trial's loss at step 0 is the base's, whatever its hyperparameters, so it is measured once.
-        self._base_loss: dict[tuple[str, str, int], float] = {}
+        self._base_loss: dict[tuple[str, str, int], RowLosses] = {}
 
     def run(self, host: Host) -> None:
         """Trains every trial of the host. An error in one trial ends that trial, not the run."""
@@ -53,6 +53,7 @@ class TrainerEngine:
             trial=trial,
             schedule_steps=config.training.schedule_steps,
             data=data,
+            reporter=reporter,
             model=model,
             args=training_arguments(trial),
             train_dataset=data.train,
@@ -66,8 +67,8 @@ class TrainerEngine:
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
         if kept is None:
             if base not in self._base_loss:
-                self._base_loss[base] = trainer.evaluate()["eval_loss"]
-            reporter.measured(0, {"eval_loss": self._base_loss[base]})
+                self._base_loss[base] = trainer.row_losses()
+            reporter.measured(Measurement.of_evaluation(trial.number, 0, self._base_loss[base]))
         if reporter.ended is None:
             trainer.train_from(kept)
         outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")
@@ -138,26 +139,33 @@ class _Trainer(ResumableTrainer):
     Args:
         schedule_steps: Optimizer steps of the schedule.
         data: The eval set, which `lrsweep.training.evaluation` evaluates.
+        reporter: Gets the losses on its rows.
         **arguments: ResumableTrainer's arguments.
     """
 
-    def __init__(self, *, schedule_steps: int, data: FinetuneData, **arguments: Any) -> None:
+    def __init__(self, *, schedule_steps: int, data: FinetuneData, reporter: "_Reporter", **arguments: Any) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)  # the screen is the host's
         self._schedule_steps = schedule_steps
         self._data = data
+        self._reporter = reporter
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule over `schedule_steps`, not over the run's steps."""
         return super().create_scheduler(self._schedule_steps, optimizer)
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The loss on the eval set, as `eval_loss`."""
+    def row_losses(self) -> RowLosses:
+        """The loss on each row of the eval set."""
         with self.compute_loss_context_manager():
-            loss = evaluate(
+            return evaluate(
                 self.model, self._data.evaluation, self.args.eval_batch_size, self.processing_class.pad_token_id
             )
-        metrics = {"eval_loss": loss}
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The loss on the eval set, as `eval_loss`."""
+        losses = self.row_losses()
+        self._reporter.evaluated(self.state.global_step, losses)
+        metrics = {"eval_loss": losses.mean}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -176,10 +184,14 @@ class _Reporter(TrainerCallback):
         self._paused = False
         self.ended: Outcome | None = None
 
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Reports metrics and sets `ended` if the trial is to end."""
-        number = self._trial.number
-        measurement = Measurement(number, step, metrics)
+    def evaluated(self, step: int, losses: RowLosses) -> None:
+        """Reports an evaluation, except the one before training."""
+        if step > 0:
+            self.measured(Measurement.of_evaluation(self._trial.number, step, losses))
+
+    def measured(self, measurement: Measurement) -> None:
+        """Reports a measurement and sets `ended` if the trial is to end."""
+        number, step = measurement.number, measurement.step
         stop = self._host.report([measurement])
         if self.ended is not None:
             return
@@ -202,7 +214,8 @@ class _Reporter(TrainerCallback):
         """Reports a training step."""
         if "loss" in logs:
             names = ("loss", "grad_norm", "learning_rate")
-            self.measured(state.global_step, {name: float(logs[name]) for name in names if name in logs})
+            metrics = {name: float(logs[name]) for name in names if name in logs}
+            self.measured(Measurement(self._trial.number, state.global_step, metrics))
             self._end(control)
         return control
 
@@ -222,9 +235,8 @@ class _Reporter(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
-        """Reports an evaluation, and requests a checkpoint if one is due."""
+        """Requests a checkpoint after an evaluation if one is due."""
         if state.global_step > 0:
-            self.measured(state.global_step, metrics)
             due = self.ended is None and state.global_step < state.max_steps
             control.should_save = due and is_due(self._trial.config.training, self._saved_at)
             self._end(control)

@@ -33,7 +33,8 @@ def train_pass(
     Returns:
         The losses [k], in nats. Without label tokens a trial's loss is nan, and has no gradient.
     """
-    hidden, targets, counts = _label_states(pack, start, stop, batch, training=True)
+    hidden, targets, rows = _label_states(pack, start, stop, batch, training=True)
+    counts = _by_row(rows, batch).view(stop - start, -1).sum(1).tolist()
     device = hidden.device
     divisor = torch.tensor(counts if tokens is None else tokens, dtype=torch.float64)
     shares = divisor.reciprocal().repeat_interleave(torch.tensor(counts))
@@ -42,11 +43,11 @@ def train_pass(
     )
     if hidden.requires_grad:
         torch.autograd.backward(hidden, gradient)
-    return _by_trial(losses, counts) / divisor.to(device, losses.dtype)
+    return torch.stack([part.sum() for part in torch.split(losses, counts)]) / divisor.to(device, losses.dtype)
 
 
 @torch.no_grad()
-def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[int]]:
+def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Forward pass of the slots start..stop without dropout.
 
     Args:
@@ -56,11 +57,17 @@ def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) ->
         batch: As for `train_pass`.
 
     Returns:
-        Each trial's cross-entropy, summed over its label tokens [k], in nats, and the number of its label tokens.
+        Each row's cross-entropy, summed over its label tokens [k, B], in nats, and the number of its label tokens
+        [k, B], which is on the CPU.
     """
-    hidden, targets, counts = _label_states(pack, start, stop, batch, training=False)
-    losses, _ = pack.head.cross_entropy(hidden, targets, counts, None, pack.context.views, pack.arena.compute_dtype)
-    return _by_trial(losses, counts), counts
+    hidden, targets, rows = _label_states(pack, start, stop, batch, training=False)
+    counts = _by_row(rows, batch).view(stop - start, -1)
+    losses, _ = pack.head.cross_entropy(
+        hidden, targets, counts.sum(1).tolist(), None, pack.context.views, pack.arena.compute_dtype
+    )
+    sums = losses.new_zeros(counts.numel(), dtype=torch.float64)
+    sums.index_add_(0, rows.to(losses.device, non_blocking=True), losses.double())
+    return sums.view_as(counts), counts
 
 
 def join(batches: Sequence[Mapping[str, Tensor]], multiple: int = 1) -> dict[str, Tensor]:
@@ -99,8 +106,8 @@ def _padded(key: str, values: Tensor, rows: int, length: int) -> Tensor:
 
 def _label_states(
     pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], *, training: bool
-) -> tuple[Tensor, Tensor, list[int]]:
-    """The n hidden states [n, D] that predict a label, the labels [n], and how many each trial has; trial by trial."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n hidden states [n, D] that predict a label, the labels [n], and their rows of k*B [n]; trial by trial."""
     device, compute = pack.arena.weights.device, pack.arena.compute_dtype
     mixed = compute != pack.arena.weights.dtype
     autocast = torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext()
@@ -113,24 +120,27 @@ def _label_states(
             start, stop, *layout.positions.shape, training=training, places=token_places(layout.rows, layout.positions)
         )
         labels = labels.flatten()[layout.source].masked_fill(layout.taken[:, 0] == 0, IGNORED)
+        row = layout.source // ids.shape[1]
         with autocast:
             hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
     else:
         pack.context.select(start, stop, *ids.shape, training=training)
+        row = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
         # Causal attention does not see what is on the right, so a mask of padding there would only cost time.
         left_out = {"labels", "attention_mask"} if right else {"labels"}
         inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key not in left_out}
         with autocast:
             hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-    wanted = labels != IGNORED
-    counts = wanted.view(stop - start, -1).sum(1).tolist()
-    places = wanted.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-    return hidden.flatten(0, 1).index_select(0, places), labels[wanted].to(device, non_blocking=True), counts
+    labels = labels.flatten()
+    places = (labels != IGNORED).nonzero()[:, 0]
+    states = hidden.flatten(0, 1).index_select(0, places.to(device, non_blocking=True))
+    return states, labels[places].to(device, non_blocking=True), row[places]
+
+
+def _by_row(rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The number of labels in each row of k*B."""
+    return torch.bincount(rows, minlength=len(batch["input_ids"]))
 
 
 def _pads_right(mask: Tensor) -> bool:
     return bool((mask[:, 1:] <= mask[:, :-1]).all())
-
-
-def _by_trial(losses: Tensor, counts: list[int]) -> Tensor:
-    return torch.stack([part.sum() for part in torch.split(losses, counts)])

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from tests.conftest import command_line
+
 TRAINER = Path(__file__).with_name("light_trainer.py")
 POINTS = 16
 STEPS = 8
@@ -71,7 +73,7 @@ class Sweep:
 def start(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Sweep:
     """Starts a sweep; the caller waits for it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "lrsweep", *arguments],
+        command_line(*arguments),
         cwd=folder,
         env={**os.environ, "COLUMNS": "160", **(env or {})},
         stdout=subprocess.PIPE,

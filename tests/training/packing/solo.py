@@ -221,8 +221,8 @@ def together(
         for slot in active:
             number = running[slot]
             if len(curves[number].losses) == queue[number].steps:
-                total, count = eval_pass(pack, slot, slot + 1, queue[number].batch(-1))
-                curves[number].eval_loss = total.item() / count[0]
+                sums, counts = eval_pass(pack, slot, slot + 1, queue[number].batch(-1))
+                curves[number].eval_loss = sums.sum().item() / int(counts.sum())
                 curves[number].weights = pack.weights(slot)
                 pack.evict(slot)
                 del running[slot]

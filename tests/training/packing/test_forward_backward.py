@@ -43,8 +43,26 @@ def test_loss_is_transformers_own(kind: str) -> None:
     batch = join([trial.batch(0) for trial in queue])
     assert train_pass(pack, 0, 3, batch).tolist() == pytest.approx(stock, abs=1e-6)
     sums, counts = eval_pass(pack, 0, 3, batch)
-    assert counts == [int((trial.batch(0)["labels"][:, 1:] != -100).sum()) for trial in queue]
-    assert (sums / torch.tensor(counts)).tolist() == pytest.approx(stock, abs=1e-6)
+    labels = [trial.batch(0)["labels"][:, 1:] for trial in queue]
+    assert [row[: len(of)].tolist() for row, of in zip(counts, labels, strict=True)] == [
+        (of != -100).sum(1).tolist() for of in labels
+    ]
+    assert (sums.sum(1) / counts.sum(1)).tolist() == pytest.approx(stock, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_a_row_is_what_it_has_alone(kind: str) -> None:
+    queue = trials(2)
+    model = tiny(kind, torch.float32)
+    pack = filled(lora_pack(kind, 2, torch.float32), queue)
+    sums, counts = eval_pass(pack, 0, 2, join([trial.batch(0) for trial in queue]))
+    for trial, of_rows, numbers in zip(queue, sums, counts, strict=True):
+        batch = trial.batch(0)
+        for row in range(len(batch["input_ids"])):
+            length = int(batch["attention_mask"][row].sum()) if "attention_mask" in batch else None
+            alone = {key: values[row : row + 1, :length] for key, values in batch.items()}
+            if numbers[row]:
+                assert of_rows[row].item() / int(numbers[row]) == pytest.approx(model(**alone).loss.item(), abs=1e-5)
 
 
 def test_evaluation_leaves_no_trace() -> None:
@@ -161,7 +179,7 @@ def test_a_trial_without_labels_has_no_loss_and_no_gradient(mode: str) -> None:
     assert losses.isnan().tolist() == [False, True, False]
     assert [row.any().item() for row in pack.arena.grads] == [True, False, True]
     sums, counts = eval_pass(pack, 0, 3, join(batches))
-    assert (sums[1].item(), counts[1]) == (0, 0)
+    assert (sums[1].sum().item(), counts[1].sum().item()) == (0, 0)
 
 
 def test_left_padding_keeps_its_mask() -> None:

@@ -1,4 +1,4 @@
-"""The winner: complete, finite, held out; what noise cannot tell from it; the basin; the warning at an edge."""
+"""The winner: complete, finite, held out; what the seeds do not tell from it; the safe range; edges."""
 
 import dataclasses
 import math
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lrsweep.analysis.edges import Edge
 from lrsweep.analysis.lr_curve import fit
-from lrsweep.analysis.noise import Noise, estimate, same
-from lrsweep.analysis.ranking import Edge, Result, by_budget, judge
+from lrsweep.analysis.ranking import Result, by_budget
+from lrsweep.analysis.verdict import TOLERANCE, judge
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import replace
 
@@ -71,13 +72,11 @@ def test_pruned_trials_count_as_tried() -> None:
 
 
 def seeded(number: int, lr: float, losses: list[float]) -> list[Result]:
-    """A trial and its replicates, which are numbered from 100 up."""
-    first = result(number, lr, losses[0])
-    again = [
-        Result(**{**vars(result(100 + 10 * number + i, lr, loss)), "role": "replicate", "of": number})
-        for i, loss in enumerate(losses[1:])
+    """A trial with seed 0 and its replicates, which are numbered from 100 up."""
+    return [
+        result(number, lr, losses[0]),
+        *(_repeat(100 + 10 * number + i, number, lr, loss, seed=i) for i, loss in enumerate(losses[1:], start=1)),
     ]
-    return [first, *again]
 
 
 def test_replicates_make_a_mean_and_a_lucky_run_does_not_beat_it() -> None:
@@ -86,9 +85,7 @@ def test_replicates_make_a_mean_and_a_lucky_run_does_not_beat_it() -> None:
     assert [r.number for r in verdict.ranking] == [1, 0, 2]
     assert verdict.candidates[0].mean == pytest.approx(1.02)
     assert verdict.noise is not None
-    assert verdict.noise.source == "replicates"
-    assert verdict.noise.degrees == 4
-    assert verdict.noise.deviation == pytest.approx(math.sqrt((0.02 + 0.0014) / 4))
+    assert (verdict.noise.degrees, verdict.noise.seeds) == (2, 3)
 
 
 def test_what_diverges_with_another_seed_does_not_win() -> None:
@@ -104,87 +101,118 @@ def test_what_diverges_with_another_seed_does_not_win() -> None:
     assert alone.number == 0
 
 
-def _repeat(number: int, of: int, lr: float, eval_loss: float | None, status: str = "complete") -> Result:
-    return dataclasses.replace(result(number, lr, eval_loss, status), role="replicate", of=of)
+def _repeat(
+    number: int, of: int, lr: float, eval_loss: float | None, status: str = "complete", seed: int | None = None
+) -> Result:
+    found = result(number, lr, eval_loss, status)
+    seed = number if seed is None else seed
+    config = replace(found.config, {"training.seed": seed})
+    return dataclasses.replace(found, role="replicate", of=of, config=config, overrides={"training.seed": seed})
 
 
-def test_the_tie_set_is_tukeys() -> None:
-    """Against scipy's own Tukey test, for groups of equal size."""
+def test_the_seeds_tell_two_rates_apart_by_a_paired_t_test() -> None:
     draw = np.random.default_rng(0)
-    for _ in range(20):
-        groups = [list(draw.normal(mean, 0.1, 3)) for mean in (1.0, 1.05, 1.3, 1.6)]
-        trials = [r for i, losses in enumerate(groups) for r in seeded(i, 10.0 ** (i - 4), losses)]
-        verdict = judge(trials)
-        first = verdict.candidates[0].result.number
-        test = stats.tukey_hsd(*groups)
-        apart = {i for i in range(4) if i != first and test.pvalue[first, i] < 0.05}
-        assert {tie.result.number for tie in verdict.ties} == set(range(4)) - apart
+    seen = set()
+    for gap in (0.0, 0.02, 0.2):
+        shared = draw.normal(0, 0.1, 3)
+        one, other = list(1.0 + shared + draw.normal(0, 0.01, 3)), list(1.0 + gap + shared + draw.normal(0, 0.01, 3))
+        verdict = judge([*seeded(0, 1e-3, one), *seeded(1, 1e-2, other)])
+        tied = bool(stats.ttest_rel(one, other).pvalue >= 0.05)
+        assert [rival.tied for rival in verdict.rivals] == [tied]
+        assert len(verdict.ties) == 1 + tied
+        seen.add(tied)
+    assert seen == {True, False}
 
 
-def test_without_replicates_the_last_evaluations_are_asked() -> None:
-    draw = np.random.default_rng(1)
-    curves = [[(step, 2.0 - step / 100 + draw.normal(0, 0.03)) for step in range(0, 60, 10)] for _ in range(400)]
-    noise = estimate([(1.0,)], curves)
-    assert noise is not None
-    assert noise.source == "last evaluations"
-    assert noise.deviation == pytest.approx(0.03, rel=0.1)
-    assert estimate([(1.0,), (2.0,)], [[(0, 1.0), (10, 0.9)]]) is None
-
-
-def test_of_equal_candidates_few_are_told_apart() -> None:
-    draw = np.random.default_rng(2)
-    noise = Noise(1.0, 20, "replicates")
-    wrong = 0
-    for _ in range(400):
-        losses = np.sort(draw.normal(size=5))
-        # The deviation is as uncertain as twenty degrees make it.
-        seen = Noise(math.sqrt(draw.chisquare(20) / 20), noise.degrees, noise.source)
-        wrong += not same(float(losses[-1] - losses[0]), 1, 1, seen, 5)
-    assert wrong / 400 == pytest.approx(0.05, abs=0.03)
-
-
-def test_the_recommendation_keeps_away_from_the_cliff() -> None:
-    """Two equal losses, one beside a cliff: the other one is recommended, and the range tells both."""
-    lrs = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    losses = (2.9, 2.6, 2.3, 2.05, 2.0, 1.999, 6.0)
+def test_without_replicates_no_tie_is_claimed() -> None:
     flat = [(40, 2.0), (50, 2.003), (60, 2.0)]
-    trials = [
-        Result(**{**vars(result(i, lr, loss)), "evals": flat})
-        for i, (lr, loss) in enumerate(zip(lrs, losses, strict=True))
-    ]
+    trials = [dataclasses.replace(result(i, 10.0 ** (i - 5), 2.0 + i / 1000), evals=flat) for i in range(4)]
     verdict = judge(trials, base_loss=3.0)
-    assert verdict.ranking[0].number == 5
+    assert verdict.noise is None
+    assert [rival.tied for rival in verdict.rivals] == [False] * 3
+    assert [rival.difference for rival in verdict.rivals] == pytest.approx([0.001, 0.002, 0.003])
+
+
+LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "given_up"),
+    [
+        # The lowest is beside a cliff, and its neighbour costs a thousandth of the improvement.
+        ((2.9, 2.6, 2.3, 2.05, 2.0, 1.999, 6.0), 4, 0.001),
+        # The lowest is the highest rate tried.
+        ((2.9, 2.8, 2.6, 2.3, 2.1, 2.0, 1.995), 5, 0.005),
+        # The neighbour would cost 5 % of the improvement, which is too much.
+        ((2.9, 2.6, 2.3, 2.1, 2.05, 2.0, 6.0), 5, 0.0),
+        # No danger, no reason to leave the lowest.
+        ((2.9, 2.6, 2.3, 2.05, 2.0, 1.999, 2.1), 5, 0.0),
+    ],
+)
+def test_the_recommendation_keeps_away_from_edges_and_cliffs_at_no_noticeable_cost(
+    losses: tuple[float, ...], best: int, given_up: float
+) -> None:
+    trials = [result(i, lr, loss) for i, (lr, loss) in enumerate(zip(LRS, losses, strict=True))]
+    verdict = judge(trials, base_loss=3.0)
     assert verdict.best is not None
-    assert verdict.best.number == 4
-    assert verdict.safe_range == (1e-3, 3e-3)
-    assert verdict.inconclusive == ""
+    assert verdict.best.number == best
+    assert verdict.given_up == pytest.approx(given_up)
+    assert verdict.improvement == pytest.approx(3.0 - min(losses))
+    assert verdict.given_up <= TOLERANCE * (3.0 - min(losses))
+
+
+def test_a_difference_that_the_seeds_show_is_not_given_up() -> None:
+    """A thousandth of the improvement is little, but here the seeds are sure of it."""
+    cliff = result(3, 3e-2, 6.0)
+    low = seeded(0, 3e-3, [2.0041, 2.0040, 2.0042])
+    high = seeded(1, 1e-2, [1.999, 1.9991, 1.9992])
+    verdict = judge([result(2, 1e-3, 2.1), *low, *high, cliff], base_loss=3.0)
+    assert [rival.tied for rival in verdict.rivals[:1]] == [False]
+    assert verdict.best is not None
+    assert verdict.best.number == 1
+    near = judge([result(2, 1e-3, 2.1), *seeded(0, 3e-3, [2.0, 2.003, 1.998]), *high, cliff], base_loss=3.0)
+    assert near.best is not None
+    assert near.best.number == 0
+
+
+def test_a_safe_range_is_never_beside_a_rate_that_diverged() -> None:
+    losses = (2.9, 2.6, 2.3, 2.05, 2.0, 2.02)
+    trials = [result(i, lr, loss) for i, (lr, loss) in enumerate(zip(LRS[:6], losses, strict=True))]
+    free = judge([*trials, result(6, 1e-2, 2.15)], base_loss=3.0).safe_range
+    assert free is not None
+    assert 3e-4 < free.low < 1e-3 < free.high < 1e-2
+    walled = judge([*trials, result(6, 1e-2, None, "diverged")], base_loss=3.0).safe_range
+    assert walled is not None
+    assert 1e-3 in walled
+    assert 3e-3 not in walled
 
 
 def test_the_basin_is_where_the_formula_has_it() -> None:
     lrs = 10 ** np.arange(-5, -0.9, 0.5)
     losses = {float(lr): 2.0 + 0.2 * (math.log10(lr) + 2.7) ** 2 for lr in lrs}
-    basin = fit(losses, [], 0.005, None)
+    basin = fit(losses, dict.fromkeys(losses, 0.005), None)
     assert basin is not None
     assert abs(math.log10(basin.centre) + 2.7) < 0.15
     at = np.interp(np.log10(list(losses)), np.log10(basin.lr), basin.mean)
     assert np.abs(at - list(losses.values())).max() < 0.02
     assert (basin.deviation > 0).all()
-    # A diverged rate is a wall, whatever it measured; three rates have no shape.
-    walled = fit({lr: loss for lr, loss in losses.items() if lr < 3e-3}, [3e-3, 1e-2], 0.005, 3.0)
+    # A rate far too high does not bend the curve; three rates have no shape.
+    walled = fit({**losses, 1.0: 9.0}, dict.fromkeys(losses, 0.005), 3.5)
     assert walled is not None
-    assert walled.centre < 2e-3
-    assert fit(dict(list(losses.items())[:3]), [], None, None) is None
+    np.testing.assert_allclose(walled.mean, basin.mean)
+    assert fit(dict(list(losses.items())[:3]), None, None) is None
 
 
 def test_what_cannot_be_answered_is_said() -> None:
-    equal = [
-        Result(**{**vars(result(i, 10.0 ** (i - 4), 2.0)), "evals": [(0, 3.0), (5, 2.0), (10, 2.1)]}) for i in range(3)
-    ]
-    assert "within noise of each other" in judge(equal).inconclusive
+    draw = np.random.default_rng(1)
+    equal = [r for i in range(3) for r in seeded(i, 10.0 ** (i - 4), list(2.0 + draw.normal(0, 0.1, 3)))]
+    inside = sorted(equal, key=lambda r: r.lr != 1e-3)
+    lowered = [dataclasses.replace(r, eval_loss=(r.eval_loss or 0) - 0.1 * (r.lr == 1e-3)) for r in inside]
+    assert "within noise of each other" in judge(lowered).inconclusive
     edge = [result(i, 10.0 ** (i - 4), 3.0 - i) for i in range(3)]
-    assert "end of the learning rates tried" in judge(edge).inconclusive
-    blind = [result(i, lr, loss) for i, (lr, loss) in enumerate(((1e-4, 2.0), (1e-3, 1.0), (1e-2, 2.0)))]
-    assert "search.replicates" in judge(blind).inconclusive
+    assert judge(edge).inconclusive == (
+        "the lowest loss is at the highest learning rate tried, so the best rate may lie beyond"
+    )
 
 
 def test_only_equal_budgets_compare() -> None:

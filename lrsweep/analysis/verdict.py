@@ -1,0 +1,244 @@
+"""The verdict on a sweep: the recommended trial, what the seeds show about its rivals, the safe range, and the edges.
+
+Everything that lrsweep says about a sweep's result, on the terminal, in the report, in exports and in MLflow, is
+written from these facts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lrsweep.analysis.edges import Edge, edges
+from lrsweep.analysis.lr_curve import LrCurve, SafeRange, fit, safe_range
+from lrsweep.analysis.noise import Noise, fit_seeds
+from lrsweep.analysis.ranking import Candidate, Result, budget, ranked
+from lrsweep.analysis.row_noise import RowNoise, row_noise
+from lrsweep.config.search_space import LR
+
+# A share of the improvement that nobody minds: the loss before training minus the best loss.
+TOLERANCE = 0.01
+# A rate is at risk if its neighbour loses this share of the improvement or more.
+_FAR_WORSE = 0.5
+# Rates closer than this factor are not neighbours but the same place.
+_APART = 1.4
+# Trials that differ by this many deviations are never exchanged for one another.
+_SURE = 3.0
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A candidate compared with the one that has the lowest loss.
+
+    Attributes:
+        candidate: The candidate.
+        difference: Its loss minus the lowest one, with the same seeds, in nats per token.
+        margin: How far the two may differ by chance, with 95 %; None if noise was not measured.
+    """
+
+    candidate: Candidate
+    difference: float
+    margin: float | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the seeds do not tell the two apart; False if noise was not measured."""
+        return self.margin is not None and abs(self.difference) <= self.margin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a sweep.
+
+    Attributes:
+        candidates: The complete trials of the longest budget, best first.
+        rivals: All candidates but the first, compared with it, in the same order.
+        recommended: The first, or a rival that is as good and farther from danger; None if no trial completed.
+        noise: The noise from seed to seed; None if no trial was trained with several seeds.
+        row_noise: How much the choice of eval rows moves the difference to the next best; None if it is not known.
+        improvement: The loss before training minus the lowest loss; None if it is not known, or not above 0.
+        lr_curve: The loss over the learning rate; None if it was not searched or too few rates were tried.
+        safe_range: The learning rates that are about as good as the recommended one; None if it is not known.
+        edges: The axes on which the lowest loss is at the end of what was tried.
+        inconclusive: Why the sweep gives no clear answer; empty if it does.
+    """
+
+    candidates: tuple[Candidate, ...]
+    rivals: tuple[Rival, ...]
+    recommended: Candidate | None
+    noise: Noise | None
+    row_noise: RowNoise | None
+    improvement: float | None
+    lr_curve: LrCurve | None
+    safe_range: SafeRange | None
+    edges: tuple[Edge, ...]
+    inconclusive: str
+
+    @property
+    def ranking(self) -> tuple[Result, ...]:
+        """The ranked trials without their replicates, best first."""
+        return tuple(candidate.result for candidate in self.candidates)
+
+    @property
+    def best(self) -> Result | None:
+        """The recommended trial; None if no trial completed."""
+        return None if self.recommended is None else self.recommended.result
+
+    @property
+    def ties(self) -> tuple[Candidate, ...]:
+        """The candidate with the lowest loss and those that the seeds do not tell from it."""
+        return (*self.candidates[:1], *(rival.candidate for rival in self.rivals if rival.tied))
+
+    @property
+    def given_up(self) -> float:
+        """The recommended trial's loss minus the lowest one, in nats per token."""
+        return next((rival.difference for rival in self.rivals if rival.candidate is self.recommended), 0.0)
+
+    def share(self, difference: float) -> float | None:
+        """A difference of losses as a share of the improvement; None if that is not known."""
+        return None if self.improvement is None else difference / self.improvement
+
+
+def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
+    """Ranks a sweep's trials and recommends one.
+
+    Args:
+        results: The finished trials.
+        base_loss: Eval loss before training, in nats per token; None if it is not known.
+    """
+    candidates = ranked(results)
+    if not candidates:
+        return Verdict((), (), None, None, None, None, None, None, (), "no trial completed")
+    best = candidates[0]
+    improvement = base_loss - best.mean if base_loss is not None and base_loss > best.mean else None
+    rivals, noise = compared(candidates)
+    danger = _Danger(candidates, results, improvement)
+    recommended = _recommended(candidates, rivals, noise, improvement, danger)
+    curve = _lr_curve(candidates, rivals, noise, base_loss)
+    found = edges(best.result, results)
+    inconclusive = _inconclusive(rivals, noise, found)
+    safe = None
+    beside = danger.beside_divergence
+    if curve is not None and improvement is not None and recommended.result.lr not in beside and not inconclusive:
+        safe = safe_range(curve, recommended.result.lr, improvement, beside)
+    return Verdict(
+        candidates,
+        rivals,
+        recommended,
+        noise,
+        row_noise(best.result.rows, candidates[1].result.rows) if len(candidates) > 1 else None,
+        improvement,
+        curve,
+        safe,
+        found,
+        inconclusive,
+    )
+
+
+def compared(candidates: Sequence[Candidate]) -> tuple[tuple[Rival, ...], Noise | None]:
+    """Compares all candidates but the first with it; returns the noise too, None if no candidate has two seeds."""
+    best, *others = candidates
+    model = fit_seeds([candidate.by_seed for candidate in candidates])
+    if model is None:
+        return tuple(Rival(other, other.mean - best.mean, None) for other in others), None
+    repeated = sum(len(candidate.losses) > 1 for candidate in candidates)
+    rivals = [
+        Rival(
+            other,
+            float(model.means[i] - model.means[0]),
+            # The best of those with one seed only was picked among all.
+            model.margin(i, 0, repeated if len(other.losses) > 1 else len(candidates)),
+        )
+        for i, other in enumerate(others, start=1)
+    ]
+    return tuple(rivals), model.noise
+
+
+class _Danger:
+    """Which learning rates are at an end of what was tried, or beside one that diverged or lost far more.
+
+    Attributes:
+        beside_divergence: The rates whose neighbour diverged.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], results: Sequence[Result], improvement: float | None) -> None:
+        best = candidates[0]
+        longest = budget(best.result)
+        # What each tried rate has lost at best, in units of the improvement; an unfinished trial may have lost all.
+        self._lost: dict[float, float] = {}
+        for result in results:
+            if result.role in ("rescue", "replicate") or budget(result) != longest or result.status == "failed":
+                continue
+            lost = math.inf
+            if result.status != "diverged" and result.eval_loss is not None and math.isfinite(result.eval_loss):
+                lost = (result.eval_loss - best.mean) / improvement if improvement else 0.0
+            self._lost[result.lr] = min(lost, self._lost.get(result.lr, math.inf))
+        for candidate in candidates:
+            if candidate.diverged:
+                self._lost[candidate.result.lr] = math.inf
+        self._tried = sorted(self._lost)
+        diverged = {lr for lr, lost in self._lost.items() if lost == math.inf}
+        self.beside_divergence = frozenset(lr for lr in self._tried if diverged.intersection(self._neighbours(lr)))
+
+    def _neighbours(self, lr: float) -> list[float]:
+        below = [other for other in self._tried if other <= lr / _APART]
+        above = [other for other in self._tried if other >= lr * _APART]
+        return [*below[-1:], *above[:1]]
+
+    def near(self, lr: float) -> bool:
+        """Whether the rate is at an end, or has a neighbour that diverged or lost half of the improvement."""
+        neighbours = self._neighbours(lr)
+        return len(neighbours) < 2 or any(self._lost[other] >= _FAR_WORSE for other in neighbours)
+
+
+def _recommended(
+    candidates: Sequence[Candidate],
+    rivals: Sequence[Rival],
+    noise: Noise | None,
+    improvement: float | None,
+    danger: _Danger,
+) -> Candidate:
+    """The candidate with the lowest loss; if danger is near, the best rival without, at no noticeable cost."""
+    best = candidates[0]
+    if LR not in best.result.values or not danger.near(best.result.lr):
+        return best
+    most = TOLERANCE * (improvement or 0.0)
+    if noise is not None:
+        most = min(most, _SURE * noise.deviation)
+    safer = [
+        rival.candidate
+        for rival in rivals
+        if rival.difference <= most
+        and (rival.tied or noise is None)
+        and rival.candidate.diverged <= best.diverged
+        and not danger.near(rival.candidate.result.lr)
+    ]
+    return safer[0] if safer else best
+
+
+def _lr_curve(
+    candidates: Sequence[Candidate],
+    rivals: Sequence[Rival],
+    noise: Noise | None,
+    base_loss: float | None,
+) -> LrCurve | None:
+    """The loss over the learning rate, with the best loss that the other axes allow for each rate."""
+    best = candidates[0]
+    if LR not in best.result.values:
+        return None
+    losses = {best.result.lr: best.mean}
+    errors: dict[float, float] = {}
+    for candidate, difference in [(best, 0.0), *((rival.candidate, rival.difference) for rival in rivals)]:
+        lr = candidate.result.lr
+        if candidate.diverged <= best.diverged and best.mean + difference <= losses.get(lr, math.inf):
+            losses[lr] = best.mean + difference
+            errors[lr] = noise.deviation / math.sqrt(len(candidate.losses)) if noise else 0.0
+    return fit(losses, errors if noise else None, base_loss)
+
+
+def _inconclusive(rivals: Sequence[Rival], noise: Noise | None, found: Sequence[Edge]) -> str:
+    edge = next((edge for edge in found if edge.key == LR), None)
+    if edge is not None:
+        return f"the lowest loss is at the {edge.side} learning rate tried, so the best rate may lie beyond"
+    if noise is not None and len(rivals) >= 2 and all(rival.tied for rival in rivals):
+        return f"all {len(rivals) + 1} complete trials are within noise of each other"
+    return ""

@@ -1,0 +1,51 @@
+"""Which trials are trained with more seeds: as many as the decision needs, and no more."""
+
+import math
+from collections.abc import Sequence
+
+from lrsweep.analysis.noise import Noise
+from lrsweep.analysis.ranking import Candidate
+from lrsweep.analysis.verdict import TOLERANCE, Rival
+
+# At most this many trials are repeated, each with at most this many seeds in all.
+_CONTENDERS, _SEEDS = 3, 4
+
+
+def contenders(
+    candidates: Sequence[Candidate], rivals: Sequence[Rival], noise: Noise | None, improvement: float | None
+) -> tuple[list[Candidate], int]:
+    """Chooses the trials to repeat next.
+
+    First the best three get a second seed each, which measures the noise. If the best one is then told from all others,
+    or they cost no more than the tolerance, nobody needs to know more. Otherwise those that it is not told from get one
+    more seed, so that all that are compared have the same seeds.
+
+    Args:
+        candidates: The complete trials, best first.
+        rivals: All but the first, compared with it.
+        noise: The noise; None if no trial was repeated.
+        improvement: The loss before training minus the lowest loss; None if it is not known.
+
+    Returns:
+        The candidates, and how many seeds each should have in all; no candidates if nothing is left to decide.
+    """
+    if len(candidates) < 2:
+        return [], 1
+    most = max(1 + candidate.repeated for candidate in candidates)
+    if most < 2:
+        return list(candidates[:_CONTENDERS]), 2
+    nearest = sorted(rivals, key=lambda rival: rival.difference)
+    open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
+    if noise is None or not open_rivals:
+        return [], most
+    chosen = [candidates[0], *open_rivals[: _CONTENDERS - 1]]
+    fewest = min(1 + candidate.repeated for candidate in chosen)
+    if fewest < most:  # a trial that had one seed only: it gets what the others have
+        return [candidate for candidate in chosen if 1 + candidate.repeated < most], most
+    return (chosen, most + 1) if most < _SEEDS else ([], most)
+
+
+def _decided(rival: Rival, tolerance: float) -> bool:
+    """Whether the rival is told from the best, or may not be better by more than the tolerance."""
+    margin = math.inf if rival.margin is None else rival.margin
+    return rival.difference > margin or margin - rival.difference <= tolerance

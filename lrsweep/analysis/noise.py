@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Two losses count as different if chance alone would separate them in at most one sweep of twenty.
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class Noise:
@@ -49,7 +46,7 @@ class SeedModel:
     covariance: Floats
     noise: Noise
 
-    def margin(self, one: int, other: int, among: int) -> float:
+    def margin(self, one: int, other: int, among: int, confidence: float) -> float:
         """How far the means of two trials may differ by chance alone, in nats per token.
 
         This is the Tukey-Kramer test, which uses the studentized range: the best of many trials is low partly by luck,
@@ -59,11 +56,12 @@ class SeedModel:
             one: A trial's index.
             other: Another trial's index.
             among: The number of trials compared.
+            confidence: How often no two of equal trials differ by more.
         """
         cov = self.covariance
         variance = cov[one, one] + cov[other, other] - 2 * cov[one, other]
         error = self.noise.deviation * math.sqrt(max(variance, 0.0) / 2)
-        return _range_quantile(max(among, 2), self.noise.degrees) * error
+        return _range_quantile(confidence, max(among, 2), self.noise.degrees) * error
 
 
 def fit_seeds(losses: Sequence[Mapping[int, float]]) -> SeedModel | None:
@@ -98,7 +96,7 @@ def fit_seeds(losses: Sequence[Mapping[int, float]]) -> SeedModel | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _range_quantile(among: int, degrees: int) -> float:
+def _range_quantile(confidence: float, among: int, degrees: int) -> float:
     from scipy.stats import studentized_range
 
-    return float(studentized_range.ppf(CONFIDENCE, among, degrees))
+    return float(studentized_range.ppf(confidence, among, degrees))

@@ -15,6 +15,13 @@ from lrsweep.analysis.ranking import Candidate, Result, budget, ranked
 from lrsweep.analysis.row_noise import RowNoise, row_noise
 from lrsweep.config.search_space import LR
 
+# Two losses count as different if chance alone would separate any of equal trials in at most one sweep of twenty.
+_CONFIDENCE = 0.95
+# With search.replicates=auto that is asked up to three times, after about 3, 6 and 9 replicates, so each time has to be
+# surer, and the first the least: the errors add up to about one in twenty (benchmarks/verdict.py).
+_CONFIDENCES = (0.96, 0.99, 0.995)
+# The best trials were picked for their first seed. A trial that has that one only must differ from them by more.
+_PICKED = 0.99
 # A share of the improvement that nobody minds: the loss before training minus the best loss.
 TOLERANCE = 0.01
 # A rate is at risk if its neighbour loses this share of the improvement or more.
@@ -141,15 +148,17 @@ def compared(candidates: Sequence[Candidate]) -> tuple[tuple[Rival, ...], Noise 
     if model is None:
         return tuple(Rival(other, other.mean - best.mean, None) for other in others), None
     repeated = sum(len(candidate.losses) > 1 for candidate in candidates)
-    rivals = [
-        Rival(
-            other,
-            float(model.means[i] - model.means[0]),
-            # The best of those with one seed only was picked among all.
-            model.margin(i, 0, repeated if len(other.losses) > 1 else len(candidates)),
-        )
-        for i, other in enumerate(others, start=1)
-    ]
+    confidence = _CONFIDENCE
+    if best.result.config.search.replicates == "auto":
+        replicates = sum(candidate.repeated for candidate in candidates)
+        confidence = _CONFIDENCES[0 if replicates <= 3 else 1 if replicates <= 6 else 2]
+    rivals = []
+    for i, other in enumerate(others, start=1):
+        if len(other.losses) > 1:
+            margin = model.margin(i, 0, repeated, confidence)
+        else:
+            margin = model.margin(i, 0, len(candidates), max(confidence, _PICKED))
+        rivals.append(Rival(other, float(model.means[i] - model.means[0]), margin))
     return tuple(rivals), model.noise
 
 

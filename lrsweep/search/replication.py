@@ -7,8 +7,8 @@ from lrsweep.analysis.noise import Noise
 from lrsweep.analysis.ranking import Candidate
 from lrsweep.analysis.verdict import TOLERANCE, Rival
 
-# At most this many trials are repeated, each with at most this many seeds in all.
-_CONTENDERS, _SEEDS = 3, 4
+# At most this many trials are repeated at a time, with at most this many seeds each, and this many replicates in all.
+_CONTENDERS, _SEEDS, _REPLICATES = 3, 4, 9
 
 
 def contenders(
@@ -40,9 +40,12 @@ def contenders(
         return [], most
     chosen = [candidates[0], *open_rivals[: _CONTENDERS - 1]]
     fewest = min(1 + candidate.repeated for candidate in chosen)
-    if fewest < most:  # a trial that had one seed only: it gets what the others have
-        return [candidate for candidate in chosen if 1 + candidate.repeated < most], most
-    return (chosen, most + 1) if most < _SEEDS else ([], most)
+    # A trial that had fewer seeds than the others first gets what they have.
+    seeds = most if fewest < most else most + 1
+    replicates = sum(max(c.repeated, seeds - 1) if c in chosen else c.repeated for c in candidates)
+    if seeds > _SEEDS or replicates > _REPLICATES:
+        return [], most
+    return [candidate for candidate in chosen if 1 + candidate.repeated < seeds], seeds
 
 
 def _decided(rival: Rival, tolerance: float) -> bool:

@@ -28,7 +28,7 @@ def test_two_trials_with_the_same_seeds_are_a_paired_t_test() -> None:
         assert model.noise.degrees == 2
         test = stats.ttest_rel(other, one)
         low, high = test.confidence_interval(0.95)
-        assert model.margin(0, 1, 2) == pytest.approx((high - low) / 2, rel=1e-6)
+        assert model.margin(0, 1, 2, 0.95) == pytest.approx((high - low) / 2, rel=1e-6)
         assert model.means[1] - model.means[0] == pytest.approx((low + high) / 2, abs=1e-9)
 
 
@@ -57,7 +57,7 @@ def test_without_shared_seeds_it_is_tukeys_test() -> None:
     assert model is not None
     assert model.noise.degrees == 6
     interval = stats.tukey_hsd(*groups).confidence_interval(0.95)
-    assert model.margin(0, 1, 3) == pytest.approx((interval.high[0, 1] - interval.low[0, 1]) / 2, rel=1e-6)
+    assert model.margin(0, 1, 3, 0.95) == pytest.approx((interval.high[0, 1] - interval.low[0, 1]) / 2, rel=1e-6)
 
 
 def test_one_trials_seeds_have_their_plain_deviation() -> None:
@@ -81,7 +81,7 @@ def test_of_equal_trials_few_are_told_apart(shared: float) -> None:
         model = fit_seeds([by_seed(*row) for row in losses])
         assert model is not None
         low, high = int(np.argmin(model.means)), int(np.argmax(model.means))
-        wrong += model.means[high] - model.means[low] > model.margin(low, high, 3)
+        wrong += model.means[high] - model.means[low] > model.margin(low, high, 3, 0.95)
     assert wrong / 1000 == pytest.approx(0.05, abs=0.02)
 
 

@@ -15,7 +15,7 @@ from lrsweep.analysis.verdict import TOLERANCE, judge
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import replace
 
-BASE = sweep_config(["+sweep=lora_lr"])
+BASE = sweep_config(["+sweep=lora_lr", "search.replicates=3"])
 
 
 def result(

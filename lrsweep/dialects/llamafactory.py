@@ -18,21 +18,9 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import (
-    Dialect,
-    Refusal,
-    Row,
-    Tree,
-    Version,
-    flag,
-    given,
-    key,
-    logged_at_evaluations,
-    number,
-    whole,
-    word,
-)
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, logged_at_evaluations
 from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}

@@ -6,7 +6,8 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out, rows_are_ours
-from lrsweep.dialects.mapping import Tree, flag, whole, word
+from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.rows import flag, whole, word
 from lrsweep.errors import InputError
 from lrsweep.training.data.chat_templates import check_name
 

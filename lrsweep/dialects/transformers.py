@@ -5,7 +5,8 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import training_arguments
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, word
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version
+from lrsweep.dialects.rows import flag, word
 
 # The first version of transformers without warmup_ratio.
 ONE_WARMUP_KEY: Version = (5, 15)

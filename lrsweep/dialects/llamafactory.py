@@ -10,7 +10,9 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
-    not_here,
+    not_here as data_not_here,
+)
+from lrsweep.dialects.llamafactory_data import (
     read_data,
     read_evaluation_set,
     read_packing,
@@ -194,6 +196,16 @@ def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
     return {**held_out, **logged_at_evaluations(config, output), **keys}
 
 
+def _not_here(config: SweepConfig) -> str:
+    """Comments on the data, and on a precision that no key asks for: bf16: false leaves it to the weights."""
+    dtype = config.model.dtype
+    if dtype in ("auto", "bfloat16"):
+        return data_not_here(config)
+    return f"# Trials ran in {dtype}; without bf16, LLaMA-Factory uses the dtype of the weights.\n" + data_not_here(
+        config
+    )
+
+
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
     if tree.get("trust_remote_code"):
@@ -249,7 +261,7 @@ DIALECT = Dialect(
     _complete,
     _check,
     _notes,
-    not_here=not_here,
+    not_here=_not_here,
     versioned=True,
     trial_keys=_trial_keys,
 )

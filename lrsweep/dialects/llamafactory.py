@@ -10,9 +10,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
-    not_here as data_not_here,
-)
-from lrsweep.dialects.llamafactory_data import (
+    data_not_here,
     read_data,
     read_evaluation_set,
     read_packing,
@@ -198,12 +196,10 @@ def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
 
 def _not_here(config: SweepConfig) -> str:
     """Comments on the data, and on a precision that no key asks for: bf16: false leaves it to the weights."""
-    dtype = config.model.dtype
+    dtype, data = config.model.dtype, data_not_here(config)
     if dtype in ("auto", "bfloat16"):
-        return data_not_here(config)
-    return f"# Trials ran in {dtype}; without bf16, LLaMA-Factory uses the dtype of the weights.\n" + data_not_here(
-        config
-    )
+        return data
+    return f"# Trials ran in {dtype}; without bf16, LLaMA-Factory uses the dtype of the weights.\n{data}"
 
 
 def _notes(tree: Tree) -> list[str]:

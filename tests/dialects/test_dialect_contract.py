@@ -1,5 +1,6 @@
 """What every dialect in TRAINERS has to do."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
 
 
+@functools.cache
 def config() -> SweepConfig:
     """A config that every trainer can express."""
     return sweep_config(

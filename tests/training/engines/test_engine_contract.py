@@ -43,8 +43,8 @@ SHARED = (
 UNLIKE = (
     tiny(*SHARED, "scheduler.name=cosine_with_min_lr", "scheduler.kwargs={min_lr_rate: 0.5}", "training.seed=5"),
     tiny(*SHARED, "optimizer.lr=1e-2", "optimizer.weight_decay=3", "optimizer.betas=[0.5,0.9]", "optimizer.eps=1e-3"),
-    tiny(*SHARED, "optimizer=sgd", "optimizer.lr=1", "optimizer.kwargs={momentum: 0.5}", "scheduler.warmup_ratio=0.2"),
-    tiny(*SHARED, "finetune.r=4", "finetune.alpha=64", "finetune.rslora=true", "training.max_grad_norm=0.1"),
+    tiny(*SHARED, "optimizer=sgd", "optimizer.lr=1", "optimizer.kwargs={momentum: 0.5}", "training.max_grad_norm=0.1"),
+    tiny(*SHARED, "finetune.r=4", "finetune.alpha=64", "finetune.rslora=true", "scheduler.warmup_ratio=0.2"),
 )
 # Engines that keep no adapters. An engine is added here only if it cannot, and says so in docs/engines-and-speed.md.
 WITHOUT_ADAPTERS: set[str] = set()

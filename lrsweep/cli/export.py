@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> int:
         "--to",
         required=True,
         metavar="FORMAT",
-        help="your trainer: llamafactory, transformers, trl, axolotl ..., or hydra",
+        help="your trainer's name, such as llamafactory, transformers, trl, axolotl, or hydra",
     )
     parser.add_argument(
         "--base",

@@ -9,7 +9,9 @@ from lrsweep.cli.arguments import ArgumentParser
 def run(argv: Sequence[str]) -> int:
     """Writes the sweep file. Raises LrsweepError."""
     parser = ArgumentParser("import", "turn another trainer's config into a sweep of learning rates around its own")
-    parser.add_argument("format", metavar="FORMAT", help="the trainer: llamafactory, transformers, trl, axolotl ...")
+    parser.add_argument(
+        "format", metavar="FORMAT", help="the trainer's name, such as llamafactory, transformers, trl, axolotl"
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="the trainer's YAML file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: sweeps/, by FILE's name)")
     arguments = parser.parse_args(argv)

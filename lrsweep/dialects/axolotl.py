@@ -7,22 +7,10 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import lora_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
-from lrsweep.dialects.mapping import (
-    Dialect,
-    Refusal,
-    Row,
-    Tree,
-    Version,
-    flag,
-    given,
-    key,
-    number,
-    saved_at_evaluations,
-    whole,
-    word,
-)
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, saved_at_evaluations
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
+from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 
 # Axolotl's warm-up ratio for a config that does not set one.

@@ -5,7 +5,8 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out
-from lrsweep.dialects.mapping import Tree, brief, given, word
+from lrsweep.dialects.mapping import Tree, brief
+from lrsweep.dialects.rows import given, word
 from lrsweep.errors import InputError
 
 _ENTRY = (

@@ -1,7 +1,8 @@
 """Data keys that several dialects share: the rows that are held out for evaluation."""
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.mapping import Tree, number
+from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.rows import number
 from lrsweep.errors import InputError
 
 NO_EVALUATION = "the run has no evaluation; trials hold out 10% of the rows for it"

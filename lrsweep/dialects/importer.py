@@ -214,7 +214,8 @@ def _with_their_keys(dialect: Dialect, tree: Tree, fault: InputError) -> InputEr
     match = re.match(r"([a-z_]+\.[a-z_]+)[^=:]*(.*)", str(fault), re.DOTALL)
     ours, message = match.groups() if match else ("", "")
     for row in dialect.rows(None):
-        if ours in row.ours:
+        # A row without keys is what the trainer always does, which the user's file cannot correct.
+        if ours in row.ours and row.theirs:
             return InputError(f"{', '.join(row.part(tree)) or row.theirs[0]}{message}; correct it")
     return fault
 

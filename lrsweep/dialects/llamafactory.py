@@ -10,7 +10,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
-    not_here,
+    data_not_here,
     read_data,
     read_evaluation_set,
     read_packing,
@@ -18,21 +18,9 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import (
-    Dialect,
-    Refusal,
-    Row,
-    Tree,
-    Version,
-    flag,
-    given,
-    key,
-    logged_at_evaluations,
-    number,
-    whole,
-    word,
-)
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, logged_at_evaluations
 from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
@@ -206,6 +194,14 @@ def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
     return {**held_out, **logged_at_evaluations(config, output), **keys}
 
 
+def _not_here(config: SweepConfig) -> str:
+    """Comments on the data, and on a precision that no key asks for: bf16: false leaves it to the weights."""
+    dtype, data = config.model.dtype, data_not_here(config)
+    if dtype in ("auto", "bfloat16"):
+        return data
+    return f"# Trials ran in {dtype}; without bf16, LLaMA-Factory uses the dtype of the weights.\n{data}"
+
+
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
     if tree.get("trust_remote_code"):
@@ -261,7 +257,7 @@ DIALECT = Dialect(
     _complete,
     _check,
     _notes,
-    not_here=not_here,
+    not_here=_not_here,
     versioned=True,
     trial_keys=_trial_keys,
 )

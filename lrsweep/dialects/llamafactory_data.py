@@ -6,7 +6,8 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out, rows_are_ours
-from lrsweep.dialects.mapping import Tree, flag, whole, word
+from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.rows import flag, whole, word
 from lrsweep.errors import InputError
 from lrsweep.training.data.chat_templates import check_name
 
@@ -28,7 +29,7 @@ def read_data(tree: Tree) -> Tree:
 
 
 def write_data(config: SweepConfig) -> Tree:
-    """Writes the data set's name; `not_here` gives its entry in dataset_info.json. Raises InputError for plain text."""
+    """Writes the data set's name; `data_not_here` its entry in dataset_info.json. Raises InputError for plain text."""
     data = config.data
     if data.format == "llamafactory":
         rows = {} if data.max_rows_per_set is None else {"max_samples": data.max_rows_per_set}
@@ -73,7 +74,7 @@ def write_evaluation_set(config: SweepConfig) -> Tree:
     return {"eval_dataset": data.eval_name} if data.eval_name else {"val_size": data.eval_fraction}
 
 
-def not_here(config: SweepConfig) -> str:
+def data_not_here(config: SweepConfig) -> str:
     """Returns a comment with the entry that dataset_info.json needs; empty if there is one already."""
     data = config.data
     if data.format == "llamafactory":

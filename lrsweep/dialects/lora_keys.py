@@ -1,7 +1,8 @@
 """LoRA's keys, whose names LLaMA-Factory, TRL and Axolotl nearly share. The key of the target modules differs."""
 
 from lrsweep.config.trial_schema import FinetuneConfig
-from lrsweep.dialects.mapping import Tree, flag, given, integral, number, whole
+from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.rows import flag, given, integral, number, whole
 
 
 def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str) -> Tree:

@@ -2,16 +2,18 @@
 
 A dialect is the config language of one trainer. To add a trainer:
 
-1. Write a module with a `DIALECT`, as in `lrsweep.dialects.trl`. Its core is a table of `Row`s: `key()` makes a row
-   that maps one key to one key, and a `Row` with its own functions maps several keys together.
+1. Write a module with a `DIALECT`, as in `lrsweep.dialects.transformers`. Its core is a table of `Row`s.
+   `lrsweep.dialects.rows` makes the usual ones: `key()` maps one key to one key, and `fixed()` says what the trainer
+   always does. A `Row` with its own functions maps several keys together; `exact()` makes it refuse the rest.
 2. List the keys that would change training but that a trial does not support as `Refusal`s. An import must never drop
    them silently.
-3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`.
-4. Add configs to tests/dialects/examples.py. tests/dialects/test_dialect_contract.py tests every dialect in `TRAINERS`.
+3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`. tests/dialects/test_dialect_contract.py tests every
+   dialect in `TRAINERS`.
 
     ROWS = (
         key("learning_rate", "optimizer.lr", 5e-5, number),
-        key("weight_decay", "optimizer.weight_decay", 0.0, number),
+        key("betas", "optimizer.betas", [0.9, 0.999], pair, list),
+        fixed("mytrainer", {"optimizer.name": "adamw", "optimizer.kwargs": {}, "scheduler.name": "cosine"}),
     )
     DIALECT = Dialect(
         name="mytrainer",
@@ -26,7 +28,6 @@ the trainer's top-level keys and `ours` are lrsweep's dotted config keys. A key 
 file has the trainer's default, which the row that reads it knows.
 """
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ class Row:
     """Keys of the trainer that correspond to keys of lrsweep.
 
     `read` and `write` must be inverses: reading what `write` returned gives the config's values again. Most rows come
-    from `key()`.
+    from `rows.key()`.
 
     Attributes:
-        theirs: The trainer's keys.
+        theirs: The trainer's keys; none for what the trainer always does.
         ours: The dotted lrsweep keys that the row depends on or sets.
         read: Maps the trainer's file to values by lrsweep key. It gets the whole file, in which keys may be absent or
             null, and returns only keys of `ours`. Raises InputError for a value that trials do not support.
@@ -73,7 +74,7 @@ class Row:
             values = self.read(tree)
         except InputError:
             return False
-        return all(_plain(get(config, key)) == _plain(value) for key, value in values.items())
+        return not differing(values, config)
 
     def edits(self, tree: Tree, config: SweepConfig) -> dict[str, Any]:
         """Returns the fewest changes to the trainer's file after which it has the config's values.
@@ -173,36 +174,6 @@ class Dialect:
     versioned: bool = False
     epochs: tuple[str, float] = ("num_train_epochs", 3.0)
     trial_keys: Callable[[Tree, SweepConfig, str], Tree] = saved_at_evaluations
-
-
-def key(
-    theirs: str,
-    ours: str,
-    default: Any,
-    read: Callable[[str, Any], Any],
-    write: Callable[[Any], Any] = lambda value: value,
-) -> Row:
-    """Makes a row that maps one key of the trainer to one key of lrsweep.
-
-    Args:
-        theirs: The trainer's key.
-        ours: The dotted lrsweep key.
-        default: The trainer's default, as a value of the lrsweep key: what an absent or null key means.
-        read: Converts the trainer's value, given the trainer's key and the value. Raises InputError for a value that is
-            not valid: `number`, `whole`, `flag` and `word` of this module do that for plain types.
-        write: Converts lrsweep's value for the trainer's file; by default it stays the same. A value of None writes
-            nothing.
-    """
-
-    def reading(tree: Tree) -> Tree:
-        value = tree.get(theirs)
-        return {ours: default if value is None else read(theirs, value)}
-
-    def writing(config: SweepConfig) -> Tree:
-        value = get(config, ours)
-        return {} if value is None else {theirs: write(value)}
-
-    return Row((theirs,), (ours,), reading, writing)
 
 
 def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
@@ -333,8 +304,9 @@ def differences(dialect: Dialect, base: Tree, config: SweepConfig, version: Vers
         ours = [name for name in row.ours if name.split(".")[0] in ("optimizer", "scheduler", "finetune")]
         ours += [name for name in row.ours if name in ("training.batch_size", "training.gradient_accumulation_steps")]
         if ours and not row.keep_file_value and not row.matches(base, config):
-            part = row.part(base) or dict.fromkeys(row.theirs[:1], "its default")
-            found.append(", ".join(f"{name}={brief(value)}" for name, value in part.items()))
+            # A row without keys is what the trainer always does.
+            default = dict.fromkeys(row.theirs[:1], "its default") or differing(row.read(base), config)
+            found.append(", ".join(f"{name}={brief(value)}" for name, value in (row.part(base) or default).items()))
     return found
 
 
@@ -343,69 +315,17 @@ def changed(base: Tree, changes: Tree) -> dict[str, Any]:
     return {name: value for name, value in {**base, **changes}.items() if value is not None or name not in changes}
 
 
+def differing(values: Tree, config: SweepConfig) -> dict[str, Any]:
+    """Returns those of the values, by lrsweep's dotted keys, that the config does not have."""
+    return {name: value for name, value in values.items() if _plain(get(config, name)) != _plain(value)}
+
+
 def get(config: SweepConfig, dotted: str) -> Any:
     """Returns a config's value of a dotted key."""
     node: Any = config
     for part in dotted.split("."):
         node = getattr(node, part)
     return node
-
-
-def given(tree: Tree, name: str, default: Any) -> Any:
-    """Returns the value of a trainer's key, or the default if it is absent or null."""
-    return default if tree.get(name) is None else tree[name]
-
-
-def number(name: str, value: Any) -> float:
-    """Reads a number, also from a string, since YAML 1.1 reads 1e-4 as one.
-
-    Args:
-        name: The trainer's key, for the message.
-        value: The value.
-
-    Raises:
-        InputError: The value is not a number.
-    """
-    try:
-        if not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise InputError(f"{name}={brief(value)}: not a number; write it as 1.0e-4 or 0.0001")
-
-
-def whole(name: str, value: Any) -> int:
-    """Reads a whole number. Raises InputError like `number`."""
-    found = number(name, value)
-    if not math.isfinite(found) or found != int(found):
-        raise InputError(f"{name}={brief(value)}: not a whole number; write one")
-    return int(found)
-
-
-def flag(name: str, value: Any) -> bool:
-    """Reads a truth value: true, false, yes, no, 1 or 0. Raises InputError like `number`."""
-    spellings = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-    if str(value).lower() not in spellings:
-        raise InputError(f"{name}={brief(value)}: neither true nor false; write one of them")
-    return spellings[str(value).lower()]
-
-
-def word(name: str, value: Any) -> str:
-    """Reads a string; numbers count as one. Raises InputError like `number`."""
-    if isinstance(value, list | Mapping | bool):
-        raise InputError(f"{name}={brief(value)}: not a string; write one")
-    return str(value)
-
-
-def integral(name: str, value: float, tool: str) -> int:
-    """Converts a value of the lrsweep key `name` for a trainer that takes only whole numbers.
-
-    Raises:
-        InputError: The value is not a whole number.
-    """
-    if value != int(value):
-        raise InputError(f"{name}={value:g}: {tool} takes whole numbers only; search over whole numbers")
-    return int(value)
 
 
 def brief(value: Any) -> str:

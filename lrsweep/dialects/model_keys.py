@@ -1,7 +1,8 @@
 """The model's keys, which LLaMA-Factory and TRL share."""
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.mapping import Tree, word
+from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.rows import word
 from lrsweep.errors import InputError
 
 

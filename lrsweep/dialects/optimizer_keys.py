@@ -4,7 +4,8 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import OptimizerConfig
-from lrsweep.dialects.mapping import Row, Tree, brief, given, number, word
+from lrsweep.dialects.mapping import Row, Tree, brief
+from lrsweep.dialects.rows import given, number, word
 from lrsweep.errors import InputError
 
 # Implementations of AdamW that keep its state in memory pages or in fewer bits.

@@ -9,8 +9,9 @@ from typing import Any, get_args
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import SchedulerName
 from lrsweep.dialects import optimizer_keys
-from lrsweep.dialects.mapping import Refusal, Row, Tree, brief, flag, key, number, whole, word
+from lrsweep.dialects.mapping import Refusal, Row, Tree, brief
 from lrsweep.dialects.optimizer_keys import PAGED_OR_LOW_BIT_ADAMW
+from lrsweep.dialects.rows import flag, key, number, whole, word
 from lrsweep.errors import InputError
 
 # Keys that change training and are off by default.

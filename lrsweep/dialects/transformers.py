@@ -5,7 +5,9 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import training_arguments
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, flag, word
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version
+from lrsweep.dialects.rows import flag, word
+from lrsweep.formatting import format_value
 
 # The first version of transformers without warmup_ratio.
 ONE_WARMUP_KEY: Version = (5, 15)
@@ -49,12 +51,18 @@ def _complete(config: SweepConfig) -> dict[str, Any]:
 
 def not_here(config: SweepConfig) -> str:
     """Returns comments on model, data and LoRA, which TrainingArguments does not hold."""
-    comment = f"# Not part of TrainingArguments: model {config.model.path}, data {config.data.path}"
-    if config.finetune.mode == "lora":
-        comment += f", LoRA r={config.finetune.r} alpha={config.finetune.alpha:g} dropout={config.finetune.dropout:g}"
+    model, data, finetune = config.model, config.data, config.finetune
+    comment = f"# Not part of TrainingArguments: model {model.path}"
+    comment += f" in {model.quantization}" if model.quantization else ""
+    comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
+    if finetune.mode == "lora":
+        kind = ("rs" if finetune.rslora else "") + ("DoRA" if finetune.dora else "LoRA")
+        comment += f", {kind} r={finetune.r} alpha={finetune.alpha:g} dropout={finetune.dropout:g}"
+        comment += f" on {format_value(finetune.target_modules)}"
     else:
-        comment += f", {config.finetune.mode} fine-tuning"
-    if config.model.dtype == "auto":
+        comment += f", {finetune.mode} fine-tuning"
+        comment += f" of the last {finetune.trainable_layers} layers" if finetune.mode == "freeze" else ""
+    if model.dtype == "auto":
         comment += ".\n# Trials ran in bf16 if their GPU supports it: add `bf16: true` on such a machine"
     return comment + ".\n"
 

@@ -6,22 +6,9 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import lora_keys, training_arguments
 from lrsweep.dialects.data_keys import rows_are_ours
-from lrsweep.dialects.mapping import (
-    Dialect,
-    Refusal,
-    Row,
-    Tree,
-    Version,
-    brief,
-    flag,
-    given,
-    key,
-    number,
-    saved_at_evaluations,
-    whole,
-    word,
-)
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, brief, saved_at_evaluations
 from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
 from lrsweep.errors import InputError
 

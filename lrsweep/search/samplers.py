@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from lrsweep.config.schema import PrunerConfig, SearchConfig, SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.search.sync_halving import NoHalving, Rungs, SyncHalving
+from lrsweep.training.engines.factory import SEVERAL_AT_ONCE
 
 # The random trials before a Gaussian process takes over. Optuna's default, ten, would be most of a short search.
 GP_STARTUP = 4
@@ -101,7 +102,9 @@ def sync_halving(config: SweepConfig) -> SyncHalving | NoHalving:
     """The pruner for packs, or one that stops nothing if the config does not ask for it. Raises InputError."""
     # A Gaussian process learns from complete trials only.
     automatic = (
-        config.pruner.name == "auto" and config.search.method not in ("grid", "gp") and config.engine.name != "trainer"
+        config.pruner.name == "auto"
+        and config.search.method not in ("grid", "gp")
+        and config.engine.name in SEVERAL_AT_ONCE
     )
     if not automatic and config.pruner.name != "sync_halving":
         return NoHalving()

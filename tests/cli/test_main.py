@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lrsweep.dialects import DIALECTS
 from tests.conftest import FinishedSweep, lrsweep
 
 
@@ -93,8 +94,7 @@ def test_export_to_hydra_composes_to_the_winning_trial(
 def test_export_refuses_what_it_cannot_say(finished_sweep: FinishedSweep) -> None:
     refused = lrsweep("export", "lora_lr", "--to", "tensorflow", cwd=finished_sweep.folder)
     assert refused.returncode == 2
-    choices = "hydra, llamafactory, transformers, trl, axolotl"
-    assert refused.stderr == f"lrsweep: --to tensorflow: no such format (choices: {choices})\n"
+    assert refused.stderr == f"lrsweep: --to tensorflow: no such format (choices: {', '.join(DIALECTS)})\n"
 
 
 def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:

@@ -154,7 +154,6 @@ def test_a_version_that_says_nothing_is_refused(dialect: str, version: str) -> N
 def test_an_import_of_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
     from lrsweep.dialects.importer import imported
 
-    with pytest.raises(
-        InputError, match=r"^import torchtune: no such format \(choices: llamafactory, transformers, trl, axolotl\)$"
-    ):
+    with pytest.raises(InputError) as refused:
         imported("torchtune", tmp_path / "f.yaml")
+    assert str(refused.value) == f"import torchtune: no such format (choices: {', '.join(dialects.TRAINERS)})"

@@ -19,12 +19,13 @@ from lrsweep.cli.main import COMMANDS
 from lrsweep.cli.main import run as run_command
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import CONF, SWEEPS, sweep_config
+from lrsweep.dialects import TRAINERS
 from lrsweep.embedded import BASE
-from lrsweep.orchestration.executors.factory import build_executor
+from lrsweep.orchestration.executors.factory import EXECUTORS, build_executor
 from lrsweep.search.samplers import SAMPLERS, check_search
 from lrsweep.training.data.formats import FIELDS, parse
 from lrsweep.training.data.loading import check_paths
-from lrsweep.training.engines.factory import check_engine
+from lrsweep.training.engines.factory import ENGINES, check_engine
 from tests.conftest import FinishedSweep, lrsweep
 from tests.dialects.examples import TRANSFORMERS, write_data
 
@@ -226,6 +227,27 @@ def test_all_sweeps_searches_pruners_and_labels_are_listed() -> None:
     assert set(re.findall(r"\w+", pruners)) == options
     labels = [row[0] for row in rows_of_table(answer, "| label | what the curve shows | usual remedy |")]
     assert sorted(labels) == sorted(get_args(Label))
+
+
+def test_all_engines_and_trainers_are_listed() -> None:
+    engines, others = ROOT / "docs" / "engines-and-speed.md", ROOT / "docs" / "other-trainers.md"
+    listed = [row[0] for row in rows_of_table(engines, "| `engine=` | trains |")]
+    assert sorted(listed) == sorted([*ENGINES, "external"])
+    commands = [row[0] for row in rows_of_table(others, "| `engine.dialect` | `engine.command` |")]
+    assert sorted(commands) == sorted(TRAINERS)
+    spoken = others.read_text(encoding="utf-8").split("\n\n")[1]
+    assert sorted(re.findall(r"`(\w+)`", spoken)) == sorted(TRAINERS)
+
+
+def test_the_options_of_each_group_are_listed() -> None:
+    """And with them all executors, as each has an option of its name."""
+    rows = rows_of_table(ROOT / "docs" / "searching.md", "| group | options | holds |")
+    listed = {group: options for group, options, _ in rows if options != "see above"}
+    assert set(EXECUTORS) <= set(re.findall(r"\w+", listed["executor"]))
+    for group, options in listed.items():
+        files = {path.stem for path in (CONF / group).glob("*.yaml")}
+        named = set(re.findall(r"\w+", options))
+        assert named == files or ("presets" in named and named - {"presets"} < files), group
 
 
 def test_the_rows_of_each_format_are_read() -> None:

@@ -16,9 +16,9 @@ from lrsweep.files.paths import SweepFolder
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
 from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.records import Record, TrialSpec
-from lrsweep.search.samplers import check_search
+from lrsweep.search.samplers import check_search, sync_halving
 from lrsweep.search.study_lifecycle import find_study, join_study, open_study, put_aside
-from lrsweep.search.sync_halving import EvalReport
+from lrsweep.search.sync_halving import EvalReport, SyncHalving
 from lrsweep.search.worker_study import WorkerStudy
 from lrsweep.training.engines import Stop
 
@@ -169,6 +169,19 @@ def test_sync_halving_is_the_default_of_packed_searches_and_of_nothing_else(tmp_
     assert stopped("trainer", "engine=trainer") == {}
     assert stopped("off", "pruner=none") == {}
     assert stopped("grid") == {}
+
+
+@pytest.mark.parametrize(
+    ("engine", "pruned"),
+    [("auto", True), ("packed", True), ("external", True), ("trainer", False), ("a_new_engine", False)],
+)
+def test_only_engines_with_several_trials_at_once_are_pruned_unasked(engine: str, pruned: bool) -> None:
+    """A trial that trains alone would be judged against trials that do not run beside it."""
+    search = tpe(4)
+    search = search.model_copy(update={"engine": search.engine.model_copy(update={"name": engine})})
+    assert isinstance(sync_halving(search), SyncHalving) == pruned
+    asked = search.model_copy(update={"pruner": search.pruner.model_copy(update={"name": "sync_halving"})})
+    assert isinstance(sync_halving(asked), SyncHalving)
 
 
 def test_a_resumed_search_remembers_its_rungs(tmp_path: Path) -> None:

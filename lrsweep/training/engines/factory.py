@@ -59,6 +59,10 @@ def _pack(workload: Workload, fallback: Engine | None) -> Engine:
 # The engines that `engine.name` names. torch waits until one of them is built.
 ENGINES: Mapping[str, Callable[[Workload], Engine]] = {"auto": _auto, "packed": _packed, "trainer": _trainer}
 
+# The engines that train several trials at once, so that each of them can be compared with those beside it. Searches
+# with another engine are pruned only if the user asks for it.
+SEVERAL_AT_ONCE = frozenset({"auto", "packed", "external"})
+
 
 def check_engine(config: SweepConfig) -> None:
     """Raises InputError for an engine that does not exist."""

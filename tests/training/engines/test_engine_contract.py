@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
@@ -28,6 +30,47 @@ def test_it_trains_each_trial_to_its_end_with_the_reference_losses(name: str, tm
         for metric in ("loss", "eval_loss", "learning_rate", "grad_norm"):
             assert host.curve(metric, number) == pytest.approx(stock.curve(metric, number), rel=2e-3), metric
         assert sorted(host.curve("eval_loss", number)) == [0, 3, 6]
+        assert not (tmp_path / name / str(number) / "adapter").exists()  # as training.save_adapter=false says
+
+
+# Keys that an engine might not know: ignoring any of them changes a metric by more than the tolerance.
+SHARED = (
+    "training.gradient_accumulation_steps=2",
+    "training.horizon=12",
+    "finetune.target_modules=[q_proj,v_proj]",
+    "training.save_adapter=true",
+)
+UNLIKE = (
+    tiny(*SHARED, "scheduler.name=cosine_with_min_lr", "scheduler.kwargs={min_lr_rate: 0.5}", "training.seed=5"),
+    tiny(*SHARED, "optimizer.lr=1e-2", "optimizer.weight_decay=3", "optimizer.betas=[0.5,0.9]", "optimizer.eps=1e-3"),
+    tiny(*SHARED, "optimizer=sgd", "optimizer.lr=1", "optimizer.kwargs={momentum: 0.5}", "training.max_grad_norm=0.1"),
+    tiny(*SHARED, "finetune.r=4", "finetune.alpha=64", "finetune.rslora=true", "scheduler.warmup_ratio=0.2"),
+)
+# Engines that keep no adapters. An engine is added here only if it cannot, and says so in docs/engines-and-speed.md.
+WITHOUT_ADAPTERS: set[str] = set()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path]:
+    """UNLIKE as the trainer engine trains them, and the folder with their adapters."""
+    folder = tmp_path_factory.mktemp("stock")
+    return train(TrainerEngine(), folder, *UNLIKE), folder
+
+
+def adapter(folder: Path, number: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / str(number) / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_key_has_its_effect_as_in_the_reference(name: str, stock: tuple[Recorder, Path], tmp_path: Path) -> None:
+    reference, folder = stock
+    host = train(engine(name, UNLIKE[0]), tmp_path, *UNLIKE)
+    for number in range(len(UNLIKE)):
+        for metric in ("loss", "eval_loss", "learning_rate", "grad_norm"):
+            expected = pytest.approx(reference.curve(metric, number), rel=2e-3)
+            assert host.curve(metric, number) == expected, (number, metric)
+        if name not in WITHOUT_ADAPTERS:
+            torch.testing.assert_close(adapter(tmp_path, number), adapter(folder, number), rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENGINES)

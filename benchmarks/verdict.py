@@ -11,13 +11,14 @@ true means are known. Four questions, for each task and each budget of steps:
 - how often six equal configs are all called tied, with independent noise;
 - how often a rate wins that is better than five equal ones by 3 and by 5 standard deviations.
 
-`--tasks held_out` replays the two tasks that were set aside while the statistics were built.
+`--tasks NAME ...` replays some tasks only. Two of them were set aside while the statistics were built.
 """
 
 import argparse
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,10 @@ def measure(truth: Truth, sweeps: int) -> dict[str, Any]:
     return {
         "task": truth.name,
         "steps": truth.budget,
-        "noise_share": round(truth.deviation / improvement, 4),
+        "noise_share": round(float(truth.deviation / improvement), 4),
         "regret_within_2_percent": round(float(np.mean(np.array(regrets) <= 0.02)), 4),
         "worst_regret": round(float(max(regrets)), 4),
-        "worse_by_3_deviations": worse_by_3,
+        "worse_by_3_deviations": int(worse_by_3),
         "extra_trials": round(float(np.mean(extra)), 2),
         **{
             f"{name}_{what}": (len(of) if what == "said" else round(float(np.mean(of)), 4) if of else None)
@@ -202,23 +203,28 @@ def equal(truth: Truth, sweeps: int, gain: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sweeps", type=int, default=500)
-    parser.add_argument("--tasks", choices=["tuning", "held_out", "all"], default="all")
+    parser.add_argument("--tasks", nargs="*", default=TUNING + HELD_OUT, help="which tasks; the others' entries stay")
+    parser.add_argument("--equal-sweeps", type=int, default=200, help="sweeps of equal configs")
     parser.add_argument("--out", type=Path, default=RESULTS / "verdict.json")
     arguments = parser.parse_args()
-    names = {"tuning": TUNING, "held_out": HELD_OUT, "all": TUNING + HELD_OUT}[arguments.tasks]
     entries = []
-    for name, budget in itertools.product(names, BUDGETS):
+    if arguments.out.exists():
+        known = json.loads(arguments.out.read_text())["sweeps_of"]
+        entries = [entry for entry in known if entry.get("task") in {*TUNING, *HELD_OUT} - {*arguments.tasks}]
+    for name, budget in itertools.product(arguments.tasks, BUDGETS):
         truth = load(name, budget)
         entry = measure(truth, arguments.sweeps)
         entry["held_out"] = name in HELD_OUT
-        entry["equal_tied"] = equal(truth, arguments.sweeps, 0.0)
+        entry["equal_tied"] = equal(truth, arguments.equal_sweeps, 0.0)
         for gain in GAINS:
-            entry[f"better_by_{gain:g}_wins"] = equal(truth, arguments.sweeps, gain)
+            entry[f"better_by_{gain:g}_wins"] = equal(truth, arguments.equal_sweeps, gain)
         entries.append(entry)
         print(entry, flush=True)
     columns = [key for key in entries[0] if key != "held_out"]
     print(table(columns, [[entry[key] for key in columns] for entry in entries]))
-    save(arguments.out, about("scikit-learn", "scipy") | {"sweeps": arguments.sweeps}, sweeps_of=entries)
+    known_about = about("scikit-learn", "scipy")
+    counts = {"sweeps": arguments.sweeps, "equal_sweeps": arguments.equal_sweeps}
+    save(arguments.out, known_about | counts, sweeps_of=entries)
 
 
 if __name__ == "__main__":

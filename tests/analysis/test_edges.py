@@ -35,6 +35,22 @@ def test_a_grid_of_two_rates_has_its_best_at_an_edge(losses: dict[float, float],
     assert [spec.params["optimizer.lr"] for spec in specs] == added
 
 
+def test_an_edge_is_that_of_the_bests_own_choices() -> None:
+    """The linear schedule was tried up to 1e-3 only, and is best there; cosine was tried beyond."""
+    base = sweep_config(["+sweep=full_lr"])
+    tried = {("cosine", 1e-4): 2.2, ("cosine", 1e-3): 2.1, ("cosine", 1e-2): 2.3, ("linear", 1e-4): 2.0}
+    tried["linear", 1e-3] = 1.9
+    found = []
+    for i, ((name, lr), loss) in enumerate(tried.items()):
+        values = {"scheduler.name": name, "optimizer.lr": lr}
+        found.append(Result(i, values, replace(base, values), "complete", 60, loss, ""))
+    assert [(edge.value, edge.side) for edge in judge(found).edges] == [(1e-3, "highest")]
+    failed = Result(9, {"scheduler.name": "linear", "optimizer.lr": 1e-2}, base, "failed", 0, None, "out of memory")
+    assert [edge.value for edge in judge([*found, failed]).edges] == [1e-3], "nobody knows what it would have given"
+    diverged = Result(9, {"scheduler.name": "linear", "optimizer.lr": 1e-2}, base, "diverged", 3, None, "loss is nan")
+    assert judge([*found, diverged]).edges == ()
+
+
 def test_a_single_rate_has_no_edge() -> None:
     assert judge(results("optimizer.lr", {1e-4: 2.0})).edges == ()
 

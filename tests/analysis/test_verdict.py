@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lrsweep.analysis.edges import Edge
-from lrsweep.analysis.lr_curve import fit
+from lrsweep.analysis.lr_curve import LrCurve, fit, safe_range
 from lrsweep.analysis.ranking import Result, by_budget
 from lrsweep.analysis.verdict import TOLERANCE, judge
 from lrsweep.config.hydra_compose import sweep_config
@@ -175,6 +175,24 @@ def test_a_difference_that_the_seeds_show_is_not_given_up() -> None:
     assert near.best.number == 0
 
 
+def test_few_degrees_of_freedom_do_not_make_a_worse_trial_as_good() -> None:
+    """Two seeds tie what is five deviations apart; it costs less than the tolerance, but is not recommended."""
+    trials = [result(2, 1e-3, 2.4), *seeded(0, 3e-3, [2.005, 2.006]), *seeded(1, 1e-2, [2.0, 2.0])]
+    verdict = judge([*trials, result(3, 3e-2, 6.0)], base_loss=3.0)
+    assert verdict.noise is not None
+    assert verdict.rivals[0].tied
+    assert verdict.rivals[0].difference > 3 * verdict.noise.deviation
+    assert verdict.best is not None
+    assert verdict.best.lr == 1e-2
+
+
+def test_at_an_edge_no_range_is_called_safe() -> None:
+    losses = (2.9, 2.6, 2.3, 2.05, 2.003, 2.0)
+    trials = [result(i, lr, loss) for i, (lr, loss) in enumerate(zip(LRS[:6], losses, strict=True))]
+    assert judge(trials, base_loss=3.0).safe_range is None
+    assert judge([*trials, result(6, 1e-2, 2.02)], base_loss=3.0).safe_range is not None
+
+
 def test_a_safe_range_is_never_beside_a_rate_that_diverged() -> None:
     losses = (2.9, 2.6, 2.3, 2.05, 2.0, 2.02)
     trials = [result(i, lr, loss) for i, (lr, loss) in enumerate(zip(LRS[:6], losses, strict=True))]
@@ -185,6 +203,15 @@ def test_a_safe_range_is_never_beside_a_rate_that_diverged() -> None:
     assert walled is not None
     assert 1e-3 in walled
     assert 3e-3 not in walled
+    # A curve that is certain of the same loss everywhere: only the unsafe rates end the range.
+    flat = LrCurve(np.logspace(-5, -2, 161), np.ones(161), np.zeros((161, 161)))
+    everywhere = safe_range(flat, 1e-3, 1.0, ())
+    assert everywhere is not None
+    assert (everywhere.low, everywhere.high) == pytest.approx((1e-5, 1e-2))
+    between = safe_range(flat, 1e-3, 1.0, (1e-4, 3e-3))
+    assert between is not None
+    assert 1e-4 < between.low < 1.1e-4
+    assert 2.8e-3 < between.high < 3e-3
 
 
 def test_the_basin_is_where_the_formula_has_it() -> None:

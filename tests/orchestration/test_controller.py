@@ -14,6 +14,7 @@ import optuna
 import pytest
 
 from lrsweep.files.metrics_log import read_metrics
+from lrsweep.files.row_losses import read_row_losses
 from tests.conftest import SMALL, FinishedSweep, command_line, lrsweep
 
 pytestmark = pytest.mark.xdist_group("finished_sweep")
@@ -34,6 +35,15 @@ def mlflow_statuses(folder: Path) -> list[str]:
 def engine_tags(folder: Path) -> set[str]:
     with sqlite3.connect(folder / "mlflow.db") as database:
         return {value for (value,) in database.execute("select value from tags where key = 'engine'")}
+
+
+def test_each_complete_trial_keeps_its_loss_on_each_eval_row(finished_sweep: FinishedSweep) -> None:
+    trials = json.loads((finished_sweep.outputs / "summary.json").read_text())["trials"]
+    for trial in trials:
+        losses = read_row_losses(finished_sweep.outputs / "trials" / f"{trial['number']:04d}")
+        assert losses is not None
+        assert len(losses.sums) == 48
+        assert losses.mean == pytest.approx(trial["eval_loss"], abs=1e-5)
 
 
 def test_the_sweep_finds_the_inside_of_the_u(finished_sweep: FinishedSweep) -> None:

@@ -1,5 +1,6 @@
 """What follows from results: growing grids, rescued trials, replicates; each told, each once."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from lrsweep.analysis.diagnosis import Diagnosis
+from lrsweep.analysis.noise import Noise
 from lrsweep.analysis.ranking import Result
-from lrsweep.analysis.verdict import judge
+from lrsweep.analysis.verdict import Rival, judge
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
@@ -17,6 +19,7 @@ from lrsweep.orchestration.controller import next_trials
 from lrsweep.report.summary import About, Links, Summary
 from lrsweep.report.text import sentences
 from lrsweep.search.records import TrialSpec
+from lrsweep.search.replication import contenders
 from lrsweep.tracking import DatasetInfo
 from tests.conftest import SMALL, lrsweep
 
@@ -204,6 +207,19 @@ def test_seeds_are_added_until_the_best_is_told_from_its_rivals() -> None:
         assert [(point.of, point.overrides["training.seed"]) for point in points] == [(2, seed), (3, seed)]
         extra += repeated(found, points, {(2, seed): 2.0 + seed / 50, (3, seed): 2.1 - seed / 50})
     assert following(auto, summary(auto, close, extra)) == ([], "")
+
+
+def test_there_are_nine_replicates_at_most() -> None:
+    found = summary(config(), dict.fromkeys(LRS, 2.0) | {3e-6: 2.0}).verdict.candidates
+    best, *others = [dataclasses.replace(candidate, repeated=3) for candidate in found[:3]]
+    fourth = found[3]
+    noise = Noise(0.01, 6, 4)
+    told = [Rival(other, 0.5, 0.1) for other in others]
+    # The fourth trial, with one seed, may be as good as the best: it would need three more.
+    assert contenders([best, *others, fourth], [*told, Rival(fourth, 0.0, 0.1)], noise, 1.0)[0] == []
+    fewer = [dataclasses.replace(other, repeated=1) for other in others]
+    told = [Rival(other, 0.5, 0.1) for other in fewer]
+    assert contenders([best, *fewer, fourth], [*told, Rival(fourth, 0.0, 0.1)], noise, 1.0) == ([fourth], 4)
 
 
 def test_rivals_that_cost_less_than_the_tolerance_need_no_more_seeds() -> None:

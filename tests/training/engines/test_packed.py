@@ -12,6 +12,7 @@ import lrsweep.training.engines.trainer as trainer_module
 from lrsweep.config.schema import SweepConfig
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.engines import Outcome
 from lrsweep.training.engines.factory import Workload, build_engine
 from lrsweep.training.engines.pack_loader import pack_key
@@ -62,6 +63,14 @@ def assert_same(packed: Recorder, solo: Recorder, trials: int, tolerance: float)
             ours, stock = packed.curve(name, number), solo.curve(name, number)
             assert ours.keys() == stock.keys(), (number, name)
             assert ours == pytest.approx(stock, rel=tolerance, abs=tolerance), (number, name)
+        for ours_rows, stock_rows in zip(rows(packed, number), rows(solo, number), strict=True):
+            assert ours_rows.tokens == stock_rows.tokens
+            assert ours_rows.sums == pytest.approx(stock_rows.sums, rel=10 * tolerance, abs=10 * tolerance)
+
+
+def rows(host: Recorder, number: int) -> list[RowLosses]:
+    """A trial's losses on the eval rows, by evaluation."""
+    return [m.row_losses for m in host.heard if m.number == number and m.row_losses is not None]
 
 
 @pytest.mark.usefixtures("exact_losses")

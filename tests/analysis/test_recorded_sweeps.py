@@ -44,6 +44,7 @@ def test_a_real_models_u_has_its_best_inside_and_no_ties() -> None:
     assert any("0.0195 (1.9% of the improvement) higher. Noise was not measured" in line for line in said)
     assert any("rule of thumb" in line and "was off: 0.00023 is 4.3 times too low" in line for line in said)
     assert not any("tied" in line for line in said)
+    assert any(line.startswith("Safe learning rates: ") and "of the improvement" in line for line in said)
 
 
 def test_the_better_of_two_trials_is_recommended_and_exported() -> None:

@@ -212,6 +212,9 @@ def main() -> None:
         known = json.loads(arguments.out.read_text())["sweeps_of"]
         entries = [entry for entry in known if entry.get("task") in {*TUNING, *HELD_OUT} - {*arguments.tasks}]
     for name, budget in itertools.product(arguments.tasks, BUDGETS):
+        if f"evals_{budget}" not in np.load(RESULTS / "tasks" / f"{name}.npz"):
+            print(f"{name}: not measured for {budget} steps")
+            continue
         truth = load(name, budget)
         entry = measure(truth, arguments.sweeps)
         entry["held_out"] = name in HELD_OUT

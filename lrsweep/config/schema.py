@@ -17,6 +17,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
 from lrsweep.config.trial_schema import (
@@ -287,8 +288,7 @@ def did_you_mean(key: str) -> str:
 
 def _one_line(fault: ValidationError) -> str:
     error = fault.errors()[0]
-    # Union branches and validators add parts to the location that are not config keys.
-    key = ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))
+    key = _key(error)
     if error["type"] == "extra_forbidden":
         key = ".".join(str(part) for part in error["loc"])
         return f"{key}: no such key{did_you_mean(key)}"
@@ -298,8 +298,17 @@ def _one_line(fault: ValidationError) -> str:
         return f"{key}={error['input']!r}: letters, digits, '.', '_' and '-' only, starting with a letter or digit"
     rule = error["msg"].removeprefix("Value error, ")
     rule = rule[:1].lower() + rule[1:]
+    if error["type"] == "literal_error":
+        # The other branches of a union, such as 'auto' or a number from 1 to 20.
+        others = [other["msg"] for other in fault.errors()[1:] if _key(other) == key]
+        rule = " or ".join([rule, *(text.removeprefix("Input should be ") for text in others)])
     if not key:
         return rule
     if isinstance(error["input"], Mapping):
         return f"{key}: {rule}"
     return f"{key}={error['input']!r}: {rule}"
+
+
+def _key(error: ErrorDetails) -> str:
+    """The dotted key of an error; union branches and validators add parts to its location that are not config keys."""
+    return ".".join(str(part) for part in error["loc"] if re.fullmatch(r"[a-z_]+|\d+", str(part)))

@@ -70,8 +70,7 @@ def _rivals(summary: Summary) -> list[str]:
     first = min(verdict.rivals, key=lambda rival: rival.difference)
     if verdict.noise is None:
         return [
-            f"Next best: {_difference(summary, first)}. Noise was not measured, so this may be chance: "
-            "search.replicates=auto trains the best three trials with 2 to 4 seeds."
+            f"Next best: {_difference(summary, first)}. Noise was not measured, so this may be chance{_how(summary)}."
         ]
     noise = f"noise ±{verdict.noise.deviation:.2g}, measured with {verdict.noise.seeds} seeds"
     ties = [rival for rival in verdict.rivals if rival.tied]
@@ -82,6 +81,15 @@ def _rivals(summary: Summary) -> list[str]:
         listed = ", ".join(_tied(summary, rival) for rival in sorted(ties, key=lambda rival: rival.difference))
         return [f"Statistically tied{of}: {listed} ({noise})."]
     return [f"Next best: {_difference(summary, first)}, which is more than chance ({noise})."]
+
+
+def _how(summary: Summary) -> str:
+    """What it would take to measure noise."""
+    if "training.seed" in summary.axes:
+        return ": with training.seed as an axis, trials are not repeated with other seeds"
+    if summary.config.search.replicates == 1:
+        return ": search.replicates=auto trains the best three trials with 2 to 4 seeds"
+    return ": no trial has completed with a second seed"
 
 
 def _tied(summary: Summary, rival: Rival) -> str:

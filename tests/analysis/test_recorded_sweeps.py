@@ -25,7 +25,7 @@ def guess(lr: float) -> Prior:
 
 def test_a_real_models_u_has_its_best_inside_and_no_ties() -> None:
     """SmolLM2-135M-Instruct, 40 steps: 1e-3 is best, 1e-5 has hardly moved, 1e-2 is far too high."""
-    summary = summary_of(recorded("smollm2_wordnet"), 40, guess(2.3e-4))
+    summary = summary_of(recorded("smollm2_wordnet"), 40, guess(2.3e-4), "search.replicates=1")
     verdict = summary.verdict
     assert verdict.best is not None
     assert verdict.best.lr == 1e-3
@@ -41,7 +41,12 @@ def test_a_real_models_u_has_its_best_inside_and_no_ties() -> None:
     }
     said = sentences(summary)
     assert said[0].startswith("Best: optimizer.lr=0.001 with eval loss 2.7343")
-    assert any("0.0195 (1.9% of the improvement) higher. Noise was not measured" in line for line in said)
+    known = "0.0195 (1.9% of the improvement) higher. Noise was not measured, so this may be chance: "
+    assert any(
+        f"{known}search.replicates=auto trains the best three trials with 2 to 4 seeds." in line for line in said
+    )
+    unfinished = sentences(summary_of(recorded("smollm2_wordnet"), 40))
+    assert any(f"{known}no trial has completed with a second seed." in line for line in unfinished)
     assert any("rule of thumb" in line and "was off: 0.00023 is 4.3 times too low" in line for line in said)
     assert not any("tied" in line for line in said)
     assert any(line.startswith("Safe learning rates: ") and "of the improvement" in line for line in said)

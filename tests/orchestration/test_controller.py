@@ -244,7 +244,7 @@ def test_a_signal_ends_it_resumably(tmp_path: Path, signum: signal.Signals, code
     assert process.returncode == code
     assert "trial 0 lr=1e-05: interrupted\n" in stdout
     # Fresh again would begin anew.
-    assert stderr == f"lrsweep: interrupted; resume with: {shlex.join(['lrsweep', *SMALL])}\n"
+    assert stderr == f"lrsweep: interrupted; resume with: {shlex.join(['lrsweep', *command_line(*SMALL)[3:]])}\n"
     reported = lrsweep("report", "lora_lr", cwd=tmp_path)
     assert reported.stderr == "lrsweep: lora_lr: no trial has ended yet; resume the sweep\n"
     assert "RUNNING" not in mlflow_statuses(tmp_path)

@@ -283,8 +283,11 @@ def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None
     again = lrsweep(*command, cwd=tmp_path)
     assert f"is already complete: {len(summary['trials'])} trials" in again.stdout
     # More is asked of a finished sweep: it goes on.
-    more = lrsweep(*command, "search.replicates=2", cwd=tmp_path)
-    assert "with 2 seeds each" in more.stdout
+    more = lrsweep(*command, "search.replicates=auto", cwd=tmp_path)
+    assert "with 2 seeds each, to measure the noise: 3 more trials, 24 steps" in more.stdout
     replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
     assert sum(trial["role"] == "replicate" for trial in replicated["trials"]) >= 3
-    assert replicated["noise"]["source"] == "replicates"
+    assert replicated["noise"]["seeds"] >= 2
+    assert all(rival["margin"] is not None for rival in replicated["rivals"])
+    complete = lrsweep(*command, "search.replicates=auto", cwd=tmp_path)
+    assert f"is already complete: {len(replicated['trials'])} trials" in complete.stdout

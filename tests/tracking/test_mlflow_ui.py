@@ -136,7 +136,8 @@ def test_comparing_selected_runs_leads_to_their_curves(ui: Ui) -> None:
     playwright.expect(ui.page.get_by_text("optimizer.lr", exact=True).first).to_be_visible()
     ui.screenshot("compare")
     ui.page.get_by_role("link", name="eval_loss", exact=True).click()
-    ui.page.wait_for_function("() => (document.querySelector('.js-plotly-plot')?.data || []).length > 0")
+    drawn_lines = "(document.querySelector('.js-plotly-plot')?.data || [])"
+    ui.page.wait_for_function(f"() => {drawn_lines}.length > 0 && {drawn_lines}.every(line => line.y)")
     ui.screenshot("metric")
     # Each curve is there twice: as it is, and smoothed by nothing.
     drawn = ui.page.evaluate("() => document.querySelector('.js-plotly-plot').data.map(line => [...line.y])")

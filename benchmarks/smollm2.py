@@ -70,7 +70,7 @@ def sweep(folder: Path, model: Path, rows: Path) -> float:
 
 def checks(summary: dict[str, Any]) -> dict[str, bool]:
     """Returns what a person sees in the curves, and whether the verdict says it."""
-    lr = {trial["number"]: trial["config"].get("optimizer.lr", 0.0) for trial in summary["trials"]}
+    lr = {trial["number"]: trial["config"].get("optimizer.lr", 1e-4) for trial in summary["trials"]}
     safe = summary["best"]["safe_lr"]
     return {
         "the best is 1e-3 or 3e-3": lr[summary["best"]["trial"]] in (1e-3, 3e-3),
@@ -99,7 +99,7 @@ def main() -> None:
     trials = [
         {
             "trial": trial["number"],
-            "lr": trial["config"].get("optimizer.lr"),
+            "lr": trial["config"].get("optimizer.lr", 1e-4),
             "role": trial["role"],
             "seed": trial["config"].get("training.seed", 0),
             "status": trial["status"],

@@ -1,9 +1,11 @@
 """How certain a sweep's result is, in sentences: edges, differences and noise, the safe range, the eval set."""
 
+import math
+
 from lrsweep.analysis.edges import Edge
 from lrsweep.analysis.ranking import Candidate, Result
-from lrsweep.analysis.row_noise import FEW_ROWS
-from lrsweep.analysis.verdict import Rival
+from lrsweep.analysis.row_noise import FEW_ROWS, RowNoise
+from lrsweep.analysis.verdict import Rival, Verdict
 from lrsweep.config.search_space import LR, reach
 from lrsweep.formatting import format_loss, format_value
 from lrsweep.report.summary import Summary
@@ -152,12 +154,10 @@ def _eval_set(summary: Summary) -> list[str]:
     found = verdict.row_noise
     if found is not None:
         difference = abs(verdict.rivals[0].difference)
-        more = verdict.noise is not None and found.deviation > verdict.noise.deviation
-        other = " That is more than the seeds' noise: more eval rows would tell more than more seeds." if more else ""
         if 2 * found.deviation >= difference or rows < FEW_ROWS:
             lines.append(
                 f"The difference to trial {verdict.rivals[0].candidate.result.number} is {difference:.4f} on these "
-                f"{found.rows} eval rows, ±{2 * found.deviation:.2g} on others like them.{other}"
+                f"{found.rows} eval rows, ±{2 * found.deviation:.2g} on others like them.{_dominates(verdict, found)}"
             )
     evals = -(-best.config.training.max_steps // best.config.training.eval_every)
     if evals < _FEW_EVALS:
@@ -166,3 +166,13 @@ def _eval_set(summary: Summary) -> list[str]:
             "training.eval_every."
         )
     return lines
+
+
+def _dominates(verdict: Verdict, rows: RowNoise) -> str:
+    """Whether eval rows or seeds leave the difference to the next best trial more uncertain."""
+    if verdict.noise is None:
+        return ""
+    seeds = min(len(verdict.candidates[0].losses), len(verdict.rivals[0].candidate.losses))
+    if rows.deviation > verdict.noise.deviation * math.sqrt(2 / seeds):
+        return " The rows add more noise than the seeds, so more eval rows would tell more."
+    return " The seeds add more noise than the rows, so more seeds would tell more."

@@ -11,6 +11,7 @@ from lrsweep.analysis.ranking import Role, Status
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.files.paths import SweepFolder
+from lrsweep.files.row_losses import RowLosses, write_row_losses
 from lrsweep.report.summary import About, Links, Summary, summarise
 from lrsweep.search.records import Record, TrialSpec
 from lrsweep.tracking import DatasetInfo
@@ -29,6 +30,7 @@ class Trained:
     role: Role = "search"
     of: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    rows: RowLosses | None = None
 
 
 def summary_of(trials: Sequence[Trained], steps: int, prior: Prior | None = None, *overrides: str) -> Summary:
@@ -51,11 +53,14 @@ def summary_of(trials: Sequence[Trained], steps: int, prior: Prior | None = None
             json.dumps({"step": step, "learning_rate": trial.lr, **rows[step]}) + "\n" for step in sorted(rows)
         )
         (folder.trial(number) / "metrics.jsonl").write_text(text)
+        if trial.rows is not None:
+            write_row_losses(folder.trial(number), trial.rows)
         last = trial.evals[-1]
         spec = TrialSpec({"optimizer.lr": trial.lr}, trial.role, dict(trial.overrides), trial.of)
         loss = None if trial.status == "diverged" else last[1]
         records.append(Record(number, spec, trial.status, last[0], loss, "" if loss is not None else "loss is nan"))
-    about = About(DatasetInfo("", "", "", 100, 64), Links("", ""), prior)
+    eval_rows = next((len(trial.rows.tokens) for trial in trials if trial.rows is not None), 64)
+    about = About(DatasetInfo("", "", "", 100, eval_rows), Links("", ""), prior)
     return summarise(config, axes, records, folder, about)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lrsweep import dialects
 from lrsweep.analysis.priors import Factor, Prior
+from lrsweep.files.row_losses import RowLosses
 from lrsweep.report.text import sentences
 from tests.analysis.recorded import Trained, recorded, summary_of
 
@@ -83,6 +84,43 @@ def test_the_rules_own_trial_is_not_said_to_be_near_itself() -> None:
     trials = recorded("smollm2_wordnet")
     summary = summary_of(trials, 40, guess(1e-3))
     assert any("was right: its own rate, 0.001, is the best" in line for line in sentences(summary))
+
+
+@pytest.mark.parametrize(
+    ("spread", "count", "said"),
+    [
+        (0.5, 64, "The rows add more noise than the seeds"),
+        (0.005, 64, ""),
+        (0.001, 9, "The seeds add more noise than the rows"),
+    ],
+)
+def test_what_the_eval_rows_do_to_the_certainty_is_said(spread: float, count: int, said: str) -> None:
+    """Two inner rates 0.02 apart, each with a second seed; the rows differ between them by `spread`."""
+    gaps = [0.02 + spread * (1 if i % 2 else -1) for i in range(count)]
+    tokens = tuple([10] * count)
+    easy = RowLosses(tuple([20.0] * count), tokens)
+    hard = RowLosses(tuple(20.0 + 10 * gap for gap in gaps), tokens)
+    curve = [(0, 4.0), (10, 3.0), (20, 2.5)]
+    trials = [
+        Trained(1e-4, [*curve, (40, 2.5)]),
+        Trained(3e-4, [*curve, (40, 2.0)], rows=easy),
+        Trained(1e-3, [*curve, (40, 2.02)], rows=hard),
+        Trained(3e-3, [*curve, (40, 2.6)]),
+        Trained(3e-4, [*curve, (40, 2.01)], (), "complete", "replicate", 1, {"training.seed": 1}),
+        Trained(1e-3, [*curve, (40, 2.05)], (), "complete", "replicate", 2, {"training.seed": 1}),
+    ]
+    lines = [line for line in sentences(summary_of(trials, 40)) if f"on these {count} eval rows" in line]
+    assert len(lines) == bool(said)
+    if said:
+        assert said in lines[0]
+    few = any(f"only {count} eval rows" in line for line in sentences(summary_of(trials, 40)))
+    assert few == (count < 16)
+
+
+def test_few_evaluations_are_said() -> None:
+    said = sentences(summary_of(recorded("smollm2_wordnet"), 40, None, "training.eval_every=20"))
+    assert any("each trial was evaluated twice" in line for line in said)
+    assert not any("evaluated twice" in line for line in sentences(summary_of(recorded("smollm2_wordnet"), 40)))
 
 
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

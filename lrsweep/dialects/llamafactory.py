@@ -195,11 +195,14 @@ def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
 
 
 def _not_here(config: SweepConfig) -> str:
-    """Comments on the data, and on a precision that no key asks for: bf16: false leaves it to the weights."""
+    """Comments on the data, and on a precision that no key asks for: with bf16: false LLaMA-Factory picks one."""
     dtype, data = config.model.dtype, data_not_here(config)
     if dtype in ("auto", "bfloat16"):
         return data
-    return f"# Trials ran in {dtype}; without bf16, LLaMA-Factory uses the dtype of the weights.\n{data}"
+    return (
+        f"# Trials ran in {dtype}. Without bf16, LLaMA-Factory trains in bfloat16 on a GPU if the weights are, else in "
+        f"float16; on a CPU in float32.\n{data}"
+    )
 
 
 def _notes(tree: Tree) -> list[str]:

@@ -18,6 +18,8 @@ _LEAST_ERROR = 1e-3
 _POINTS = 161
 # The tolerances of a safe range, as shares of the improvement, and the least ratio of its ends.
 _TOLERANCES, _WIDE_ENOUGH = (0.01, 0.02, 0.05, 0.1), 1.2
+# A kernel that is this much less likely than the likeliest does not count.
+_LEAST_WEIGHT = 1e-3
 # The 95 % quantile of the normal distribution.
 _ONE_SIDED = 1.645
 # Candidate kernels: variances, in units of the squared range of the losses, and length scales in decades. With a scale
@@ -99,7 +101,7 @@ def safe_range(curve: LrCurve, recommended: float, improvement: float, unsafe: C
     return None
 
 
-def fit(losses: Mapping[float, float], errors: Mapping[float, float] | None, base_loss: float | None) -> LrCurve | None:
+def fit(losses: Mapping[float, float], errors: Mapping[float, float], base_loss: float | None) -> LrCurve | None:
     """Fits a Gaussian process to the losses over log10 of the learning rate.
 
     A loss above the one before training shows only that the rate is far too high. Such losses are left out: a cliff
@@ -107,7 +109,7 @@ def fit(losses: Mapping[float, float], errors: Mapping[float, float] | None, bas
 
     Args:
         losses: Best eval loss of each learning rate, in nats per token.
-        errors: Standard deviation of each loss; None if noise was not measured.
+        errors: Standard deviation of each loss; those that are not known may be missing.
         base_loss: Eval loss before training; None if it is not known.
 
     Returns:
@@ -123,16 +125,24 @@ def fit(losses: Mapping[float, float], errors: Mapping[float, float] | None, bas
     x, y = np.log10(list(points)), np.array(list(points.values()))
     span = max(float(np.ptp(y)), 1e-12)
     scaled = (y - y.mean()) / span
-    alpha = np.array([max((errors or {}).get(lr, 0.0) / span, _LEAST_ERROR) ** 2 for lr in points])
-    # The likeliest of a few fixed kernels is used: the last digits of an optimizer's result would depend on the number
-    # of threads, and so would the figure.
+    alpha = np.array([max(errors.get(lr, 0.0) / span, _LEAST_ERROR) ** 2 for lr in points])
+    # A few points do not show which kernel is right, so a few fixed ones are averaged, each with its likelihood as its
+    # weight. With an optimizer, the last digits would depend on the number of threads, and so would the figure.
     processes = [
         GaussianProcessRegressor(ConstantKernel(variance) * Matern(scale, nu=2.5), alpha=alpha, optimizer=None).fit(
             x[:, None], scaled
         )
         for variance, scale in itertools.product(_VARIANCES, _SCALES)
     ]
-    process = max(processes, key=lambda fitted: fitted.log_marginal_likelihood_value_)
     line = np.linspace(x[0], x[-1], _POINTS)
-    mean, covariance = process.predict(line[:, None], return_cov=True)
+    likelihoods = np.array([process.log_marginal_likelihood_value_ for process in processes])
+    weights = np.exp(likelihoods - likelihoods.max())
+    counted = np.flatnonzero(weights > _LEAST_WEIGHT)
+    weights = weights[counted] / weights[counted].sum()
+    found = [processes[i].predict(line[:, None], return_cov=True) for i in counted]
+    mean = sum(weight * own for weight, (own, _) in zip(weights, found, strict=True))
+    covariance = sum(
+        weight * (within + np.outer(own - mean, own - mean))
+        for weight, (own, within) in zip(weights, found, strict=True)
+    )
     return LrCurve(10**line, y.mean() + span * mean, span**2 * covariance)

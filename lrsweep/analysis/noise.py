@@ -31,6 +31,13 @@ class Noise:
     degrees: int
     seeds: int
 
+    @property
+    def bound(self) -> float:
+        """The deviation, larger by as much as Student's 95 % quantile exceeds the normal one: it is an estimate."""
+        from scipy.stats import norm, t
+
+        return self.deviation * float(t.ppf(0.95, self.degrees) / norm.ppf(0.95))
+
 
 @dataclass(frozen=True)
 class SeedModel:

@@ -12,7 +12,7 @@ from lrsweep.files.row_losses import RowLosses
 
 Status = Literal["complete", "pruned", "diverged", "failed"]
 # Why a trial exists: the search chose it, the rule of thumb gave its rate, or it followed from earlier results.
-Role = Literal["search", "prior", "extension", "rescue", "replicate"]
+Role = Literal["search", "prior", "extension", "fit", "rescue", "replicate"]
 
 
 @dataclass(frozen=True)

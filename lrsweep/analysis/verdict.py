@@ -28,6 +28,11 @@ TOLERANCE = 0.01
 _FAR_WORSE = 0.5
 # Rates closer than this factor are not neighbours but the same place.
 _APART = 1.4
+# The roles of trials that try no learning rate of their own.
+_FOLLOWING = ("rescue", "replicate")
+# What a stopped trial is behind the best at the same step, it is behind at the end by this factor, with this deviation
+# as a share of it (benchmarks/refine.py).
+_LATER, _LATER_ERROR = 0.9, 0.5
 # Trials that differ by this many deviations are never exchanged for one another.
 _SURE = 3.0
 
@@ -120,9 +125,12 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     rivals, noise = compared(candidates)
     danger = _Danger(candidates, results, improvement)
     recommended = _recommended(candidates, rivals, noise, improvement, danger)
-    curve = _lr_curve(candidates, rivals, noise, base_loss)
+    stopped = [
+        r for r in results if r.status == "pruned" and r.role not in _FOLLOWING and budget(r) == budget(best.result)
+    ]
+    curve = _lr_curve(candidates, rivals, noise, base_loss, stopped)
     found = edges(best.result, results)
-    inconclusive = _inconclusive(rivals, noise, found)
+    inconclusive = _inconclusive(rivals, noise, found, stopped)
     safe = None
     beside = danger.beside_divergence
     if curve is not None and improvement is not None and recommended.result.lr not in beside and not inconclusive:
@@ -175,7 +183,7 @@ class _Danger:
         # What each tried rate has lost at best, in units of the improvement; an unfinished trial may have lost all.
         self._lost: dict[float, float] = {}
         for result in results:
-            if result.role in ("rescue", "replicate") or budget(result) != longest or result.status == "failed":
+            if result.role in _FOLLOWING or budget(result) != longest or result.status == "failed":
                 continue
             lost = math.inf
             if result.status != "diverged" and result.eval_loss is not None and math.isfinite(result.eval_loss):
@@ -229,8 +237,12 @@ def _lr_curve(
     rivals: Sequence[Rival],
     noise: Noise | None,
     base_loss: float | None,
+    stopped: Sequence[Result],
 ) -> LrCurve | None:
-    """The loss over the learning rate, with the best loss that the other axes allow for each rate."""
+    """The loss over the learning rate, with the best loss that the other axes allow for each rate.
+
+    If nothing else is searched, a stopped trial counts too, by how far it was behind the best one when it stopped.
+    """
     best = candidates[0]
     if LR not in best.result.values:
         return None
@@ -240,14 +252,24 @@ def _lr_curve(
         lr = candidate.result.lr
         if candidate.diverged <= best.diverged and best.mean + difference <= losses.get(lr, math.inf):
             losses[lr] = best.mean + difference
-            errors[lr] = noise.deviation / math.sqrt(len(candidate.losses)) if noise else 0.0
-    return fit(losses, errors if noise else None, base_loss)
+            errors[lr] = noise.bound / math.sqrt(len(candidate.losses)) if noise else 0.0
+    at_step = dict(best.result.evals) if list(best.result.values) == [LR] else {}
+    for result in stopped:
+        step, loss = result.evals[-1] if result.evals else (0, math.nan)
+        if step in at_step and result.lr not in losses and math.isfinite(loss):
+            behind = loss - at_step[step]
+            losses[result.lr] = best.mean + _LATER * behind
+            errors[result.lr] = _LATER_ERROR * abs(behind)
+    return fit(losses, errors, base_loss)
 
 
-def _inconclusive(rivals: Sequence[Rival], noise: Noise | None, found: Sequence[Edge]) -> str:
+def _inconclusive(
+    rivals: Sequence[Rival], noise: Noise | None, found: Sequence[Edge], stopped: Sequence[Result]
+) -> str:
     edge = next((edge for edge in found if edge.key == LR), None)
     if edge is not None:
         return f"the lowest loss is at the {edge.side} learning rate tried, so the best rate may lie beyond"
-    if noise is not None and len(rivals) >= 2 and all(rival.tied for rival in rivals):
+    # Rates that were stopped for being behind have been told apart.
+    if noise is not None and len(rivals) >= 2 and all(rival.tied for rival in rivals) and not stopped:
         return f"all {len(rivals) + 1} complete trials are within noise of each other"
     return ""

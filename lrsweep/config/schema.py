@@ -37,15 +37,24 @@ from lrsweep.files.redaction import Redactor
 
 # The sections that decide what a trial trains.
 TRIAL_SECTIONS = ("model", "data", "finetune", "optimizer", "scheduler", "training")
+# A time, such as 30min: a number and its unit.
+_DURATION = r"^([0-9]+(?:\.[0-9]+)?)(s|min|h)$"
 
 
 class SearchConfig(Section):
     """How trials are chosen."""
 
     method: Annotated[str, sweep_key()]
-    """`grid`, one of Optuna's samplers (tpe, random, qmc, gp, cmaes), or `auto`: chosen by the axes and the budget."""
+    """`grid`; `refine`: the learning rate alone, coarse to fine; an Optuna sampler: tpe, random, qmc, gp or cmaes; or
+    `auto`: chosen by the axes and the number of trials."""
     n_trials: Annotated[Count | None, run_key()] = None
-    """Trials in total, over all runs of the sweep. Null is the whole grid."""
+    """Trials in total, over all runs of the sweep. Null is the whole grid, or as many as `refine` needs."""
+    tolerance: Annotated[float, Field(gt=0, lt=1), run_key()] = 0.01
+    """`refine` ends once it expects no rate to be better by half of this share of the improvement: the loss before
+    training minus the best loss."""
+    budget: Annotated[Count | Annotated[str, Field(pattern=_DURATION)] | None, run_key()] = None
+    """`refine` trains nothing that would need more than this: optimizer steps of all trials together, or time, such as
+    30min or 2h. The first rate is trained to its end in any case."""
     seed: Annotated[Seed, sweep_key()] = 0
     """The sampler's seed."""
     lr_scaling: Annotated[Literal["none", "sqrt", "linear"], sweep_key()] = "none"
@@ -68,13 +77,19 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _samplers_need_a_total(self) -> Self:
-        if self.method not in ("auto", "grid") and self.n_trials is None:
+        if self.method not in ("auto", "grid", "refine") and self.n_trials is None:
             raise ValueError(
                 f"method {self.method} never ends by itself: set search.n_trials, the total number of trials"
             )
         if self.extend and self.method not in ("auto", "grid"):
             raise ValueError(f"extend=true grows grids; method {self.method} keeps to its range: widen space instead")
         return self
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The budget in seconds; None if it is none, or in steps."""
+        found = re.fullmatch(_DURATION, str(self.budget))
+        return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else None
 
 
 def current_value(key: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 A value has two forms: the config's (0.1, [0.9, 0.999]), and the one that Optuna stores, where a list is JSON text.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -18,8 +19,12 @@ _RANGE_KEYS = {"low", "high", "log", "num", "step"}
 _MOST_POINTS = 10_000
 # The only axis that a sweep may extend.
 LR = "optimizer.lr"
+# The search methods that start with every point of the axes.
+GRIDS = ("grid", "refine")
 # The most trials and the most ranges for which `auto` picks a Gaussian process: its cost grows with both.
 _GP_TRIALS, _GP_AXES = 24, 2
+# The fewest rates that `refine` starts with over a range.
+_FEWEST_RATES = 6
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,10 @@ def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig,
     ranges = [axis for axis in found if isinstance(axis, Range)]
     points = None if any(axis.num is None for axis in ranges) else math.prod(len(axis.points()) for axis in found)
     method: str
-    if before is not None and (before != "grid" or points is not None):
+    if before is not None and (before not in GRIDS or points is not None):
         method, why = before, "as it began"
+    elif [axis.key for axis in found] == [LR]:
+        method, why = "refine", "the learning rate alone"
     elif points is not None and (search.n_trials is None or points <= search.n_trials):
         method, why = "grid", f"all {points} points fit"
     elif search.n_trials is None:
@@ -126,7 +133,7 @@ def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig,
         method, why = "tpe", f"{search.n_trials} trials over {len(found)} axes"
     changes: dict[str, Any] = {"search.method": method}
     if method != "grid" and search.extend:
-        changes["search.extend"] = False  # only a grid can be extended
+        changes["search.extend"] = False  # only a grid can be extended; `refine` grows by itself
     return replace(config, changes), f"search.method=auto: {method} ({why})"
 
 
@@ -137,7 +144,14 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
         raise InputError(
             "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
         )
-    if config.search.method == "grid":
+    if config.search.method == "refine" and [axis.key for axis in found] != [LR]:
+        others = ", ".join(axis.key for axis in found if axis.key != LR) or "no learning rate"
+        raise InputError(
+            f"search.method='refine': searches the learning rate alone, but space has {others}; use search=auto"
+        )
+    if config.search.method == "refine":
+        found = tuple(_spread(axis) for axis in found)
+    if config.search.method in GRIDS:
         points = math.prod(len(axis.points()) for axis in found)
         if points > _MOST_POINTS:
             raise InputError(
@@ -207,6 +221,14 @@ def trial_config(
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
     factor = (_batch(trial) / _batch(config)) ** power
     return replace(trial, {LR: trial.optimizer.lr * factor}) if factor != 1.0 else trial
+
+
+def _spread(axis: Axis) -> Axis:
+    """A range of learning rates as points on the log scale: half a decade apart, if it does not say how many."""
+    if not isinstance(axis, Range) or axis.low <= 0:
+        return axis
+    apart = math.ceil(2 * math.log10(axis.high / axis.low)) + 1
+    return dataclasses.replace(axis, log=True, num=axis.num or max(apart, _FEWEST_RATES))
 
 
 def _growing(axis: Axis) -> Axis:

@@ -20,7 +20,7 @@ from lrsweep.config.search_space import Axis
 from lrsweep.errors import LrsweepError, NoWinnerError
 from lrsweep.files.atomic import write_text
 from lrsweep.files.logs import logging_to
-from lrsweep.files.paths import SweepFolder
+from lrsweep.files.paths import SweepFolder, remove_checkpoints
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.orchestration.conclusion import conclude, finish_tracking
 from lrsweep.orchestration.executors import Executor
@@ -28,10 +28,11 @@ from lrsweep.orchestration.executors.factory import build_executor, check_execut
 from lrsweep.orchestration.liveness import Liveness, new_worker_name, wait_for_earlier_workers
 from lrsweep.orchestration.monitor import Monitor
 from lrsweep.orchestration.preflight import first_point, rule_of_thumb
-from lrsweep.orchestration.worker import start_beating
+from lrsweep.orchestration.worker import start_beating, write_outcome
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary, summarise
 from lrsweep.report.text import missing_rows
+from lrsweep.search import refine
 from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.followups import followups
 from lrsweep.search.records import TrialSpec
@@ -132,10 +133,15 @@ class Controller:
         self.executor.start(self.study)
         try:
             while True:
-                with self.screen.running(self.study.total, len(self.study.records()), self.config.training.max_steps):
+                steps = self.study.steps_left(self.config.training.max_steps)
+                with self.screen.running(self.study.total, len(self.study.records()), steps):
                     self._until_finished(monitor)
                 summary = self._summary(about)
                 self._check_failures(summary)
+                if self._refine(summary):
+                    continue
+                monitor.look()
+                summary = self._summary(about)
                 specs, why = next_trials(self.config, self.study.axes, summary)
                 if not specs:
                     self.study.close()
@@ -145,6 +151,28 @@ class Controller:
         except BaseException:
             self._stop_workers(monitor, about)
             raise
+
+    def _refine(self, summary: Summary) -> bool:
+        """Adds and resumes the trials that `search.method=refine` asks for; ends the paused ones if there are none.
+
+        Returns:
+            Whether there is more to train.
+        """
+        paused = {record.number: record for record in self.study.paused()}
+        seconds = self.study.seconds
+        found = refine.plan(self.config, summary.results, paused, summary.base_loss, seconds)
+        if found.why and (found.goes_on or paused):
+            self.screen.note(found.why)
+        if found.goes_on:
+            self.study.add_followups(found.new)
+            self.study.resume(found.resumed)
+            return True
+        for record in paused.values():
+            ended = replace(record, reason="")
+            write_outcome(self.folder.trial(record.number), ended)
+            self.study.end_paused(ended)
+            remove_checkpoints(self.folder.trial(record.number))
+        return False
 
     def _until_finished(self, monitor: Monitor) -> None:
         """Watches the workers until all trials have ended; adds the time to the study's."""
@@ -158,7 +186,7 @@ class Controller:
 
     def _watch(self, monitor: Monitor) -> None:
         while True:
-            finished = self.study.finished()
+            finished = self.study.idle()
             monitor.look()
             if self.interrupt.signum is not None:
                 raise InterruptedSweepError(self.interrupt.signum)
@@ -183,7 +211,8 @@ class Controller:
     def _summary(self, about: About) -> Summary:
         """Summarizes the sweep as it is now; writes summary.json."""
         about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
-        return summarise(self.config, self.study.axes, self.study.records(), self.folder, about)
+        records = sorted([*self.study.records(), *self.study.paused()], key=lambda record: record.number)
+        return summarise(self.config, self.study.axes, records, self.folder, about)
 
     def _stop_workers(self, monitor: Monitor, about: About) -> None:
         """Waits for the workers to checkpoint and end, then shows and sends the rest of their metrics."""
@@ -226,7 +255,8 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     existing = None if fresh else find_study(config, axes, folder.path)
     if existing is not None and existing.finished() and folder.concluded(len(existing.records())):
         summary = read_summary(folder)
-        if not next_trials(config, existing.axes, summary)[0]:
+        refined = refine.plan(config, summary.results, (), summary.base_loss, existing.seconds)
+        if not refined.goes_on and not next_trials(config, existing.axes, summary)[0]:
             screen.note(f"{config.name} is already complete: {len(summary.results)} trials")
             return _with_winner(summary, folder)
     screen.note("loading model and data")

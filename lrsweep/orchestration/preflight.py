@@ -13,7 +13,7 @@ from lrsweep import hardware
 from lrsweep.analysis import priors
 from lrsweep.config import search_space
 from lrsweep.config.schema import SweepConfig
-from lrsweep.config.search_space import LR, Axis, Range
+from lrsweep.config.search_space import GRIDS, LR, Axis, Range
 from lrsweep.errors import InputError
 from lrsweep.search.samplers import GP_STARTUP
 from lrsweep.tracking import DatasetInfo
@@ -85,15 +85,16 @@ def _trials_of_one_worker(config: SweepConfig, axes: Sequence[Axis]) -> int:
     """The most trials that one worker may have at once, which limits the size of a pack."""
     workers = config.executor.workers
     count = (len(hardware.gpus()) or 1) if workers == "auto" else workers
-    trials = len(search_space.grid(axes)) if config.search.method == "grid" else config.search.n_trials or 1
+    gridded = config.search.method in GRIDS
+    trials = len(search_space.grid(axes)) if gridded else config.search.n_trials or 1
     share = max(1, math.ceil(trials / count))
     # Trials that are sampled at once are sampled without knowing each other's losses.
     return min(share, max(GP_STARTUP, trials // 4)) if config.search.method == "gp" else share
 
 
 def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig]:
-    """The configs of a grid's trials; for other methods, whose values are not known yet, the base config."""
-    if config.search.method != "grid":
+    """The configs of the trials that are known from the start; for methods that know none yet, the base config."""
+    if config.search.method not in GRIDS:
         return [config]
     return [search_space.trial_config(config, axes, point) for point in search_space.grid(axes)]
 

@@ -56,6 +56,8 @@ class Worker:
     _eval_loss: dict[int, float] = field(default_factory=dict)
     # For each of its trials: the optimizer steps, and those of the warm-up.
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # For each of its trials that will pause: the step at which it does.
+    _pauses: dict[int, int] = field(default_factory=dict)
     _stops: dict[int, Stop] = field(default_factory=dict)
 
     def next_trial(self) -> Trial | None:
@@ -78,6 +80,8 @@ class Worker:
                 self.study.tell(Record(number, spec, "failed", 0, None, str(fault)))
                 continue
             self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
+            if spec.pause_at is not None:
+                self._pauses[number] = spec.pause_at
             write_text(folder / "config.yaml", to_yaml(config.masked()))
             return Trial(number, config, folder)
         return None
@@ -106,10 +110,14 @@ class Worker:
                 if step > 0 and math.isfinite(metrics["eval_loss"]):
                     evals.append(EvalReport(number, step, *self._budgets[number], metrics["eval_loss"]))
         stop: dict[int, Stop] = self.study.report(evals)
-        if self.stop.is_set():
-            stop = {**dict.fromkeys(self._budgets, "paused"), **stop}
+        due = [e.number for e in evals if self._is_due(e.number, e.step)]
+        stop = {**dict.fromkeys(self._budgets if self.stop.is_set() else due, "paused"), **stop}
         # The first reason stays: a pruned trial must not be resumed because `stop` is set before it ends.
         return {number: self._stops.setdefault(number, why) for number, why in stop.items()}
+
+    def _is_due(self, number: int, step: int) -> bool:
+        """Returns whether a trial pauses at this step, until the search decides whether it goes on."""
+        return step >= self._pauses.get(number, math.inf)
 
     def _open_log(self, number: int, first: int) -> None:
         """Opens the log of a trial that starts or resumes at the step `first`."""
@@ -118,13 +126,18 @@ class Worker:
             self._eval_loss[number] = row.get("eval_loss", self._eval_loss.get(number, math.nan))
 
     def finish(self, outcome: Outcome) -> None:
-        """Ends a trial; releases one that was paused, to be resumed later."""
+        """Ends a trial; releases one that was paused, to be resumed once `stop` is over or the search decides so."""
         number = outcome.number
         if number in self._logs:
             self._logs.pop(number).close()
         last = self._eval_loss.pop(number, math.nan)
         del self._budgets[number]
         paused = self._stops.pop(number, None) == "paused" and outcome.status == "stopped"
+        due = self._is_due(number, outcome.step)
+        self._pauses.pop(number, None)
+        if paused and due:
+            self.study.pause(number)
+            return
         if paused or not self.study.owns(number):
             self.study.release(number)
             return
@@ -135,7 +148,7 @@ class Worker:
         status = "pruned" if outcome.status == "stopped" else outcome.status
         eval_loss = last if math.isfinite(last) else None
         record = Record(number, TrialSpec({}), status, outcome.step, eval_loss, reason, outcome.engine)
-        _write_outcome(self.folder.trial(number), record)
+        write_outcome(self.folder.trial(number), record)
         self.study.tell(record)
         remove_checkpoints(self.folder.trial(number))
 
@@ -173,7 +186,8 @@ def start_beating(study: _StudyWithHeartbeats, worker: str) -> None:
         threading.Thread(target=beat, name="lrsweep-beat", daemon=True).start()
 
 
-def _write_outcome(folder: Path, record: Record) -> None:
+def write_outcome(folder: Path, record: Record) -> None:
+    """Writes how a trial ended to its folder, before the study gets it."""
     names = ("status", "step", "eval_loss", "reason", "engine")
     write_text(folder / "outcome.json", json.dumps({name: getattr(record, name) for name in names}))
 

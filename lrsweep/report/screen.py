@@ -28,7 +28,7 @@ class Screen(Protocol):
         Args:
             trials: The number of trials in total.
             done: How many of them have ended already.
-            steps: The optimizer steps of each.
+            steps: The optimizer steps until all of them have ended or pause.
         """
 
     def note(self, text: str) -> None:
@@ -72,35 +72,35 @@ class _Row:
 
 
 class Clock:
-    """Estimates the time left from the steps that were done since it was created.
+    """Estimates the time left from the steps that were done since the last `begin`."""
 
-    Args:
-        trials: The number of trials in total.
-        done: How many of them have ended already.
-        steps: The optimizer steps of each.
-    """
+    def __init__(self) -> None:
+        # The step that each trial has reached.
+        self._reached: dict[int, int] = {}
+        self.begin(0)
 
-    def __init__(self, trials: int, done: int, steps: int) -> None:
+    def begin(self, steps: int) -> None:
+        """Starts anew, with this many optimizer steps left."""
         self._start = time.monotonic()
-        self._steps = steps
-        self._total = (trials - done) * steps
-        self._ended = 0
-        self._running: dict[int, int] = {}
+        self._left = steps
+        self._done = 0
 
     def at(self, number: int, step: int) -> None:
         """Records that a trial has reached `step`."""
-        self._running[number] = step
+        before = self._reached.get(number, 0)
+        # The log of a trial that was resumed is read again from its start.
+        if step > before:
+            self._done += step - before
+            self._reached[number] = step
 
-    def ended(self, number: int) -> None:
-        """Records that a trial has ended; steps that it did not use count as done."""
-        self._running.pop(number, None)
-        self._ended += self._steps
+    def ended(self, number: int, max_steps: int) -> None:
+        """Records that a trial has ended; it does not need the rest of its steps."""
+        self._left -= max(max_steps - self._reached.get(number, 0), 0)
 
     def left(self) -> str:
         """The time left, like `2:05`; `?` before the first step."""
-        done = self._ended + sum(self._running.values())
         elapsed = time.monotonic() - self._start
-        return format_duration(elapsed / done * (self._total - done)) if done else "?"
+        return format_duration(elapsed / self._done * max(self._left - self._done, 0)) if self._done else "?"
 
 
 class LiveScreen:
@@ -113,11 +113,12 @@ class LiveScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rows: dict[int, _Row] = {}
+        self._clock = Clock()
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
         """Shows the table and the progress bar in this block."""
-        self._clock = Clock(trials, done, steps)
+        self._clock.begin(steps)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -148,8 +149,9 @@ class LiveScreen:
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         """Shows the status in the trial's row, and advances the progress bar."""
-        self._rows[number].status = status
-        self._clock.ended(number)
+        row = self._rows[number]
+        row.status = status
+        self._clock.ended(number, row.max_steps)
         self._progress.update(self._task, advance=1, left=self._clock.left())
 
     def trial_interrupted(self, number: int) -> None:
@@ -188,13 +190,14 @@ class PlainScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rows: dict[int, _Row] = {}
+        self._clock = Clock()
         self._done = 0
         self._total = 0
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
         """Counts trials and time in this block."""
-        self._clock = Clock(trials, done, steps)
+        self._clock.begin(steps)
         self._total, self._done = trials, done
         yield
 
@@ -221,7 +224,7 @@ class PlainScreen:
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         """Prints a line with the status, the reason, and the time left."""
-        self._clock.ended(number)
+        self._clock.ended(number, self._rows[number].max_steps)
         self._done += 1
         because = f" ({reason})" if reason else ""
         self.note(

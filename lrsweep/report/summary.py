@@ -57,8 +57,6 @@ class About:
     importances: Mapping[str, float] = field(default_factory=dict)
 
 
-# The number of a trial's last evaluations in summary.json.
-_LAST_EVALS = 6
 # Labels that compare a trial with better ones.
 _WORSE = ("too_low", "too_high")
 
@@ -144,9 +142,7 @@ def _result(
         spec.role,
         spec.overrides,
         spec.of,
-        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0)[
-            -_LAST_EVALS:
-        ],
+        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0),
         row_losses,
     )
 

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lrsweep.config.search_space import Axis
-from lrsweep.search.records import Record, TrialSpec, TrialView, claim_of, record_of, spec_of
+from lrsweep.search.records import Record, TrialSpec, TrialView, claim_of, is_paused, record_of, spec_of
 from lrsweep.search.study_store import StudyStore
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,52 @@ class ControllerStudy:
     def finished(self) -> bool:
         """Returns whether all trials have ended."""
         return not self._store.trials(TrialState.RUNNING) and len(self.records()) >= self.total
+
+    def idle(self) -> bool:
+        """Returns whether all trials have ended or are paused."""
+        paused = self.paused()
+        running = len(self._store.trials(TrialState.RUNNING))
+        return running == len(paused) and len(self.records()) + len(paused) >= self.total
+
+    def steps_left(self, of_one: int) -> int:
+        """The optimizer steps until all trials have ended or pause.
+
+        Args:
+            of_one: The steps of a whole trial.
+        """
+        trials = self._store.trials()
+        left = (self.total - len(trials)) * of_one
+        for frozen in trials:
+            if not frozen.state.is_finished() and not is_paused(frozen):
+                until = frozen.user_attrs.get("point", {}).get("pause_at") or of_one
+                left += max(until - max(frozen.intermediate_values, default=0), 0)
+        return left
+
+    def paused(self) -> list[Record]:
+        """Every paused trial, as it would be if it ended now, by number."""
+        found = []
+        for frozen in self._store.trials(TrialState.RUNNING):
+            if is_paused(frozen):
+                step, loss = max(frozen.intermediate_values.items(), default=(0, None))
+                spec = spec_of(frozen.params, frozen.user_attrs)
+                found.append(Record(frozen.number, spec, "pruned", step, loss, "paused"))
+        return found
+
+    def resume(self, numbers: Sequence[int]) -> None:
+        """Lets paused trials go on to their end."""
+        with self._store.transaction():
+            for frozen in self._store.trials(TrialState.RUNNING):
+                if frozen.number in numbers and is_paused(frozen):
+                    trial = optuna.Trial(self._store.study, frozen._trial_id)
+                    trial.set_user_attr("point", {**frozen.user_attrs["point"], "pause_at": None})
+                    trial.set_user_attr("paused", False)
+
+    def end_paused(self, record: Record) -> None:
+        """Ends a paused trial."""
+        with self._store.transaction():
+            for frozen in self._store.trials(TrialState.RUNNING):
+                if frozen.number == record.number and is_paused(frozen):
+                    self._store.end(optuna.Trial(self._store.study, frozen._trial_id), record)
 
     def importances(self) -> dict[str, float]:
         """Each axis's share in the differences of the losses, by Optuna's PED-ANOVA; empty for one axis."""

@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrsweep.analysis.diagnosis import rung
 from lrsweep.analysis.ranking import Candidate, Result
 from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import LR, Axis, Choices, grid, to_stored
 from lrsweep.formatting import format_value
+from lrsweep.search.growth import beyond
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.replication import contenders
 
-# The most new learning rates in one round and in a whole sweep, and the range that they stay in.
-_RATES_A_ROUND, _MOST_RATES = 2, 12
-_LOWEST, _HIGHEST = 1e-9, 10.0
+# The most new learning rates in one round.
+_RATES_A_ROUND = 2
 # How many of the best trials get replicates.
 _FEW = 3
 _BLOWN_UP = ("too_high", "diverged")
@@ -55,24 +54,13 @@ def _extension(
     tried = sorted(axis.values)
     if edge.value not in (tried[0], tried[-1]):
         return None  # the grid has more rates there, which search.n_trials has cut off
-    new = [lr for lr in _beyond(tried, edge.side == "highest") if _LOWEST <= lr <= _HIGHEST and lr not in tried]
-    new = new[: _MOST_RATES - len(added)]
+    new = beyond(tried, up=edge.side == "highest", count=_RATES_A_ROUND, added=len(added))
     if not new:
         return None
     others = [Choices(LR, tuple(new), grows=True) if other is axis else other for other in axes]
     specs = [TrialSpec(params, "extension") for params in grid(others)]
     rates = ", ".join(map(format_value, new))
     return specs, f"the best learning rate, {format_value(edge.value)}, is the {edge.side} tried: adding {rates}"
-
-
-def _beyond(tried: Sequence[float], up: bool) -> list[float]:
-    """The next rates: steps of 1, 3, 10 if all tried rates are such steps, else in the ratio of the last two."""
-    steps = range(1, _RATES_A_ROUND + 1)
-    if all(rung(rung(lr, 1), -1) == lr for lr in tried):
-        return [rung(tried[-1], step) if up else rung(tried[0], -step) for step in steps]
-    ratio = tried[-1] / tried[-2] if up else tried[0] / tried[1]
-    last = tried[-1] if up else tried[0]
-    return [float(f"{last * ratio**step:.3g}") for step in steps]
 
 
 def _rescue(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.analysis.ranking import Role, Status
 from lrsweep.search.sync_halving import EvalReport
@@ -19,12 +19,15 @@ class TrialSpec:
         role: Why the trial exists.
         overrides: Config keys that distinguish it besides its axes, such as a replicate's seed.
         of: The number of the trial that it repeats or rescues.
+        pause_at: It pauses at the first evaluation at or after this step, until the search decides whether it goes on;
+            None if it does not.
     """
 
     params: dict[str, Any]
     role: Role = "search"
     overrides: dict[str, Any] = field(default_factory=dict)
     of: int | None = None
+    pause_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ def claim_of(attributes: Mapping[str, Any]) -> Claim | None:
     """Who has the trial with these user attributes; None if it was never claimed."""
     claim = attributes.get("claim")
     return None if claim is None else Claim(claim[0], claim[1])
+
+
+def is_paused(frozen: FrozenTrial) -> bool:
+    """Whether a trial waits for the search to decide whether it goes on."""
+    return frozen.state == TrialState.RUNNING and bool(frozen.user_attrs.get("paused"))
 
 
 def deaths_of(attributes: Mapping[str, Any]) -> list[tuple[int, str]]:

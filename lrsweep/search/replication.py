@@ -38,6 +38,10 @@ def contenders(
     open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
     if noise is None or not open_rivals:
         return [], most
+    # `refine` trains rates so close to the best one that a seed's noise can only hide differences below it.
+    refined = candidates[0].result.config.search.method == "refine"
+    if refined and noise.deviation <= 2 * TOLERANCE * (improvement or 0.0):
+        return [], most
     chosen = [candidates[0], *open_rivals[: _CONTENDERS - 1]]
     fewest = min(1 + candidate.repeated for candidate in chosen)
     # A trial that had fewer seeds than the others first gets what they have.

@@ -13,6 +13,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 from lrsweep.config.schema import PrunerConfig, SearchConfig, SweepConfig
+from lrsweep.config.search_space import GRIDS
 from lrsweep.errors import InputError
 from lrsweep.search.sync_halving import NoHalving, Rungs, SyncHalving
 from lrsweep.training.engines.factory import SEVERAL_AT_ONCE
@@ -48,11 +49,12 @@ def _qmc(search: SearchConfig, seed: int) -> BaseSampler:
         return QMCSampler(seed=search.seed, warn_independent_sampling=False)
 
 
-# The methods that `search.method` can name. `auto` is replaced by another method before a study is opened, and a grid's
-# trials are enqueued, so neither of the two samples anything.
+# The methods that `search.method` can name. `auto` is replaced by another method before a study is opened, and the
+# trials of a grid and of `refine` are enqueued, so these three sample nothing.
 SAMPLERS: Mapping[str, MakeSampler] = {
     "auto": _random,
     "grid": _random,
+    "refine": _random,
     "tpe": _tpe,
     "random": _random,
     "qmc": _qmc,
@@ -100,10 +102,10 @@ def sampler(search: SearchConfig, number: int) -> BaseSampler:
 
 def sync_halving(config: SweepConfig) -> SyncHalving | NoHalving:
     """The pruner for packs, or one that stops nothing if the config does not ask for it. Raises InputError."""
-    # A Gaussian process learns from complete trials only.
+    # A Gaussian process learns from complete trials only, and `refine` decides by itself which trials go on.
     automatic = (
         config.pruner.name == "auto"
-        and config.search.method not in ("grid", "gp")
+        and config.search.method not in (*GRIDS, "gp")
         and config.engine.name in SEVERAL_AT_ONCE
     )
     if not automatic and config.pruner.name != "sync_halving":

@@ -11,11 +11,12 @@ from typing import Any
 import optuna
 
 from lrsweep.config.schema import SweepConfig, current_value, flatten, key_facts
-from lrsweep.config.search_space import Axis, grid
+from lrsweep.config.search_space import GRIDS, Axis, grid
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.atomic import disk_faults
 from lrsweep.files.paths import SweepFolder
 from lrsweep.search.controller_study import ControllerStudy
+from lrsweep.search.refine import pause_at
 from lrsweep.search.samplers import pruner
 from lrsweep.search.storage import Storage
 from lrsweep.search.study_store import StudyStore
@@ -154,10 +155,12 @@ def open_study(
         if "identity" not in study.user_attrs:
             study.set_user_attr("sweep_id", uuid.uuid4().hex)
             study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
-        points = grid(axes)[: config.search.n_trials] if config.search.method == "grid" else []
+        points = grid(axes)[: config.search.n_trials] if config.search.method in GRIDS else []
+        pause = pause_at(config)
+        attributes = None if pause is None else {"point": {"pause_at": pause}}
         enqueued = study.user_attrs.get("enqueued", 0)
         for point in points[enqueued:]:
-            study.enqueue_trial(point, skip_if_exists=True)
+            study.enqueue_trial(point, user_attrs=attributes, skip_if_exists=True)
         if enqueued == 0 and first is not None and not points:
             study.enqueue_trial(dict(first), user_attrs={"point": {"role": "prior"}}, skip_if_exists=True)
         study.set_user_attr("enqueued", max(enqueued, len(points), 1))

@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.config.search_space import LR, Axis, grid, with_more_lrs
+from lrsweep.config.search_space import GRIDS, LR, Axis, grid, with_more_lrs
 from lrsweep.search.records import Record, TrialSpec, deaths_of, record_of
 from lrsweep.search.storage import Storage
 
@@ -38,7 +38,7 @@ class StudyStore:
         self.config = config
         self.storage = storage
         self._axes = axes
-        points = len(grid(axes)) if config.search.method == "grid" else None
+        points = len(grid(axes)) if config.search.method in GRIDS else None
         n_trials = config.search.n_trials
         self._total = min(n_trials or points, points) if points is not None else n_trials or 0
 
@@ -65,12 +65,12 @@ class StudyStore:
             self.study.set_user_attr(key, self.study.user_attrs.get(key, 0) + 1)
 
     def axes(self, attributes: Mapping[str, Any] | None = None) -> tuple[Axis, ...]:
-        """The axes, including the learning rates that extensions have added.
+        """The axes, including the learning rates that were added.
 
         Args:
             attributes: The study's user attributes, if they have been read already.
         """
-        added = {spec["params"][LR] for spec in self.followups(attributes) if spec["role"] == "extension"}
+        added = {spec["params"][LR] for spec in self.followups(attributes) if spec["role"] in ("extension", "fit")}
         return with_more_lrs(self._axes, sorted(added))
 
     def total(self, attributes: Mapping[str, Any] | None = None) -> int:

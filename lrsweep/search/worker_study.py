@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lrsweep.analysis.ranking import Role
 from lrsweep.config.search_space import Axis
 from lrsweep.search.distributions import suggest
-from lrsweep.search.records import Record, TrialSpec, claim_of, deaths_of, eval_reports, spec_of
+from lrsweep.search.records import Record, TrialSpec, claim_of, deaths_of, eval_reports, is_paused, spec_of
 from lrsweep.search.samplers import sampler, sync_halving
 from lrsweep.search.study_store import StudyStore, beat_key
 from lrsweep.search.sync_halving import EvalReport
@@ -101,6 +101,7 @@ class WorkerStudy:
             for frozen in trials
             if frozen.state == TrialState.RUNNING
             and frozen.number not in self._running
+            and not is_paused(frozen)
             and self._is_orphan(frozen, attributes)
         ]
         suspects = [frozen for frozen in left if deaths_of(frozen.user_attrs)]
@@ -187,10 +188,19 @@ class WorkerStudy:
 
     def release(self, number: int) -> None:
         """Releases a trial, to be resumed later by any worker."""
+        self._hand_back(number, paused=False)
+
+    def pause(self, number: int) -> None:
+        """Releases a trial that waits until the search decides whether it goes on."""
+        self._hand_back(number, paused=True)
+
+    def _hand_back(self, number: int, *, paused: bool) -> None:
         with self._store.transaction():
             owned = self.owns(number)
             trial = self._running.pop(number)
             if owned:
+                if paused:
+                    trial.set_user_attr("paused", True)
                 self._unclaim(trial)
 
     @staticmethod

@@ -227,7 +227,7 @@ def test_the_basin_is_where_the_formula_has_it() -> None:
     walled = fit({**losses, 1.0: 9.0}, dict.fromkeys(losses, 0.005), 3.5)
     assert walled is not None
     np.testing.assert_allclose(walled.mean, basin.mean)
-    assert fit(dict(list(losses.items())[:3]), None, None) is None
+    assert fit(dict(list(losses.items())[:3]), {}, None) is None
 
 
 def test_what_cannot_be_answered_is_said() -> None:

@@ -39,6 +39,8 @@ def test_the_sections_of_a_trial_change_what_it_measures_but_for_what_it_keeps()
 def test_what_may_change_between_two_runs_of_a_sweep() -> None:
     free = (
         "search.n_trials",
+        "search.tolerance",
+        "search.budget",
         "search.storage",
         "search.extend",
         "search.replicates",

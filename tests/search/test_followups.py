@@ -238,17 +238,21 @@ def test_one_trial_has_no_rival_and_needs_no_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "trials", "method"),
+    ("axes", "trials", "method"),
     [
-        ("[1e-5,1e-4,1e-3]", 16, "grid"),
-        ("[1e-5,1e-4,1e-3]", 2, "tpe"),
-        ("{low: 1e-5, high: 1e-1, log: true, num: 5}", 16, "grid"),
-        ("{low: 1e-5, high: 1e-1, log: true}", 16, "gp"),
-        ("{low: 1e-5, high: 1e-1, log: true}", 100, "tpe"),
+        (["lr=[1e-5,1e-4,1e-3]"], 16, "refine"),
+        (["lr={low: 1e-5, high: 1e-1, log: true}"], 100, "refine"),
+        (["weight_decay=[0,0.1]"], 16, "grid"),
+        (["lr=[1e-5,1e-4,1e-3]", "weight_decay=[0,0.1]"], 16, "grid"),
+        (["lr=[1e-5,1e-4,1e-3]", "weight_decay=[0,0.1]"], 2, "tpe"),
+        (["lr={low: 1e-5, high: 1e-1, log: true, num: 5}", "weight_decay=[0,0.1]"], 16, "grid"),
+        (["lr={low: 1e-5, high: 1e-1, log: true}", "weight_decay={low: 0.0, high: 0.1}"], 16, "gp"),
+        (["lr={low: 1e-5, high: 1e-1, log: true}", "weight_decay={low: 0.0, high: 0.1}"], 100, "tpe"),
     ],
 )
-def test_auto_takes_what_fits_and_says_so(axis: str, trials: int, method: str) -> None:
-    asked = sweep_config(["search=auto", f"space.optimizer.lr={axis}", f"search.n_trials={trials}"])
+def test_auto_takes_what_fits_and_says_so(axes: list[str], trials: int, method: str) -> None:
+    spaces = [f"space.optimizer.{axis}" for axis in axes]
+    asked = sweep_config(["search=auto", *spaces, f"search.n_trials={trials}"])
     settled, why = search_space.settle(asked)
     assert settled.search.method == method
     assert why.startswith(f"search.method=auto: {method} (")

@@ -12,8 +12,8 @@ from lrsweep.search.distributions import suggest
 from lrsweep.search.samplers import SAMPLERS, sampler
 
 TRIALS = 6
-# A grid is enqueued, and `auto` is settled before the first trial.
-SAMPLED = [method for method in SAMPLERS if method not in ("auto", "grid")]
+# The trials of a grid and of `refine` are enqueued, and `auto` is settled before the first trial.
+SAMPLED = [method for method in SAMPLERS if method not in ("auto", *search_space.GRIDS)]
 # CMA-ES takes ranges only.
 AXES = {
     "cmaes": ["space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}", "space.optimizer.eps={low: 1e-9, high: 1e-6}"],

@@ -30,11 +30,15 @@ Lrsweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def command_line(*arguments: str) -> list[str]:
-    """`python -m lrsweep` with these arguments. A sweep trains no replicates, unless they ask for some."""
-    sweeps = bool(arguments) and "=" in arguments[0]
-    asked = any(argument.startswith(("search.replicates=", "-")) for argument in arguments)
-    once = ["search.replicates=1"] if sweeps and not asked else []
-    return [sys.executable, "-m", "lrsweep", *arguments, *once]
+    """`python -m lrsweep` with these arguments.
+
+    A sweep is a grid and trains no replicates, unless they ask for another search, or for some.
+    """
+    plain = bool(arguments) and "=" in arguments[0] and not any(argument.startswith("-") for argument in arguments)
+    once = ["search.replicates=1"] if plain and not any("search.replicates=" in word for word in arguments) else []
+    chooses = any(word.startswith(("search=", "search.method=")) for word in arguments)
+    grid = ["search=grid"] if plain and arguments[0] in ("+sweep=lora_lr", "+sweep=full_lr") and not chooses else []
+    return [sys.executable, "-m", "lrsweep", *arguments, *grid, *once]
 
 
 def lrsweep(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ def summary_of(trials: Sequence[Trained], steps: int, prior: Prior | None = None
     """The summary of a sweep over the trials' learning rates, written into the working folder."""
     lrs = sorted({trial.lr for trial in trials if trial.role == "search"})
     own = ("name=recorded", f"training.max_steps={steps}", f"space.optimizer.lr={lrs}", *overrides)
-    config = sweep_config(["+sweep=lora_lr", *own])
+    config = sweep_config(["+sweep=lora_lr", "search=grid", *own])
     every = sorted({trial.lr for trial in trials})
     axes = search_space.with_more_lrs(search_space.axes(config), [lr for lr in every if lr not in lrs])
     folder = SweepFolder("recorded")

@@ -27,7 +27,9 @@ LRS = (1e-7, 3e-7, 1e-6)
 
 
 def config(*overrides: str, lrs: Sequence[float] = LRS) -> SweepConfig:
-    return sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(lrs)}", "search.replicates=1", *overrides])
+    return sweep_config(
+        ["+sweep=full_lr", "search=grid", f"space.optimizer.lr={list(lrs)}", "search.replicates=1", *overrides]
+    )
 
 
 def summary(

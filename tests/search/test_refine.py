@@ -119,14 +119,14 @@ def test_at_the_pause_the_lowest_and_what_is_close_beside_it_go_on() -> None:
 
 
 def test_the_minimum_of_a_parabola_is_found_in_one_step() -> None:
-    sweep = Replay(LADDER, parabola(-3.7, 3.0))
+    sweep = Replay(LADDER, parabola(-3.76, 3.0))
     sweep.follow(sweep.next())
     found = sweep.next()
-    assert rates(sweep, found) == [pytest.approx(10**-3.7, rel=0.03)]
+    assert rates(sweep, found) == [pytest.approx(10**-3.76, rel=0.03)]
     assert found.new[0].role == "fit"
     assert found.new[0].pause_at is None
     sweep.follow(found)
-    assert sweep.next().why == "refine: no rate is expected to be better than 0.0002 by an amount that matters"
+    assert sweep.next().why == "refine: no rate is expected to be better than 0.00017 by an amount that matters"
 
 
 def test_a_gain_below_the_tolerance_is_not_worth_a_trial() -> None:

@@ -31,7 +31,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(*overrides: str) -> SweepConfig:
-    return sweep_config(["+sweep=lora_lr", f"space.optimizer.lr={LRS}", *overrides])
+    return sweep_config(["+sweep=lora_lr", "search=grid", f"space.optimizer.lr={LRS}", *overrides])
 
 
 def tpe(total: int, *overrides: str) -> SweepConfig:

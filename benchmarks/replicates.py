@@ -1,7 +1,7 @@
-"""Measures what search.replicates=auto costs the default sweep: `python benchmarks/replicates.py`, about five minutes.
+"""Measures what search.replicates=auto costs the default sweep: `python benchmarks/replicates.py`, about ten minutes.
 
-Runs the default sweep with and without it in turn, each in a fresh process, and counts steps and seconds. Writes
-`results/replicates.json`.
+Runs the default sweep (`refine`), and the same rates as a whole grid, with replicates and without in turn, each in a
+fresh process, and counts steps and seconds. Writes `results/replicates.json`.
 """
 
 import argparse
@@ -17,12 +17,15 @@ from typing import Any
 from common import RESULTS, about, save, table
 
 
-def sweep(replicates: str) -> dict[str, Any]:
+SEARCHES = ("refine", "grid")
+
+
+def sweep(search: str, replicates: str) -> dict[str, Any]:
     """Runs a sweep; returns its trials, steps and seconds."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         subprocess.run(
-            [sys.executable, "-m", "lrsweep", "+sweep=lora_lr", f"search.replicates={replicates}"],
+            [sys.executable, "-m", "lrsweep", "+sweep=lora_lr", f"search={search}", f"search.replicates={replicates}"],
             cwd=folder,
             check=True,
             stdout=subprocess.DEVNULL,
@@ -30,6 +33,7 @@ def sweep(replicates: str) -> dict[str, Any]:
         seconds = time.monotonic() - started
         trials = json.loads((Path(folder) / "outputs/lora_lr/summary.json").read_text())["trials"]
     return {
+        "search": search,
         "replicates": replicates,
         "trials": len(trials),
         "steps": sum(trial["step"] for trial in trials),
@@ -37,15 +41,10 @@ def sweep(replicates: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "replicates.json")
-    arguments = parser.parse_args()
-    runs = [sweep(replicates) for _ in range(arguments.repeats) for replicates in ("1", "auto")]
-    print(table(list(runs[0]), [list(run.values()) for run in runs]))
+def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """What replicates cost: the runs without them and with them, in turn."""
     once, auto = runs[::2], runs[1::2]
-    ratios = {
+    return {
         "more_steps": round(auto[0]["steps"] / once[0]["steps"] - 1, 3),
         "more_seconds_median": round(
             statistics.median(b["seconds"] / a["seconds"] - 1 for a, b in zip(once, auto, strict=True)), 3
@@ -54,8 +53,23 @@ def main() -> None:
             min(run["seconds"] for run in auto) / min(run["seconds"] for run in once) - 1, 3
         ),
     }
-    print(ratios)
-    save(arguments.out, about("torch", "transformers", "peft", "mlflow") | ratios, runs=runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "replicates.json")
+    arguments = parser.parse_args()
+    runs = [
+        sweep(search, replicates)
+        for _ in range(arguments.repeats)
+        for search in SEARCHES
+        for replicates in ("1", "auto")
+    ]
+    print(table(list(runs[0]), [list(run.values()) for run in runs]))
+    found = {search: ratios([run for run in runs if run["search"] == search]) for search in SEARCHES}
+    print(found)
+    save(arguments.out, about("torch", "transformers", "peft", "mlflow") | found, runs=runs)
 
 
 if __name__ == "__main__":

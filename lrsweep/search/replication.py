@@ -9,6 +9,8 @@ from lrsweep.analysis.verdict import TOLERANCE, Rival
 
 # At most this many trials are repeated at a time, with at most this many seeds each, and this many replicates in all.
 _CONTENDERS, _SEEDS, _REPLICATES = 3, 4, 9
+# Noise up to this share of the improvement is small.
+_SMALL = 2 * TOLERANCE
 
 
 def contenders(
@@ -36,11 +38,12 @@ def contenders(
         return list(candidates[:_CONTENDERS]), 2
     nearest = sorted(rivals, key=lambda rival: rival.difference)
     open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
-    if noise is None or not open_rivals:
-        return [], most
-    # `refine` trains rates so close to the best one that a seed's noise can only hide differences below it.
+    # `refine` trains rates close to the best one, and more seeds would only tell apart what nobody minds. A second seed
+    # is for those that have none yet, and may be far worse.
     refined = candidates[0].result.config.search.method == "refine"
-    if refined and noise.deviation <= 2 * TOLERANCE * (improvement or 0.0):
+    if refined and noise is not None and noise.deviation <= _SMALL * (improvement or 0.0):
+        open_rivals = [candidate for candidate in open_rivals if not candidate.repeated]
+    if noise is None or not open_rivals:
         return [], most
     chosen = [candidates[0], *open_rivals[: _CONTENDERS - 1]]
     fewest = min(1 + candidate.repeated for candidate in chosen)

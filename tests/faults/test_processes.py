@@ -1,5 +1,7 @@
 """Processes that die: because of a trial, by the kernel, by a user. The sweep goes on, and reports what happened."""
 
+import json
+import os
 import signal
 import subprocess
 import time
@@ -123,6 +125,30 @@ def test_without_its_keeper_a_worker_checkpoints_and_goes(started: subprocess.Po
     assert again.returncode == 0, again.stderr
     assert states(tmp_path) == [COMPLETE] * 4
     assert mlflow_statuses(tmp_path) == ["FINISHED"] * 5
+
+
+@pytest.mark.faults
+def test_a_refined_sweep_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    found = {}
+    for name, kills in (("whole", ()), ("killed", (2, 8))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for steps in kills:
+            process = subprocess.Popen(
+                command_line(*QUICK, "search=refine"), cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+            wait_for_steps(folder, steps)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        run = lrsweep(*QUICK, "search=refine", cwd=folder)
+        assert run.returncode == 0, run.stderr
+        summary = json.loads((folder / "outputs" / "lora_lr" / "summary.json").read_text())
+        trials = [
+            {key: trial[key] for key in ("values", "status", "role", "evals", "eval_loss")}
+            for trial in summary["trials"]
+        ]
+        found[name] = [trials, summary["best"], summary["ties"], summary["edges"]]
+    assert found["killed"] == found["whole"]
 
 
 @pytest.mark.faults

@@ -18,6 +18,7 @@ from lrsweep.files.metrics_log import read_metrics
 
 COMMAND = [
     "+sweep=lora_lr",
+    "search=grid",
     "name=compiled",
     "space.optimizer.lr=[1e-3,3e-3]",
     "training.max_steps=8",

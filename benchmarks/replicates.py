@@ -16,7 +16,6 @@ from typing import Any
 
 from common import RESULTS, about, save, table
 
-
 SEARCHES = ("refine", "grid")
 
 

@@ -192,6 +192,8 @@ class Notes(Screen):
 
     def trial_interrupted(self, number: int) -> None: ...
 
+    def waited(self) -> None: ...
+
     def ended(self, start: float) -> list[Ended]:
         """Returns all trials; `start` is the time of the sweep's start."""
         return [trial | {"at": trial["at"] - start} for trial in self._trials.values()]

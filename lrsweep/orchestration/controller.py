@@ -134,6 +134,8 @@ class Controller:
         try:
             while True:
                 steps = self.study.steps_left(self.config.training.max_steps)
+                if steps:
+                    self.screen.note(f"{steps} steps to train")
                 with self.screen.running(self.study.total, len(self.study.records()), steps):
                     self._until_finished(monitor)
                 summary = self._summary(about)

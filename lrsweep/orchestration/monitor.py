@@ -122,6 +122,7 @@ class Monitor:
                 self._ended.add(view.number)
                 self._finish(view.record)
                 self.screen.trial_finished(view.number, view.record.status, view.record.reason)
+        self.screen.waited()
 
     def interrupted(self) -> None:
         """Marks the trials that have not ended as interrupted."""

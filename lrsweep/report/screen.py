@@ -16,6 +16,8 @@ from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.training.engines import Measurement
 
 _ROWS = 16
+# Seconds after which a plain screen says that the sweep is alive.
+_SILENT = 30.0
 _STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim", "interrupted": "yellow"}
 
 
@@ -58,6 +60,9 @@ class Screen(Protocol):
     def trial_interrupted(self, number: int) -> None:
         """Shows that a trial was interrupted, to be resumed in a later run."""
 
+    def waited(self) -> None:
+        """Says that the sweep is alive, if nothing else has for a while. Called often while trials run."""
+
 
 @dataclass
 class _Row:
@@ -96,6 +101,10 @@ class Clock:
     def ended(self, number: int, max_steps: int) -> None:
         """Records that a trial has ended; it does not need the rest of its steps."""
         self._left -= max(max_steps - self._reached.get(number, 0), 0)
+
+    def progress(self) -> str:
+        """The steps done of those there were, and the time left."""
+        return f"{self._done} of {self._left} steps, {self.left()} left"
 
     def left(self) -> str:
         """The time left, like `2:05`; `?` before the first step."""
@@ -158,6 +167,9 @@ class LiveScreen:
         """Shows the interruption in the trial's row."""
         self._rows[number].status = "interrupted"
 
+    def waited(self) -> None:
+        """Does nothing: the table shows each step."""
+
     def _draw(self) -> Group:
         table = Table(box=None, header_style="bold", pad_edge=False)
         rows = list(self._rows.items())[-_ROWS:]
@@ -193,6 +205,7 @@ class PlainScreen:
         self._clock = Clock()
         self._done = 0
         self._total = 0
+        self._printed = time.monotonic()
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
@@ -204,6 +217,7 @@ class PlainScreen:
     def note(self, text: str) -> None:
         """Prints a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
+        self._printed = time.monotonic()
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
         """Remembers the trial; its first evaluation prints a line."""
@@ -230,6 +244,11 @@ class PlainScreen:
         self.note(
             f"{self._name(number)}: {status}{because}; {self._done} of {self._total} done, {self._clock.left()} left"
         )
+
+    def waited(self) -> None:
+        """Prints a line with the progress if the last line is half a minute old."""
+        if time.monotonic() - self._printed >= _SILENT:
+            self.note(self._clock.progress())
 
     def trial_interrupted(self, number: int) -> None:
         """Prints a line."""

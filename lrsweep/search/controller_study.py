@@ -134,9 +134,9 @@ class ControllerStudy:
 
     def idle(self) -> bool:
         """Returns whether all trials have ended or are paused."""
-        paused = self.paused()
-        running = len(self._store.trials(TrialState.RUNNING))
-        return running == len(paused) and len(self.records()) + len(paused) >= self.total
+        trials = self._store.trials()
+        still = [frozen for frozen in trials if frozen.state.is_finished() or is_paused(frozen)]
+        return len(still) == len(trials) >= self.total
 
     def steps_left(self, of_one: int) -> int:
         """The optimizer steps until all trials have ended or pause.

@@ -75,6 +75,25 @@ class _Point:
     paused: bool
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """What is known when a plan is made.
+
+    Attributes:
+        config: The sweep's config.
+        points: The rates with a result, from the lowest to the highest; those that failed have none.
+        base_loss: The eval loss before training, in nats per token; None if it is not known.
+        rates: All rates that were tried, from the lowest to the highest.
+        added: How many of them lie beyond the range that the sweep started with.
+    """
+
+    config: SweepConfig
+    points: tuple[_Point, ...]
+    base_loss: float | None
+    rates: tuple[float, ...]
+    added: int
+
+
 def pause_at(config: SweepConfig) -> int | None:
     """The step after which a trial pauses at its next evaluation, always past the warm-up.
 
@@ -107,10 +126,13 @@ def plan(
     pause = pause_at(config)
     if pause is None:
         return Plan()
-    points = sorted(_points(results, paused, pause), key=lambda point: point.lr)
-    complete = [point for point in points if point.final is not None]
-    added = sum(result.role == "extension" for result in results)
-    found = (_refined if complete else _coarse)(config, points, base_loss, added)
+    own = [result for result in results if result.role not in ("replicate", "rescue")]
+    points = sorted(_points(own, paused, pause), key=lambda point: point.lr)
+    rates = sorted(float(result.values[LR]) for result in own)
+    added = sum(result.role == "extension" for result in own)
+    sweep = _Sweep(config, tuple(points), base_loss, tuple(rates), added)
+    complete = any(point.final is not None for point in points)
+    found = _refined(sweep) if complete else _coarse(sweep)
     # Without one complete trial there is no answer, so the limits count from the first one on.
     limit = _limit(config, results, found, seconds) if complete and found.goes_on else ""
     return Plan(why=f"refine: {limit} is used up") if limit else found
@@ -118,7 +140,7 @@ def plan(
 
 def _points(results: Sequence[Result], paused: Collection[int], pause: int) -> Iterator[_Point]:
     for result in results:
-        if result.role in ("replicate", "rescue") or result.status == "failed":
+        if result.status == "failed":
             continue
         early = next((loss for step, loss in result.evals if step >= pause and math.isfinite(loss)), None)
         final = result.eval_loss if result.status == "complete" else None
@@ -127,23 +149,25 @@ def _points(results: Sequence[Result], paused: Collection[int], pause: int) -> I
         yield _Point(float(result.values[LR]), result.number, early, final, result.number in paused)
 
 
-def _coarse(config: SweepConfig, points: Sequence[_Point], base_loss: float | None, added: int) -> Plan:
+def _coarse(sweep: _Sweep) -> Plan:
     """The lowest at the pause and its neighbours go on, once the lowest is inside the range."""
+    points = sweep.points
     alive = [point for point in points if point.early is not None]
     if not alive:
-        return Plan(why="every rate diverged")
+        return Plan(why="refine: every rate diverged or failed")
     lowest = min(alive, key=lambda point: (point.early, point.lr))
     at = points.index(lowest)
-    if at in (0, len(points) - 1) and (grown := _grown(config, points, added, up=at > 0)):
+    if at in (0, len(points) - 1) and (grown := _grown(sweep, up=at > 0)):
         return grown
     beside = [points[i] for i in (at - 1, at + 1) if 0 <= i < len(points)]
-    going = [lowest, *(point for point in beside if point.paused and not _cannot_win(point, lowest, base_loss))]
+    going = [lowest, *(point for point in beside if point.paused and not _cannot_win(point, lowest, sweep.base_loss))]
     rates = ", ".join(format_value(point.lr) for point in sorted(going, key=lambda point: point.lr))
     return Plan(resumed=tuple(sorted(point.number for point in going)), why=f"refine: training {rates} to the end")
 
 
-def _refined(config: SweepConfig, points: Sequence[_Point], base_loss: float | None, added: int) -> Plan:
+def _refined(sweep: _Sweep) -> Plan:
     """The neighbours of the best complete rate, then a rate between them."""
+    points, base_loss = sweep.points, sweep.base_loss
     best = min((point for point in points if point.final is not None), key=lambda point: (point.final, point.lr))
     assert best.final is not None
     improvement = None if base_loss is None or base_loss <= best.final else base_loss - best.final
@@ -153,24 +177,22 @@ def _refined(config: SweepConfig, points: Sequence[_Point], base_loss: float | N
         if point.paused and not _cannot_win(point, best, base_loss):
             return Plan(resumed=(point.number,), why=f"refine: training {format_value(point.lr)} to the end")
     if at in (0, len(points) - 1):
-        return _grown(config, points, added, up=at > 0) or Plan(
+        return _grown(sweep, up=at > 0) or Plan(
             why=f"refine: {format_value(best.lr)} is at the end of the range, which cannot grow further"
         )
     left, right = ((math.log10(point.lr), _expected(point, best, base_loss)) for point in beside)
-    return _between(config, points, (left, (math.log10(best.lr), best.final), right), improvement)
+    return _between(sweep, (left, (math.log10(best.lr), best.final), right), improvement)
 
 
 def _between(
-    config: SweepConfig,
-    points: Sequence[_Point],
+    sweep: _Sweep,
     three: tuple[tuple[float, float], tuple[float, float], tuple[float, float]],
     improvement: float | None,
 ) -> Plan:
     """A rate between the best one and its neighbours, if it promises a gain.
 
     Args:
-        config: The sweep's config.
-        points: All rates that were tried.
+        sweep: What is known.
         three: log10 of the rate, and the final loss, of the lower neighbour, the best one, and the higher neighbour.
         improvement: The loss before training minus the best loss, in nats per token; None if it is not known.
     """
@@ -178,21 +200,21 @@ def _between(
     lr, lowest = _vertex(*three)
     new, gain = float(f"{10**lr:.2g}"), y1 - lowest
     share = f", {100 * gain / improvement:.2g} % of the improvement" if improvement else ""
-    worth_it = gain > _WORTH_TRYING * config.search.tolerance * (improvement or 0.0)
-    if worth_it and not _tried(new, points):
+    worth_it = gain > _WORTH_TRYING * sweep.config.search.tolerance * (improvement or 0.0)
+    if worth_it and not _tried(new, sweep):
         text = f"trying {format_value(new)}, where a parabola over log lr is lowest (by {gain:.4f}{share})"
         return Plan((TrialSpec({LR: new}, "fit"),), why=f"refine: {text}")
     middle = (x0 + x1) / 2 if x1 - x0 > x2 - x1 else (x1 + x2) / 2
     new = float(f"{10**middle:.2g}")
     narrow = min(y0, y2) - y1 > _VALLEY * (improvement or math.inf) and max(x1 - x0, x2 - x1) > _WIDE
-    if narrow and not _tried(new, points):
+    if narrow and not _tried(new, sweep):
         text = f"trying {format_value(new)}, because the loss rises fast on both sides of {format_value(10**x1)}"
         return Plan((TrialSpec({LR: new}, "fit"),), why=f"refine: {text}")
     return Plan(why=f"refine: no rate is expected to be better than {format_value(10**x1)} by an amount that matters")
 
 
-def _tried(lr: float, points: Sequence[_Point]) -> bool:
-    return any(abs(math.log10(lr / point.lr)) < _SAME for point in points)
+def _tried(lr: float, sweep: _Sweep) -> bool:
+    return any(abs(math.log10(lr / other)) < _SAME for other in sweep.rates)
 
 
 def _cannot_win(point: _Point, best: _Point, base_loss: float | None) -> bool:
@@ -232,15 +254,14 @@ def _vertex(left: tuple[float, float], middle: tuple[float, float], right: tuple
     return x1 + shift, float(np.polyval([a, b, c], shift))
 
 
-def _grown(config: SweepConfig, points: Sequence[_Point], added: int, *, up: bool) -> Plan | None:
+def _grown(sweep: _Sweep, *, up: bool) -> Plan | None:
     """The next rate beyond the end of the range; None if it may not grow further."""
-    listed = [point.lr for point in points]
-    new = beyond(listed, up=up, count=1, added=added) if len(listed) > 1 else []
+    new = beyond(sweep.rates, up=up, count=1, added=sweep.added) if len(sweep.rates) > 1 else []
     if not new:
         return None
-    last, end = (listed[-1], "highest") if up else (listed[0], "lowest")
+    last, end = (sweep.rates[-1], "highest") if up else (sweep.rates[0], "lowest")
     return Plan(
-        (TrialSpec({LR: new[0]}, "extension", pause_at=pause_at(config)),),
+        (TrialSpec({LR: new[0]}, "extension", pause_at=pause_at(sweep.config)),),
         why=f"refine: {format_value(last)} is the {end} tried: adding {format_value(new[0])}",
     )
 

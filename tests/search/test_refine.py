@@ -1,5 +1,6 @@
 """`search.method=refine`: the plan from what the trials have measured, and a whole sweep."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -175,7 +176,18 @@ def test_a_narrow_valley_is_searched_beyond_what_a_parabola_shows() -> None:
 
 def test_without_any_live_rate_it_ends() -> None:
     sweep = Replay(LADDER, lambda log_lr, share: math.inf)
-    assert sweep.next() == Plan(why="every rate diverged")
+    assert sweep.next() == Plan(why="refine: every rate diverged or failed")
+
+
+def test_a_rate_that_failed_is_not_tried_again() -> None:
+    sweep = Replay(LADDER, parabola(-3.76, 3.0))
+    sweep.follow(sweep.next())
+    found = sweep.next()
+    sweep.follow(found)
+    sweep.results[-1] = dataclasses.replace(sweep.results[-1], status="failed", eval_loss=None, evals=())
+    again = sweep.next()
+    assert found.new
+    assert not again.goes_on
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lrsweep.search.followups import followups
 
 
 def results(key: str, losses: dict[float, float], *overrides: str) -> list[Result]:
-    base = sweep_config(["+sweep=full_lr", f"space.{key}={list(losses)}", *overrides])
+    base = sweep_config(["+sweep=full_lr", "search=grid", f"space.{key}={list(losses)}", *overrides])
     return [
         Result(i, {key: value}, replace(base, {key: value}), "complete", 60, loss, "", evals=((40, loss), (60, loss)))
         for i, (value, loss) in enumerate(losses.items())
@@ -30,7 +30,7 @@ def test_a_grid_of_two_rates_has_its_best_at_an_edge(losses: dict[float, float],
     best = min(losses, key=lambda lr: losses[lr])
     assert [(edge.key, edge.value, edge.side) for edge in verdict.edges] == [("optimizer.lr", best, side)]
     assert f"the {side} learning rate tried" in verdict.inconclusive
-    config = sweep_config(["+sweep=full_lr", f"space.optimizer.lr={list(losses)}", "search.extend=true"])
+    config = sweep_config(["+sweep=full_lr", "search=grid", f"space.optimizer.lr={list(losses)}", "search.extend=true"])
     specs, _ = followups(config, search_space.axes(config), found, verdict, {})
     assert [spec.params["optimizer.lr"] for spec in specs] == added
 

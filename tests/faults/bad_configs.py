@@ -227,7 +227,12 @@ SPACE = [
         "space.optimizer.eps={low: 1e-9, high: 1e-6, num: 100}",
         "space.optimizer.weight_decay={low: 0, high: 1, num: 100}",
     ),
-    sweep("training: horizon (20) is the real run's steps", "training.horizon=60", "space.training.horizon=[60,20]"),
+    sweep(
+        "training: horizon (20) is the real run's steps",
+        "search=grid",
+        "training.horizon=60",
+        "space.training.horizon=[60,20]",
+    ),
     sweep("space.data.path=['http://u:***@h/x']: holds a secret", "space.data.path=['http://u:hunter2@h/x']"),
 ]
 

@@ -20,6 +20,8 @@ _CONFIDENCE = 0.95
 # With search.replicates=auto that is asked up to three times, after about 3, 6 and 9 replicates, so each time has to be
 # surer, and the first the least: the errors add up to about one in twenty (benchmarks/verdict.py).
 _CONFIDENCES = (0.96, 0.99, 0.995)
+# The replicates of the first look. After `refine` up to two more trials get their second seed in it.
+_FIRST_LOOK, _FIRST_LOOK_REFINED = 3, 5
 # The best trials were picked for their first seed. A trial that has that one only must differ from them by more.
 _PICKED = 0.99
 # A share of the improvement that nobody minds: the loss before training minus the best loss.
@@ -159,7 +161,8 @@ def compared(candidates: Sequence[Candidate]) -> tuple[tuple[Rival, ...], Noise 
     confidence = _CONFIDENCE
     if best.result.config.search.replicates == "auto":
         replicates = sum(candidate.repeated for candidate in candidates)
-        confidence = _CONFIDENCES[0 if replicates <= 3 else 1 if replicates <= 6 else 2]
+        first = _FIRST_LOOK_REFINED if best.result.config.search.method == "refine" else _FIRST_LOOK
+        confidence = _CONFIDENCES[0 if replicates <= first else 1 if replicates <= 6 else 2]
     rivals = []
     for i, other in enumerate(others, start=1):
         if len(other.losses) > 1:

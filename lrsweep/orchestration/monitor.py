@@ -109,7 +109,10 @@ class Monitor:
     def look(self) -> None:
         """Shows and sends everything that is new since the last call."""
         for view in self.study.trials():
-            if view.number in self._ended or (view.record is None and not _is_running(view, self._left)):
+            if view.number in self._ended:
+                continue
+            # A trial of this run that has just been paused may have lines that were not read yet.
+            if view.record is None and view.number not in self._logs and not _is_running(view, self._left):
                 continue
             if view.number not in self._logs and not self._begin(view):
                 continue

@@ -41,6 +41,13 @@ TRIAL_SECTIONS = ("model", "data", "finetune", "optimizer", "scheduler", "traini
 _DURATION = r"^([0-9]+(?:\.[0-9]+)?)(s|min|h)$"
 
 
+def _steps_or_time(value: Any) -> Any:
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is None or steps or (isinstance(value, str) and re.fullmatch(_DURATION, value)):
+        return value
+    raise ValueError("must be a number of steps, or a time such as 30s, 30min or 2h")
+
+
 class SearchConfig(Section):
     """How trials are chosen."""
 
@@ -52,7 +59,7 @@ class SearchConfig(Section):
     tolerance: Annotated[float, Field(gt=0, lt=1), run_key()] = 0.01
     """`refine` ends once it expects no rate to be better by half of this share of the improvement: the loss before
     training minus the best loss."""
-    budget: Annotated[Count | Annotated[str, Field(pattern=_DURATION)] | None, run_key()] = None
+    budget: Annotated[int | str | None, BeforeValidator(_steps_or_time), run_key()] = None
     """`refine` trains nothing that would need more than this: optimizer steps of all trials together, or time, such as
     30min or 2h. The first rate is trained to its end in any case."""
     seed: Annotated[Seed, sweep_key()] = 0

@@ -31,11 +31,20 @@ class Recorder:
     def __init__(
         self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None, why: Stop = "paused"
     ) -> None:
-        self._trials = [Trial(i, c, folder / str(i)) for i, c in enumerate(configs)]
+        self._folder = folder
+        self._given = 0
+        self._trials: list[Trial] = []
+        for config in configs:
+            self.add(config)
         self._stop_at = stop_at
         self._why = why
         self.heard: list[Measurement] = []
         self.outcomes: list[Outcome] = []
+
+    def add(self, config: SweepConfig) -> None:
+        """Adds a trial."""
+        self._trials.append(Trial(self._given, config, self._folder / str(self._given)))
+        self._given += 1
 
     def next_trial(self) -> Trial | None:
         return self._trials.pop(0) if self._trials else None

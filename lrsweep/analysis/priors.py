@@ -14,7 +14,7 @@ from pathlib import Path
 from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import ModelConfig
-from lrsweep.embedded import BASE
+from lrsweep.embedded import folder_of
 
 _TINKER = (
     "the formula of tinker-cookbook's get_lr, fitted to LoRA runs of Llama and Qwen at batch size 128 and alpha 32"
@@ -111,7 +111,7 @@ def read_size(model: ModelConfig) -> tuple[int, str] | None:
     Returns:
         Hidden size and model type; None for a hub id, or if the file does not hold them.
     """
-    folder = BASE if model.path == "embedded" else Path(model.path).expanduser()
+    folder = Path(folder_of(model.path))
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -57,7 +57,8 @@ class ModelConfig(Section):
     """The model to fine-tune."""
 
     path: Annotated[str, _BASE]
-    """A local folder, a hub id, or `embedded` for the small model that ships with lrsweep."""
+    """A local folder or a hub id; `embedded` is the small model that ships with lrsweep, and `smollm2_135m` comes from
+    a Python package."""
     revision: Annotated[str | None, _BASE] = None
     """The branch, tag or commit of a hub model."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float64"], _NUMERICS] = "auto"

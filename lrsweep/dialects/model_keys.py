@@ -3,6 +3,7 @@
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import word
+from lrsweep.embedded import NO_HUB, folder_of
 from lrsweep.errors import InputError
 
 
@@ -26,9 +27,5 @@ def write_model(config: SweepConfig) -> Tree:
 
 
 def model_folder(path: str) -> str:
-    """Returns the model's path or hub id; for `embedded`, the folder of the model that lrsweep ships."""
-    if path != "embedded":
-        return path
-    from lrsweep.embedded import BASE
-
-    return str(BASE)
+    """Returns the model's path or hub id; for the models that need no hub, their folder."""
+    return folder_of(path) if path in NO_HUB else path

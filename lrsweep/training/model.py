@@ -4,7 +4,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
-from lrsweep.embedded import BASE
+from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
 
 # Trials load the base often, and each progress bar would break the terminal's display.
@@ -209,7 +208,7 @@ def _no_load_report() -> Iterator[None]:
 
 def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
     """What one of transformers' Auto classes loads from `model.path`. Raises InputError."""
-    path = str(BASE) if model.path == "embedded" else str(Path(model.path).expanduser())
+    path = folder_of(model.path)
     try:
         return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
     except (MemoryError, torch.OutOfMemoryError):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.trial_schema import ModelConfig
+from lrsweep.embedded import smollm2
 from lrsweep.errors import InputError
 
 # safetensors' own limit for the header, in bytes.
@@ -20,6 +21,9 @@ def check_path(model: ModelConfig) -> None:
     Raises:
         InputError: It is not; the message says what is wrong and what to do.
     """
+    if model.path == smollm2.NAME:
+        smollm2.check()
+        return
     path = Path(model.path).expanduser()
     if not path.exists():
         if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:

@@ -9,20 +9,20 @@ import importlib.abc, importlib.util, os, signal, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "lrsweep.training.engines.packed":
+        if name != "lrsweep.training.engines.pack_run":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            step = module._PackRun._step
+            step = module.PackRun._step
             def faulty(pack):
                 step(pack)
                 for slot in pack._slots.values():
                     if slot.trial.number == {trial} and slot.step == {step}:
                         {fault}
-            module._PackRun._step = faulty
+            module.PackRun._step = faulty
         spec.loader.exec_module = exec_module
         return spec
 

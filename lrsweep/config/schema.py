@@ -210,6 +210,8 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _trials_outlast_their_warmup(self) -> Self:
         training = self.training
+        if self.lengths_searched:
+            return self  # no trial follows the schedule of the horizon
         warmup = self.scheduler.warmup(training.schedule_steps)
         # A trial that is the whole run may warm up as long as the run does.
         if training.max_steps < min(2 * warmup, training.schedule_steps):
@@ -226,6 +228,12 @@ class SweepConfig(Section):
         if tree.get("origin") is None:
             tree.pop("origin", None)
         return tree
+
+    @property
+    def lengths_searched(self) -> bool:
+        """Whether each trial is a whole run of its own length: `training.horizon` is then only what to predict for."""
+        searched = self.space.get("training")
+        return isinstance(searched, Mapping) and "max_steps" in searched and "horizon" not in searched
 
     @property
     def redactor(self) -> Redactor:

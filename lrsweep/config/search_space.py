@@ -217,7 +217,8 @@ def trial_config(
     Raises:
         InputError: The values contradict each other.
     """
-    trial = replace(config, {**values(axes, stored), **(overrides or {})})
+    whole = {"training.horizon": None} if config.lengths_searched else {}
+    trial = replace(config, {**whole, **values(axes, stored), **(overrides or {})})
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[config.search.lr_scaling]
     factor = (_batch(trial) / _batch(config)) ** power
     return replace(trial, {LR: trial.optimizer.lr * factor}) if factor != 1.0 else trial

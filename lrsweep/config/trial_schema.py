@@ -198,7 +198,8 @@ class TrainingConfig(Section):
     gradient_checkpointing: Annotated[bool, _NUMERICS] = False
     """Recomputes activations in the backward pass: less memory, more time."""
     horizon: Annotated[Count | None, _OWN] = None
-    """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`."""
+    """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`. If `max_steps`
+    is searched, each trial has a schedule of its own length, and the best rate for this length follows from theirs."""
     save_adapter: Annotated[bool, run_key()] = True
     """Keeps the adapters of complete trials."""
     checkpoint_seconds: Annotated[NonNegative | None, run_key()] = 60.0

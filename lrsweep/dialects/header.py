@@ -22,7 +22,11 @@ def header(summary: Summary) -> str:
         result += f", the mean of {len(candidate.losses)} seeds"
     lines = [f"The best of the lrsweep sweep {summary.config.name}: {tuned}", f"{result}.", *_certainty(summary)]
     lines.append(f"The learning rate is for an effective batch of {rows} rows.")
-    if training.horizon is None and summary.config.origin is None:
+    if summary.longer_run is not None:
+        longer = summary.longer_run
+        low, high = format_value(longer.low), format_value(longer.high)
+        lines.append(f"A run of {longer.steps} steps wants about {format_value(longer.lr)}, from {low} to {high}.")
+    elif training.horizon is None and summary.config.origin is None:
         lines.append(f"It was found in runs of {training.max_steps} steps: set your own run's length.")
     return comments(lines)
 

@@ -9,6 +9,7 @@ from typing import Any
 from lrsweep import __version__
 from lrsweep.analysis.diagnosis import Advice, Diagnosis, curve, diagnose
 from lrsweep.analysis.diagnosis.trial_remedies import fitted
+from lrsweep.analysis.horizon import LongerRun, longer_run
 from lrsweep.analysis.priors import Factor, Prior
 from lrsweep.analysis.ranking import Result
 from lrsweep.analysis.verdict import Verdict, judge
@@ -72,6 +73,7 @@ class Summary:
         base_loss: The eval loss before training, in nats per token; None if it was not measured.
         diagnoses: The diagnosis of each trial's curve, by number.
         about: The facts about the sweep besides its trials.
+        longer_run: The learning rate for a run that is longer than the trials; None if none is asked for, or known.
     """
 
     config: SweepConfig
@@ -80,6 +82,7 @@ class Summary:
     base_loss: float | None
     diagnoses: Mapping[int, Diagnosis]
     about: About
+    longer_run: LongerRun | None = None
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -114,7 +117,8 @@ def summarise(
     firsts = (rows[result.number][:1] for result in results)
     base_loss = next((first[0].get("eval_loss") for first in firsts if first and first[0]["step"] == 0), None)
     verdict = judge(results, base_loss)
-    summary = Summary(config, results, verdict, base_loss, _diagnoses(results, rows, verdict), about)
+    longer = longer_run(config, results, verdict, base_loss)
+    summary = Summary(config, results, verdict, base_loss, _diagnoses(results, rows, verdict), about, longer)
     write_text(folder.summary, json.dumps(_to_json(summary), indent=1) + "\n")
     return summary
 
@@ -195,7 +199,9 @@ def read_summary(folder: SweepFolder) -> Summary:
             tree["importances"],
         )
         base_loss = None if tree["base_loss"] is None else float(tree["base_loss"])
-        return Summary(config, results, judge(results, base_loss), base_loss, diagnoses, about)
+        verdict = judge(results, base_loss)
+        longer = longer_run(config, results, verdict, base_loss)
+        return Summary(config, results, verdict, base_loss, diagnoses, about, longer)
     except FileNotFoundError:
         raise StorageError(f"{folder.summary}: does not exist yet; it is written when the sweep ends") from None
     except OSError as fault:
@@ -242,6 +248,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "basin_centre": verdict.lr_curve and verdict.lr_curve.centre,
         "inconclusive": verdict.inconclusive,
         "edges": [asdict(edge) for edge in verdict.edges],
+        "longer_run": summary.longer_run and asdict(summary.longer_run),
         "base_loss": summary.base_loss,
         "dataset": asdict(about.dataset),
         "links": asdict(about.links),

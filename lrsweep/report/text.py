@@ -4,13 +4,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lrsweep.analysis import priors
-from lrsweep.analysis.ranking import Result, by_budget
+from lrsweep.analysis.ranking import Result
 from lrsweep.config.schema import key_facts
 from lrsweep.config.search_space import LR
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.report.certainty import certainty, chosen_values, edge_warnings, own_keys
+from lrsweep.report.lengths import lengths
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
@@ -71,7 +72,7 @@ def sentences(summary: Summary) -> list[str]:
         " ".join([recommendation(summary), *edge_warnings(summary)]),
         *certainty(summary),
         *_added(summary),
-        *_lengths(summary),
+        *lengths(summary),
         *_incomparable(summary),
         *_rules_of_thumb(summary),
         *missing_rows(summary.about.dataset, summary.config.data),
@@ -106,25 +107,6 @@ def _added(summary: Summary) -> list[str]:
         return []
     rates = ", ".join(map(format_value, sorted(added)))
     return [f"Added learning rates, because the best one was at the end of the range: {rates}."]
-
-
-def _lengths(summary: Summary) -> list[str]:
-    """How the best learning rate changes with the length of the run."""
-    budgets = by_budget(summary.results)
-    if len(budgets) < 2 or LR not in summary.axes:
-        if summary.config.training.horizon is None and LR in summary.axes:
-            return [
-                "Short runs favor high rates: set training.horizon to the real run's steps, or compare with "
-                "+sweep=horizon."
-            ]
-        return []
-    rates = list(budgets.values())
-    moves = "falls" if rates[-1] < rates[0] else "rises" if rates[-1] > rates[0] else "stays the same"
-    listed = ", ".join(
-        f"{format_value(lr)} for {steps} steps" + (f" of {schedule}" if schedule != steps else "")
-        for (steps, schedule), lr in budgets.items()
-    )
-    return [f"The best learning rate {moves} as runs get longer: {listed}."]
 
 
 def _incomparable(summary: Summary) -> list[str]:

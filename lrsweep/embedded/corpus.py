@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gc
 import hashlib
+import json
 import re
 import sys
 import sysconfig
@@ -16,11 +17,17 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrsweep.errors import InputError
+import platformdirs
+
+from lrsweep.errors import InputError, StorageError
+from lrsweep.files.atomic import write_text
 
 # Applications, jokes and generated tables: not installed everywhere, or not typical code and prose.
 LEFT_OUT = {"antigravity", "encodings", "idlelib", "lib2to3", "pydoc_data", "this", "turtledemo"}
 TEST_FOLDERS = {"idle_test", "test", "tests"}
+
+# Prompts and completions.
+Pairs = tuple[tuple[str, str], ...]
 
 # In characters. With these limits, and with a letter or digit first, a completion has the same tokens with its prompt
 # and without, and every row fits into 128 tokens of the base's tokenizer.
@@ -68,23 +75,59 @@ def is_evaluated(module: str) -> bool:
 
 def _sources() -> Iterator[tuple[str, str]]:
     """The dotted module path and the text of each file that is UTF-8, by module."""
+    for file, path in _files():
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        yield ".".join(path).removesuffix(".__init__"), text
+
+
+def _files() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The files of the standard library, each with its module's path, by module."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     for name in sorted(sys.stdlib_module_names - LEFT_OUT):
         for file in [stdlib / f"{name}.py", *sorted((stdlib / name).rglob("*.py"))]:
             path = file.relative_to(stdlib).with_suffix("").parts
-            if TEST_FOLDERS.intersection(path) or not file.is_file():
-                continue
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
-            yield ".".join(path).removesuffix(".__init__"), text
+            if not TEST_FOLDERS.intersection(path) and file.is_file():
+                yield file, path
 
 
 # Cached for the life of the process, because a sweep reads its data for every trial.
 @functools.cache
-def _split_pairs() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """The pairs (prompt, completion) of the train side and of the eval side."""
+def _split_pairs() -> tuple[Pairs, Pairs]:
+    """The pairs (prompt, completion) of the train side and of the eval side.
+
+    Parsing the library takes three seconds, so the pairs are kept in the user's cache, for the same files only.
+    """
+    cache = platformdirs.user_cache_path("lrsweep") / f"docstrings-{_fingerprint()}.json"
+    try:
+        train, evaluation = json.loads(cache.read_text(encoding="utf-8"))
+        return _as_pairs(train), _as_pairs(evaluation)
+    except (OSError, ValueError, TypeError):
+        pass  # not there yet, or damaged
+    found = _parsed()
+    # Without a place for it, the next process parses again; without a home, the path is a relative one.
+    if cache.is_absolute():
+        with contextlib.suppress(StorageError):
+            write_text(cache, json.dumps(found))
+    return found
+
+
+def _as_pairs(tree: list[list[str]]) -> Pairs:
+    return tuple((str(prompt), str(completion)) for prompt, completion in tree)
+
+
+def _fingerprint() -> str:
+    """A hash of all that the pairs depend on: the library's files, by size and time, and this module."""
+    known = hashlib.sha256(Path(__file__).read_bytes())
+    for file, _ in _files():
+        stat = file.stat()
+        known.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return known.hexdigest()[:16]
+
+
+def _parsed() -> tuple[Pairs, Pairs]:
     train: dict[str, str] = {}
     evaluation: dict[str, str] = {}
     train_lines: set[str] = set()
@@ -139,5 +182,5 @@ def _documented_in(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, str
             yield from _documented_in(node.body + node.orelse, prefix)
 
 
-def _as_rows(pairs: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+def _as_rows(pairs: Pairs) -> list[dict[str, str]]:
     return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]

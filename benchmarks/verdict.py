@@ -8,7 +8,8 @@ true means are known. Four questions, for each task and each budget of steps:
 - how far the recommended rate's true mean is from the best tried one's, in units of the improvement;
 - how often what is said of the best and its rivals is right: a tie if the true difference is within the stated margin,
   "more than chance" if the true difference has the same sign;
-- how often six equal configs are all called tied, with independent noise;
+- how often six equal configs are all called tied, with independent noise, and how often the four that
+  `search=refine` has trained to the end;
 - how often a rate wins that is better than five equal ones by 3 and by 5 standard deviations.
 
 `--tasks NAME ...` replays some tasks only. Two of them were set aside while the statistics were built.
@@ -38,7 +39,7 @@ Floats = NDArray[np.float64]
 TUNING = ("llama_docstrings", "qwen2_signatures")
 HELD_OUT = ("gemma_sums", "mistral_names")
 BUDGETS = (20, 60, 120, 400)
-EQUAL = 6
+EQUAL, EQUAL_REFINED = 6, 4
 GAINS = (3.0, 5.0)
 
 
@@ -85,18 +86,19 @@ def load(name: str, budget: int) -> Truth:
 
 
 @functools.cache
-def config(lr: float, seed: int) -> SweepConfig:
+def config(lr: float, seed: int, method: str) -> SweepConfig:
     """Returns a trial's config."""
-    return replace(sweep_config(["+sweep=lora_lr"]), {"optimizer.lr": lr, "training.seed": seed})
+    return replace(sweep_config(["+sweep=lora_lr", f"search={method}"]), {"optimizer.lr": lr, "training.seed": seed})
 
 
-def sweep(lrs: Sequence[float], base_loss: float, draw: Callable[[], Floats]) -> Verdict:
+def sweep(lrs: Sequence[float], base_loss: float, draw: Callable[[], Floats], method: str = "grid") -> Verdict:
     """Returns the verdict on a sweep with automatic replicates.
 
     Args:
         lrs: The rates.
         base_loss: The loss before training.
         draw: Returns the losses of all rates with the next seed.
+        method: The search that chose the rates; the rules for replicates depend on it.
     """
     losses = [draw() for _ in range(4)]
 
@@ -104,7 +106,7 @@ def sweep(lrs: Sequence[float], base_loss: float, draw: Callable[[], Floats]) ->
         loss = float(losses[seed][rate])
         status: Status = "complete" if np.isfinite(loss) else "diverged"
         role: Role = "search" if of is None else "replicate"
-        own = config(lrs[rate], seed)
+        own = config(lrs[rate], seed, method)
         return Result(
             number, {"optimizer.lr": lrs[rate]}, own, status, 1, loss if np.isfinite(loss) else None, "", role, {}, of
         )
@@ -176,23 +178,23 @@ def measure(truth: Truth, sweeps: int) -> dict[str, Any]:
     }
 
 
-def equal(truth: Truth, sweeps: int, gain: float) -> float:
-    """Returns how often six equal configs are all tied, or how often one wins that is better by `gain` deviations."""
+def equal(truth: Truth, sweeps: int, gain: float, count: int = EQUAL, method: str = "grid") -> float:
+    """Returns how often equal configs are all tied, or how often one wins that is better by `gain` deviations."""
     random = np.random.default_rng(1)
     at = int(np.argmin(truth.mean))
     spread = truth.residuals[at] / np.std(truth.residuals[at], ddof=1) * truth.deviation
-    lrs = [float(f"{1e-4 * 10 ** (i / 2):.3g}") for i in range(EQUAL)]
+    lrs = [float(f"{1e-4 * 10 ** (i / 2):.3g}") for i in range(count)]
     better = 2  # inside the grid
 
     def draw() -> Floats:
         # The measured residuals, jittered: normal noise of the same deviation would be kinder than the real one.
-        noise = random.choice(spread, EQUAL) * np.sqrt(0.5) + random.normal(0, truth.deviation * np.sqrt(0.5), EQUAL)
-        found: Floats = truth.mean[at] + noise - gain * truth.deviation * (np.arange(EQUAL) == better)
+        noise = random.choice(spread, count) * np.sqrt(0.5) + random.normal(0, truth.deviation * np.sqrt(0.5), count)
+        found: Floats = truth.mean[at] + noise - gain * truth.deviation * (np.arange(count) == better)
         return found
 
     hits = 0
     for _ in range(sweeps):
-        verdict = sweep(lrs, truth.base_loss, draw)
+        verdict = sweep(lrs, truth.base_loss, draw, method)
         if gain:
             hits += verdict.best is not None and verdict.best.lr == lrs[better]
         else:
@@ -220,6 +222,7 @@ def main() -> None:
         entry = measure(truth, arguments.sweeps)
         entry["held_out"] = name in HELD_OUT
         entry["equal_tied"] = equal(truth, arguments.equal_sweeps, 0.0)
+        entry["equal_tied_refined"] = equal(truth, arguments.equal_sweeps, 0.0, EQUAL_REFINED, "refine")
         for gain in GAINS:
             entry[f"better_by_{gain:g}_wins"] = equal(truth, arguments.gain_sweeps, gain)
         entries.append(entry)

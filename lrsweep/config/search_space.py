@@ -119,7 +119,8 @@ def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig,
     method: str
     if before is not None and (before not in GRIDS or points is not None):
         method, why = before, "as it began"
-    elif [axis.key for axis in found] == [LR]:
+    # The user's own trainer cannot pause, so `refine` would train its trials twice.
+    elif [axis.key for axis in found] == [LR] and config.engine.name != "external":
         method, why = "refine", "the learning rate alone"
     elif points is not None and (search.n_trials is None or points <= search.n_trials):
         method, why = "grid", f"all {points} points fit"

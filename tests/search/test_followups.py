@@ -261,6 +261,12 @@ def test_auto_takes_what_fits_and_says_so(axes: list[str], trials: int, method: 
     assert search_space.settle(settled) == (settled, "")
 
 
+def test_auto_does_not_refine_what_cannot_pause() -> None:
+    external = ("engine=external", "engine.command='train {config}'", "engine.dialect=trl")
+    settled, why = search_space.settle(sweep_config(["search=auto", "space.optimizer.lr=[1e-5,1e-4,1e-3]", *external]))
+    assert (settled.search.method, why) == ("grid", "search.method=auto: grid (all 3 points fit)")
+
+
 def test_auto_goes_on_with_the_search_that_there_is() -> None:
     lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
     settled, why = search_space.settle(sweep_config(["search=auto", lr, "search.n_trials=100"]), "gp")

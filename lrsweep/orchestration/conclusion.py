@@ -10,7 +10,6 @@ from lrsweep.errors import InputError
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_value
-from lrsweep.report.page import write_page
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import Tracker
 
@@ -25,6 +24,9 @@ def conclude(summary: Summary, folder: SweepFolder) -> None:
     Raises:
         StorageError: The disk is full or fails.
     """
+    # The figures' library takes half a second to import, which the start of a sweep need not wait for.
+    from lrsweep.report.page import write_page
+
     write_page(summary, folder)
     best = summary.verdict.best
     if best is None:

@@ -69,18 +69,23 @@ def test_spikes_and_bursts_are_seen() -> None:
     found = diagnose(drawn(losses))
     assert found.label == "oscillating"
     assert found.evidence["spikes"] == 3
+
+
+def test_beside_a_better_run_at_a_lower_rate_bursts_of_the_gradient_count() -> None:
     rows = [
-        {"step": i + 1, "loss": float(v), "grad_norm": 50.0 if i in (80, 90) else 1.0}
+        {"step": i + 1, "loss": float(v), "grad_norm": 50.0 if i in (80, 90) else 1.0, "learning_rate": 1e-3}
         for i, v in enumerate(falling(200))
     ]
-    found = diagnose(curve(rows))
+    bursts, better = curve(rows), drawn(falling(200, end=1.5), lr=3e-4)
+    found = diagnose(bursts, [better])
     assert (found.label, found.evidence["bursts"], found.evidence["step"]) == ("oscillating", 2, 81.0)
+    assert diagnose(bursts).label == "healthy"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_has_diverged_from_there_on(value: float) -> None:
     losses = falling(50)
-    losses[30] = value
+    losses[30:] = value
     found = diagnose(drawn(losses, lr=3e-4))
     assert (found.label, found.evidence["step"]) == ("diverged", 31.0)
     assert found.advice[0].overrides == {"optimizer.lr": 1e-4}
@@ -175,7 +180,8 @@ def test_of_a_long_log_a_part_is_read_and_nothing_rare_is_missed(tmp_path: Path,
     assert 19_000 < len(found.loss) < 21_000
     assert found.loss.steps[-1] == 100_000
     assert found.eval_loss.steps == [70_001]
-    assert (diagnose(found).label, diagnose(found).evidence["step"]) == ("diverged", 54_322)
+    # It goes on: one batch without labels, perhaps, but nothing to call healthy.
+    assert (diagnose(found).label, diagnose(found).evidence["step"]) == ("unknown", 54_322)
 
 
 def nowhere(run_id: str) -> list[Any]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Label, Series, confidence
-from lrsweep.analysis.diagnosis.levels import levels
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
+from lrsweep.analysis.diagnosis.trend import trend
 
 Evidence = dict[str, float | str]
 # A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
@@ -165,7 +165,7 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     Its accuracy is one over the number of classes, and its loss the logarithm of that number; or its accuracy is the
     same to the digit at every evaluation, while the training loss does not fall.
     """
-    found = levels(curve.loss)
+    found = trend(curve.loss)
     accuracies = _accuracies(curve)
     if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall > 0.1:
         return None

@@ -101,6 +101,21 @@ class Curve:
         """A step as the end of a range that begins with `place`."""
         return self.place(step).split(" ", 1)[1]
 
+    def summary(self) -> str:
+        """What there is to judge, in words: the series, their steps, and what was left out."""
+        sets = "".join(f", {name or 'eval'}" for name in self.other_evals)
+        parts = [
+            f"{len(series)} {name} ({self.place(float(series.steps[0]))} to {self.number(float(series.steps[-1]))})"
+            for name, series in (("training losses", self.loss), (f"evaluations{self._of_set(sets)}", self.eval_loss))
+            if len(series)
+        ]
+        if self.restarts:
+            parts.append(f"the last run in a log that starts again {self.restarts} times".replace(" 1 times", " once"))
+        return "; ".join(parts)
+
+    def _of_set(self, others: str) -> str:
+        return f" on {self.eval_name}{others}" if self.eval_name else ""
+
     @property
     def warmed_up(self) -> float:
         """The first step at which the learning rate is highest; 0 if it was not logged."""
@@ -204,7 +219,7 @@ class _Points:
         for key in ("loss", "eval_loss"):
             if _number(row.get(key)) is not None:
                 if step < self._last.get(key, -math.inf):
-                    self._go_back(step)
+                    self._rewind(step)
                 self._last[key] = step
         for key, value in row.items():
             if key in _SERIES or _is_eval(key) or _MEASURE.match(key):
@@ -212,7 +227,7 @@ class _Points:
                 if found is not None:
                     self.points.setdefault(key, {})[step] = found
 
-    def _go_back(self, step: float) -> None:
+    def _rewind(self, step: float) -> None:
         """Drops what the log said from a step on; all of it, if the log starts again."""
         end = max(self._last.values())
         fresh = step <= max(_START * end, 1)

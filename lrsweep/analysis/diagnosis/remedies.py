@@ -1,6 +1,8 @@
 """Remedies: what to change, for people and as config overrides."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from lrsweep.analysis.diagnosis.curve import Advice, Curve
 
@@ -81,6 +83,23 @@ LESS_DECAY = (
 CHECK = (
     Advice("check that some parameters are trainable, that not all labels are masked, and that gradients flow", {}),
 )
+
+
+# The keys of transformers' TrainingArguments, which LLaMA-Factory, TRL and Axolotl share, for those that remedies set.
+_THEIRS = {
+    "optimizer.lr": "learning_rate",
+    "optimizer.weight_decay": "weight_decay",
+    "scheduler.warmup_ratio": "warmup_ratio",
+    "training.max_steps": "max_steps",
+}
+
+
+def in_training_arguments(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a remedy's overrides under the keys of transformers' TrainingArguments."""
+    found = {_THEIRS[key]: value for key, value in overrides.items() if key in _THEIRS}
+    if "optimizer.betas" in overrides:
+        found["adam_beta1"], found["adam_beta2"] = overrides["optimizer.betas"]
+    return found
 
 
 def rung(lr: float, by: int) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Series
-from lrsweep.analysis.diagnosis.levels import running_median
 from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, endpoints, noise
+from lrsweep.analysis.diagnosis.trend import running_median
 
 Evidence = dict[str, float | str]
 

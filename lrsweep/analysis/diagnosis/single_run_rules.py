@@ -8,8 +8,8 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Label, Series, confidence
-from lrsweep.analysis.diagnosis.levels import Levels, eval_levels, levels, relative_noise, running_median
 from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, loss_endpoints
+from lrsweep.analysis.diagnosis.trend import Trend, eval_trend, relative_noise, running_median, trend
 
 Evidence = dict[str, float | str]
 # A loss at this level, a perplexity of 33, leaves much of a text unpredicted: there is room to learn.
@@ -37,7 +37,7 @@ def broken_evaluations(curve: Curve) -> Diagnosis | None:
     evals = curve.eval_loss.values
     if not len(evals) or np.isfinite(evals).any():
         return None
-    found = levels(curve.loss)
+    found = trend(curve.loss)
     if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall < 0:
         return None
     reason = (
@@ -69,7 +69,7 @@ def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
 def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Diagnosis | None:
     lowest = int(evals.values.argmin())
     later = evals.values[lowest + 1 :]
-    found = eval_levels(evals)
+    found = eval_trend(evals)
     assert found is not None
     if len(later) < 2 or found.low <= 0:
         return None
@@ -123,7 +123,7 @@ def _training_falls(curve: Curve, since: float, low: float) -> bool:
 def rises(curve: Curve) -> Diagnosis | None:
     """Too high: the loss ends above its start, or gives back what it had gained, or stays near it after a blow-up."""
     found = [_rises("loss", curve, curve.loss)]
-    losses = levels(curve.loss)
+    losses = trend(curve.loss)
     # Where the training loss falls, rising evaluations are a matter of overfitting, unless they start untrained.
     evals = curve.eval_loss.finite()
     if losses is None or losses.fall < 0.05 or (len(evals) and evals.steps[0] == 0):
@@ -133,7 +133,7 @@ def rises(curve: Curve) -> Diagnosis | None:
 
 def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     evals = name == "eval_loss"
-    found = eval_levels(series) if evals else levels(series)
+    found = eval_trend(series) if evals else trend(series)
     enough = FEWEST_EVALS + 1 if evals else FEWEST_LOSSES
     if found is None or len(series.finite()) < enough or min(found.first, found.low) <= 0:
         return None
@@ -167,7 +167,7 @@ def _sure(size: float, bound: float, noise: float) -> float:
     return confidence(size, max(bound, noise))
 
 
-def _gives_back(found: Levels, bound: float, noise: float) -> float:
+def _gives_back(found: Trend, bound: float, noise: float) -> float:
     """The end is well above the lowest level, by much or by half of what had been gained; and it stays there."""
     rise, gained = found.end - found.low, max(found.start, found.first) - found.low
     smoothed = found.smoothed.values
@@ -181,7 +181,7 @@ def _gives_back(found: Levels, bound: float, noise: float) -> float:
     )
 
 
-def _blows_up(found: Levels, bound: float, noise: float) -> float:
+def _blows_up(found: Trend, bound: float, noise: float) -> float:
     """It was above its first point by more than noise, and ends less than a tenth below it."""
     if found.end < 0.9 * found.first:
         return 0.0
@@ -239,7 +239,7 @@ def _hump_heights(values: Floats) -> list[float]:
 def _spikes(curve: Curve) -> tuple[float, Evidence] | None:
     """Points far above where the run began. Lower ones are hard batches, which every run has."""
     losses = curve.loss.after(curve.warmed_up).finite()
-    found = levels(curve.loss)
+    found = trend(curve.loss)
     if found is None or len(losses) < 20 or found.start <= 0:
         return None
     above = losses.values - running_median(losses.values, 5)
@@ -260,13 +260,13 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     found = loss_endpoints(curve)
     if found is None or found.first <= 0 or found.last > found.first * (1 + _FLAT):
         return None
-    losses = levels(curve.loss)
+    losses = trend(curve.loss)
     if losses is not None and losses.fall > max(0.05, ERRORS * losses.noise):
         return None
     if _wobbles(curve, losses):
         return None
     flat = max(ERRORS * found.error / 2, _FLAT * abs(found.first))
-    if found.fall > flat and not (found.fall < 0.05 * found.first and _levels_off_nowhere(curve)):
+    if found.fall > flat and not (found.fall < 0.05 * found.first and _falls_evenly(curve)):
         return None
     sure = min(confidence(found.last, _ROOM), 0.99)
     reason = f"it goes only from {found.first:.4g} to {found.last:.4g}"
@@ -274,7 +274,7 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     return Diagnosis("too_low", evidence, remedies.higher_lr(curve), sure)
 
 
-def _levels_off_nowhere(curve: Curve) -> bool:
+def _falls_evenly(curve: Curve) -> bool:
     """Whether the evaluations fall as fast in the second half of the steps as in the first: the rate is the limit."""
     evals = curve.eval_loss.finite()
     if len(evals) < FEWEST_EVALS + 1:
@@ -283,7 +283,7 @@ def _levels_off_nowhere(curve: Curve) -> bool:
     return float(evals.values[0]) - middle < 0.6 * float(evals.values[0] - evals.values[-1])
 
 
-def _wobbles(curve: Curve, losses: Levels | None) -> bool:
+def _wobbles(curve: Curve, losses: Trend | None) -> bool:
     """Whether a flat curve goes up on its way: then its rate is not too low."""
     evals = curve.eval_loss.finite().values
     if len(evals) >= FEWEST_EVALS and np.diff(evals).max() > max(0.001 * evals[0], 0.2 * float(evals[0] - evals.min())):
@@ -303,7 +303,7 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
         name = f"eval_{curve.eval_name}_loss"
     if len(series) < FEWEST_EVALS:
         name, series = "loss", curve.loss.finite()
-    found = eval_levels(series) if name.startswith("eval") else levels(series)
+    found = eval_trend(series) if name.startswith("eval") else trend(series)
     if found is None:
         return Diagnosis("unknown", {"reason": "too few finite losses"})
     verb = "falls" if found.end < found.start else "goes"

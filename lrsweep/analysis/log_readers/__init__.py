@@ -12,7 +12,7 @@ from typing import Any
 from lrsweep.analysis.diagnosis import Curve, curve
 from lrsweep.analysis.log_readers import documents, tables, tensorboard, text
 from lrsweep.analysis.log_readers.arguments import arguments_beside
-from lrsweep.analysis.log_readers.rows import Row, normalised
+from lrsweep.analysis.log_readers.rows import Row, normalised, number
 from lrsweep.analysis.log_readers.sources import is_run_id
 from lrsweep.errors import InputError
 
@@ -71,7 +71,8 @@ def read_logs(source: str, mlflow_run: MlflowRun) -> list[Log]:
     logs = []
     for run, rows in raw.items():
         named = list(normalised(rows))
-        found = curve(named)
+        decay = number(arguments.get("weight_decay", arguments.get("optimizer.weight_decay")))
+        found = curve(named, decay)
         if len(found.loss) or len(found.eval_loss):
             # transformers logs epochs, lrsweep does not.
             of_lrsweep = path.name == "metrics.jsonl" or (

@@ -38,7 +38,7 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
     history = state.get("log_history") if isinstance(state, dict) else state
     if isinstance(state, dict) and history is None:
         # Or a log of one line.
-        history = _columns(state) or ([state] if name_of_loss(state) else None)
+        history = _columns(state) or ([state] if state and all(map(_is_plain, state.values())) else None)
     if not isinstance(history, list) or (isinstance(state, list) and not any(isinstance(row, dict) for row in state)):
         raise InputError(f"{path}: has no log_history, which transformers' trainer_state.json has")
     every = -(-len(history) // MOST_STEPS)

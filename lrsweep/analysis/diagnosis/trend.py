@@ -17,7 +17,7 @@ _FEW = 9
 
 
 @dataclass(frozen=True)
-class Levels:
+class Trend:
     """The levels of a series.
 
     Attributes:
@@ -54,26 +54,26 @@ class Levels:
         return 1 - self.end / start if start > 0 else 0.0
 
 
-def levels(series: Series) -> Levels | None:
+def trend(series: Series) -> Trend | None:
     """Returns the levels of a training loss's finite points; None with fewer than three."""
     n = len(series.finite())
     few = n < _FEW
-    return _levels(series.finite(), 1 if few else max(n // 10, 3) | 1, 1 if few else max(n // 30, 3))
+    return _trend(series.finite(), 1 if few else max(n // 10, 3) | 1, 1 if few else max(n // 30, 3))
 
 
-def eval_levels(series: Series) -> Levels | None:
+def eval_trend(series: Series) -> Trend | None:
     """Returns the levels of an eval loss. Its points have no noise of batches, so only dense ones are smoothed."""
-    return _levels(series.finite(), max(len(series.finite()) // 10, 1) | 1, 1)
+    return _trend(series.finite(), max(len(series.finite()) // 10, 1) | 1, 1)
 
 
-def _levels(series: Series, size: int, starting: int) -> Levels | None:
+def _trend(series: Series, size: int, starting: int) -> Trend | None:
     values, steps = series.values, series.steps
     if len(values) < 3:
         return None
     smoothed = values if size == 1 else running_median(values, size)
     low, high = int(smoothed.argmin()), 1 + int(smoothed[1:].argmax())
     noise = relative_noise(series)
-    return Levels(
+    return Trend(
         first=float(values[0]),
         start=float(np.median(values[:starting])),
         end=float(np.median(values[-size:])),

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis import broken_runs, cross_run_rules, signs_in_sweep, single_run_rules
+from lrsweep.analysis.diagnosis import broken_runs, cross_run_rules, preference_rules, signs_in_sweep, single_run_rules
 from lrsweep.analysis.diagnosis.cross_run_rules import Comparison
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Advice, Curve, Diagnosis, Label, Series, curve
 from lrsweep.analysis.diagnosis.remedies import TWICE_THE_BATCH, rung
-from lrsweep.analysis.diagnosis.training_kind import no_loss_curve
+from lrsweep.analysis.diagnosis.training_kind import no_loss_curve, training_kind
 
 __all__ = ["TWICE_THE_BATCH", "Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
 
@@ -48,9 +48,11 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
 
 
 def _judge_by_itself(curve: Curve) -> Diagnosis:
+    preference = training_kind(curve) == "preference"
     found = [
-        one
+        preference_rules.weighed(curve, one) if preference else one
         for one in (
+            preference_rules.prefers_nothing(curve) if preference else None,
             single_run_rules.overfits(curve),
             single_run_rules.rises(curve),
             single_run_rules.oscillates(curve),

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Label, Series, confidence
+from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import trend
@@ -16,8 +16,8 @@ from lrsweep.analysis.diagnosis.trend import trend
 Evidence = dict[str, float | str]
 # A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
 _NOT_TINY = 0.02
-# More losses than this share that are not finite are no accident of single batches.
-_OFTEN = 0.1
+# The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
+_VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
 # An end this many times as high as the start is no matter of noise.
 _EXPLODED = 3.0
 
@@ -58,7 +58,7 @@ def _evaluations_not_finite(curve: Curve) -> Diagnosis | None:
 
 
 def _often_not_finite(curve: Curve) -> Diagnosis | None:
-    """Losses that are NaN now and then: batches without labels, or steps that a loss scaler skipped."""
+    """Unknown: losses are NaN now and then, as with batches without labels, or steps that a loss scaler skipped."""
     bad = ~np.isfinite(curve.loss.values)
     if not bad.any():
         return None
@@ -66,8 +66,7 @@ def _often_not_finite(curve: Curve) -> Diagnosis | None:
     reason = (
         f"loss is not finite at {bad.sum()} of {len(bad)} steps, first at {curve.place(step)}, and finite at the end"
     )
-    label: Label = "diverged" if bad.mean() > _OFTEN else "unknown"
-    return Diagnosis(label, {"step": step, "reason": reason}, remedies.after_nan(curve, True))
+    return Diagnosis("unknown", {"step": step, "reason": reason}, remedies.after_nan(curve, True))
 
 
 def _starts_broken(curve: Curve, step: float) -> bool:
@@ -131,8 +130,9 @@ def _exploded(curve: Curve) -> Diagnosis | None:
 
 def inert(curve: Curve) -> Diagnosis | None:
     """Inert: all gradients are zero, a loss never changes, or the losses of each epoch are those of the first."""
-    norms = curve.grad_norm.values
-    if len(norms) >= FEWEST_LOSSES and not norms.any():
+    norms, losses = curve.grad_norm.values, curve.loss.values
+    # Losses of exactly 0 beside them leave no doubt.
+    if len(norms) >= (FEWEST_LOSSES if losses.any() else 3) and not norms.any():
         return Diagnosis("inert", {"grad_norm": 0.0, "reason": "every gradient is zero"}, remedies.CHECK)
     for name, series, fewest in (("eval_loss", curve.eval_loss, FEWEST_EVALS), ("loss", curve.loss, FEWEST_LOSSES)):
         values = series.finite().values
@@ -170,6 +170,12 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall > 0.1:
         return None
     end = found.end
+    vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
+    if vocabulary is not None and abs(found.fall) < 0.01:
+        reason = (
+            f"loss stays at {end:.4g}, which is ln {vocabulary}: each token of the vocabulary is as likely as another"
+        )
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
     if accuracies is None or not len(accuracies):
         return None
     accuracy = float(accuracies.values[-1])

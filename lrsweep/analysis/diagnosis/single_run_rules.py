@@ -6,9 +6,10 @@ like. Changes are shares of the level; noise is estimated from neighbouring poin
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis import remedies
+from lrsweep.analysis.diagnosis import preference_rules, remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Label, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, loss_endpoints
+from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import Trend, eval_trend, relative_noise, running_median, trend
 
 Evidence = dict[str, float | str]
@@ -139,11 +140,12 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
         return None
     untrained = evals and series.steps[0] == 0
     # Where there is room to learn, a run that ends where it began has failed, and a smaller rise on the way says why.
-    failed = found.first > _ROOM and found.end > 0.97 * found.first
+    room = found.first > _ROOM
+    failed = room and found.end > 0.97 * found.first
     evidence: Evidence = {"first": found.first, "highest": found.high, "step": found.high_step, "last": found.end}
     few = evals and len(series) < _DENSE
     noise = 0.0 if few else ERRORS * found.noise
-    waves = 0.0 if evals else 3 * found.point_noise if failed else ERRORS * max(found.point_noise, found.waves)
+    waves = 0.0 if evals else (ERRORS - failed) * max(found.point_noise, 0.0 if room else found.waves)
     at, low_at = curve.place(found.high_step), curve.place(found.low_step)
     candidates = [
         (
@@ -258,7 +260,7 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     A flat curve at a low loss may be a model that knows its task; only another rate could tell.
     """
     found = loss_endpoints(curve)
-    if found is None or found.first <= 0 or found.last > found.first * (1 + _FLAT):
+    if found is None or found.first <= 0 or not -0.05 < found.fall / found.first < 0.1:
         return None
     losses = trend(curve.loss)
     if losses is not None and losses.fall > max(0.05, ERRORS * losses.noise):
@@ -266,7 +268,7 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     if _wobbles(curve, losses):
         return None
     flat = max(ERRORS * found.error / 2, _FLAT * abs(found.first))
-    if found.fall > flat and not (found.fall < 0.05 * found.first and _falls_evenly(curve)):
+    if found.fall > flat and not _falls_evenly(curve):
         return None
     sure = min(confidence(found.last, _ROOM), 0.99)
     reason = f"it goes only from {found.first:.4g} to {found.last:.4g}"
@@ -309,6 +311,8 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     verb = "falls" if found.end < found.start else "goes"
     span = f"{curve.place(float(series.steps[0]))} to {curve.number(float(series.steps[-1]))}"
     reason = f"{name} {verb} from {found.first:.4g} to {found.end:.4g} ({span})"
+    if training_kind(curve) == "preference":
+        reason += preference_rules.in_words(curve)
     if seen is not None:
         reason += f"; seen as well, but not clear enough for {seen.label}: {seen.evidence['reason']}"
     if name == "loss":

@@ -11,6 +11,10 @@ from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
 
+# What histories kept as lists are called where it is clear that they are losses.
+_LISTS = {"train": "loss", "val": "eval_loss"}
+
+
 def is_document(text: str) -> bool:
     """Returns whether this is one JSON document, and not one JSON object per line, or what a console shows."""
     head = text.lstrip()
@@ -54,7 +58,7 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
 def _columns(state: Mapping[str, Any]) -> list[Row] | None:
     """A history kept as one list per measure, as {"loss": [...], "val_loss": [...]}: one row per entry."""
     columns = {
-        key.removesuffix("_history").replace("losses", "loss"): values
+        _LISTS.get(key, key.removesuffix("_history").replace("losses", "loss")): values
         for key, values in state.items()
         if isinstance(values, list) and _are_numbers(values)
     }

@@ -11,7 +11,7 @@ def is_table(text: str) -> bool:
     """Returns whether the first line is a header of a CSV table with a loss in it."""
     head = text.lstrip().split("\n", 1)[0]
     # A run's name may have digits in it, but no header says "loss 1.25".
-    return "," in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head) is None
+    return "," in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
 
 
 def table_runs(text: str) -> dict[str, list[Row]]:

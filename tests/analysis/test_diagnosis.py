@@ -65,7 +65,7 @@ def test_noise_alone_is_no_finding() -> None:
 
 def test_spikes_and_bursts_are_seen() -> None:
     losses = falling(200)
-    losses[[60, 120, 150]] += 4
+    losses[[60, 120, 150]] += 8
     found = diagnose(drawn(losses))
     assert found.label == "oscillating"
     assert found.evidence["spikes"] == 3
@@ -223,12 +223,15 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
     )
     told = lrsweep("diagnose", "trainer_state.json", "flat.jsonl", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    assert "trainer_state.json: healthy: it falls from" in told.stdout
-    assert "raise the learning rate, step by step: optimizer.lr=3e-05" in told.stdout
+    assert "trainer_state.json: healthy: loss falls from" in told.stdout
+    assert "raise the learning rate, step by step: learning_rate=3e-05" in told.stdout
+    assert "judged: 30 training losses (step 1 to 30); 1 evaluations on val (step 30)" in told.stdout
     as_json = json.loads(lrsweep("diagnose", "--json", "flat.jsonl", "--plot", cwd=tmp_path).stdout)
-    assert [list(entry) for entry in as_json] == [["file", "label", "evidence", "advice"]]
+    assert [list(entry) for entry in as_json] == [
+        ["file", "label", "evidence", "advice", "confidence", "judged", "same_run"]
+    ]
     assert as_json[0]["advice"] == [
-        {"text": "raise the learning rate, step by step", "overrides": {"optimizer.lr": 3e-5}}
+        {"text": "raise the learning rate, step by step", "overrides": {"learning_rate": 3e-5}}
     ]
     assert (tmp_path / "flat.jsonl.png").read_bytes().startswith(b"\x89PNG")
     missing = lrsweep("diagnose", "nowhere.json", cwd=tmp_path)

@@ -151,11 +151,11 @@ def inert(curve: Curve) -> Diagnosis | None:
 def _period(losses: Floats) -> int:
     """The number of rows after which all losses repeat exactly, at least once over; 0 if they do not."""
     n = len(losses)
-    for period in range(2, n // 2 + 1):
+    for period in (np.flatnonzero(losses[2 : n // 2 + 1] == losses[:1]) + 2).tolist():
         same = losses[period:] == losses[:-period]
         # Six distinct losses that repeat in order are no coincidence.
         if same.all() and n - period >= FEWEST_LOSSES and len(np.unique(losses[:period])) >= min(period, 4):
-            return period
+            return int(period)
     return 0
 
 
@@ -169,12 +169,17 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     accuracies = _accuracies(curve)
     if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall > 0.1:
         return None
-    end = found.end
+    end, supervised = found.end, training_kind(curve) == "supervised"
     vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
     if vocabulary is not None and abs(found.fall) < 0.01:
         reason = (
             f"loss stays at {end:.4g}, which is ln {vocabulary}: each token of the vocabulary is as likely as another"
         )
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
+    even = next((classes for classes in range(2, 11) if abs(end / math.log(classes) - 1) < 0.005), None)
+    # The losses of a model that tells texts apart differ from batch to batch; those of a constant answer do not.
+    if even is not None and abs(found.fall) < 0.02 and found.point_noise < 0.02 and supervised:
+        reason = f"loss stays at {end:.4g}, which is ln {even}: {even} classes are told apart no better than by chance"
         return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
     if accuracies is None or not len(accuracies):
         return None

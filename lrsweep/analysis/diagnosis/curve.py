@@ -98,20 +98,25 @@ class Curve:
         return f"row {step:g}{epoch}"
 
     def number(self, step: float) -> str:
-        """A step as the end of a range that begins with `place`."""
+        """A step in words, as the end of a range that begins with `place`."""
         return self.place(step).split(" ", 1)[1]
 
     def summary(self) -> str:
         """What there is to judge, in words: the series, their steps, and what was left out."""
         sets = "".join(f", {name or 'eval'}" for name in self.other_evals)
         parts = [
-            f"{len(series)} {name} ({self.place(float(series.steps[0]))} to {self.number(float(series.steps[-1]))})"
+            f"{len(series)} {name} ({self._span(series)})"
             for name, series in (("training losses", self.loss), (f"evaluations{self._of_set(sets)}", self.eval_loss))
             if len(series)
         ]
         if self.restarts:
-            parts.append(f"the last run in a log that starts again {self.restarts} times".replace(" 1 times", " once"))
+            times = "once" if self.restarts == 1 else f"{self.restarts} times"
+            parts.append(f"the last run in a log that starts again {times}")
         return "; ".join(parts)
+
+    def _span(self, series: Series) -> str:
+        first, last = float(series.steps[0]), float(series.steps[-1])
+        return f"{self.place(first)} to {self.number(last)}" if last > first else self.place(first)
 
     def _of_set(self, others: str) -> str:
         return f" on {self.eval_name}{others}" if self.eval_name else ""

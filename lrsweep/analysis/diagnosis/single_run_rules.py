@@ -153,7 +153,8 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
             f"{name} rises from {found.start:.4g} to {found.end:.4g}",
         ),
         (
-            _gives_back(found, 0.04 if evals else 0.2, noise),
+            # The lowest of many levels is low by luck as well.
+            _gives_back(found, 0.04 if evals else 0.2, 1.5 * noise),
             f"{name} rises for good from {found.low:.4g}, its lowest, at {low_at}, to {found.end:.4g}",
         ),
         (
@@ -194,11 +195,16 @@ def oscillates(curve: Curve) -> Diagnosis | None:
     """Oscillating: the loss goes up and down again and again, by a large part of its level."""
     found = [_humps("loss", curve.loss.after(curve.warmed_up)), _humps("eval_loss", curve.eval_loss), _spikes(curve)]
     sure, evidence = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))
-    return None if evidence is None else Diagnosis("oscillating", evidence, remedies.against_oscillation(curve), sure)
+    if evidence is None:
+        return None
+    if curve.counted and not len(curve.epoch):
+        # Without steps and epochs, a loss that jumps back may be that of a new run in the same log.
+        sure = min(sure, 0.8)
+    return Diagnosis("oscillating", evidence, remedies.against_oscillation(curve), sure)
 
 
 def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:
-    """Rises of the smoothed loss that it loses again. The second largest counts: one is a bump."""
+    """Rises of the smoothed loss that it loses again. The third largest counts: one is a bump, two may be chance."""
     series = series.finite()
     n = len(series)
     if n < (20 if name == "loss" else 6) or series.values.min() <= 0:
@@ -206,17 +212,17 @@ def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:
     size = (max(n // 40, 5) | 1) if name == "loss" else 1
     smoothed = running_median(series.values, size) if size > 1 else series.values
     heights = sorted(_hump_heights(smoothed), reverse=True)
-    if len(heights) < 2:
+    if len(heights) < 3:
         return None
     noise = 1.25 * relative_noise(series) / np.sqrt(size) if name == "loss" else 0.0
     bound = 0.4 if name == "loss" else 0.25
-    sure = _sure(heights[1], bound, 2 * ERRORS * noise)
-    reason = f"{name} rises {len(heights)} times and falls again, twice by {heights[1]:.0%} or more"
+    sure = _sure(heights[2], bound, 2 * ERRORS * noise)
+    reason = f"{name} rises {len(heights)} times and falls again, three times by {heights[2]:.0%} or more"
     if name == "eval_loss" and len(heights) > 3 and heights[3] > 0.6 * heights[1]:
         # Four swings of like size are no accident.
         sure = _sure(heights[3], 0.6 * bound, 0.0)
         reason = f"{name} rises {len(heights)} times and falls again, four times by {heights[3]:.0%} or more"
-    return sure, {"turns": len(heights), "height": heights[1], "reason": reason}
+    return sure, {"turns": len(heights), "height": heights[2], "reason": reason}
 
 
 def _hump_heights(values: Floats) -> list[float]:
@@ -244,8 +250,12 @@ def _spikes(curve: Curve) -> tuple[float, Evidence] | None:
     found = trend(curve.loss)
     if found is None or len(losses) < 20 or found.start <= 0:
         return None
-    above = losses.values - running_median(losses.values, 5)
-    spikes = (above > 0.5 * found.start) & (losses.values > 1.3 * found.start)
+    usual = np.maximum(running_median(losses.values, 5), 1e-12)
+    ratios = np.log(np.maximum(losses.values, 1e-12) / usual)
+    # Eight deviations of the ratios, which have a long upper tail, and well above the level where the run began.
+    scatter = 1.4826 * float(np.median(np.abs(ratios)))
+    high = (losses.values - usual > 0.5 * found.start) & (losses.values > 2 * found.start)
+    spikes = high & (ratios > 8 * scatter)
     if spikes.sum() < 2:
         return None
     step = float(losses.steps[spikes.argmax()])
@@ -318,5 +328,6 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     if name == "loss":
         reason += "; without evaluations, overfitting would not be seen"
     # What ends clearly above its start has not trained well, whatever the reason.
-    label: Label = "unknown" if seen is not None and seen.label == "too_high" and found.fall < -_FLAT else "healthy"
+    too_high_seen = seen is not None and seen.label == "too_high"
+    label: Label = "unknown" if found.fall < (-_FLAT if too_high_seen else -0.1) else "healthy"
     return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})

@@ -10,7 +10,6 @@ from lrsweep.analysis.log_readers.rows import Row, name, number
 from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
-
 # What histories kept as lists are called where it is clear that they are losses.
 _LISTS = {"train": "loss", "val": "eval_loss"}
 

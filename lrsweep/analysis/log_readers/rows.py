@@ -149,8 +149,8 @@ class _StepCounter:
     def add_step(self, row: Row) -> None:
         epoch = row.get("epoch", math.nan)
         if "loss" in row or (self._evals_only and epoch != self._last_epoch):
-            while self._epochs and epoch < self._epochs[-1]:
-                self._epochs.pop()
+            if self._epochs and epoch < self._epochs[-1]:
+                self._epochs = [earlier for earlier in self._epochs if earlier < epoch]
             self._epochs.append(epoch)
             self._evals_only = self._evals_only and "loss" not in row
         elif not any(key.startswith("eval_") for key in row):

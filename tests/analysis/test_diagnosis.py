@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -240,8 +242,6 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
 
 @pytest.mark.xdist_group("finished_sweep")
 def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
-    import sqlite3
-
     with sqlite3.connect(finished_sweep.folder / "mlflow.db") as database:
         (run_id,) = database.execute("select run_uuid from tags where key = 'trial' and value = '2'").fetchone()
     told = lrsweep("diagnose", run_id, cwd=finished_sweep.folder)
@@ -249,6 +249,48 @@ def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
     assert f"{run_id}: healthy" in told.stdout
     unknown = lrsweep("diagnose", "0" * 32, cwd=finished_sweep.folder)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.xdist_group("finished_sweep")
+def test_an_mlflow_run_of_another_program_is_read_from_the_store_in_the_environment(
+    finished_sweep: FinishedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of the sweep's store, as making a new one takes long."""
+    shutil.copy(finished_sweep.folder / "mlflow.db", tmp_path / "other.db")
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    with sqlite3.connect(tmp_path / "other.db") as database:
+        (run_id,) = database.execute("select run_uuid from tags where key = 'trial' and value = '2'").fetchone()
+        database.execute("update metrics set key = 'train/loss' where key = 'loss'")
+        database.execute("update metrics set key = 'val_loss' where key = 'eval_loss'")
+        for old, new in (("loss", "train/loss"), ("eval_loss", "val_loss")):
+            database.execute("update latest_metrics set key = ? where key = ?", (new, old))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    told = lrsweep("diagnose", run_id, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert f"{run_id}: healthy: eval_loss falls" in told.stdout
+    assert "training losses" in told.stdout
+
+
+def test_a_plot_marks_what_is_not_finite(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lrsweep.report import curve as plots
+
+    losses = falling(30)
+    losses[20:] = np.nan
+    found = drawn(losses)
+    drawn_lines: list[str] = []
+    kept = Figure.savefig
+
+    def note(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn_lines.extend(str(line.get_label()) for line in figure.axes[0].lines)
+        kept(figure, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", note)
+        plots.plot_curve("a run", found, diagnose(found), tmp_path / "plot.png")
+    assert "not finite" in drawn_lines
+    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_diagnosis_needs_no_torch() -> None:

@@ -92,10 +92,10 @@ class Curve:
     def place(self, step: float) -> str:
         """A step in words: "step 300", or with its epoch if the log counts rows only."""
         if not self.counted:
-            return f"step {step:g}"
+            return f"step {step:.10g}"
         at = np.flatnonzero(self.epoch.steps <= step)
         epoch = f" (epoch {self.epoch.values[at[-1]]:g})" if len(at) else ""
-        return f"row {step:g}{epoch}"
+        return f"row {step:.10g}{epoch}"
 
     def number(self, step: float) -> str:
         """A step in words, as the end of a range that begins with `place`."""

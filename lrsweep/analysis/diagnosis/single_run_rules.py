@@ -84,7 +84,7 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     if float(later[-max(len(later) // 3, 1) :].min()) <= low + rise / 3 or not _training_falls(curve, step, low):
         return None
     moves = np.diff(found.smoothed.values)
-    if rise < 0.5 * (float(later.max()) - low) or rise < 0.4 * float(moves[moves > 0].sum()):
+    if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
         return None  # a jump that it recovers from, or one swing of many
     # A tenth of the level, or half of what it had gained; and more than the noise of dense evaluations.
     share = max(rise / low / 0.1, min(rise / max(0.5 * fell, 1e-12), rise / low / 0.03))

@@ -46,7 +46,7 @@ def json_lines(path: Path, text: str) -> Iterator[Row]:
 def console_rows(text: str) -> Iterator[Row]:
     """Yields the dictionaries with a loss that a program printed among other output."""
     # Progress bars write a carriage return where others write a line's end.
-    lines = [line for line in re.split(r"[\r\n]", text) if "loss" in line and "{" in line]
+    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line and "{" in line]
     every = _every(len(lines))
     for at, line in enumerate(lines, 1):
         if at % every and not _is_rare(line):
@@ -59,7 +59,7 @@ def console_rows(text: str) -> Iterator[Row]:
 
 def assignments(text: str) -> Iterator[Row]:
     """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
-    lines = [line for line in re.split(r"[\r\n]", text) if "loss" in line.lower()]
+    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line or "Loss" in line]
     every = _every(len(lines))
     for at, line in enumerate(lines, 1):
         if at % every and not _is_rare(line):

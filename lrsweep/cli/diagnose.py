@@ -1,49 +1,135 @@
 """`lrsweep diagnose FILE ...`: diagnoses loss curves, and advises what to change."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.errors import InputError, LrsweepError
+from lrsweep.files.redaction import mask
+
+if TYPE_CHECKING:
+    from lrsweep.analysis.diagnosis import Diagnosis
+    from lrsweep.analysis.log_groups import Group
+    from lrsweep.analysis.log_readers import Log
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints a diagnosis for each file. Raises LrsweepError."""
+    """Prints a diagnosis for each run, and a table for each sweep. Raises LrsweepError if nothing can be read."""
     parser = ArgumentParser("diagnose", "diagnose loss curves, and advise what to change")
     parser.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
-        help="trainer_state.json, trainer_log.jsonl, metrics.jsonl, or the id of an MLflow run in this folder's store",
+        help="a training log (trainer_state.json, *.jsonl, console output, CSV, TensorBoard events), a folder with "
+        "logs, or the id of an MLflow run in MLFLOW_TRACKING_URI or this folder's store",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--plot", action="store_true", help="write a plot of each curve next to its file, as FILE.png")
     arguments = parser.parse_args(argv)
-    from lrsweep.analysis import log_readers
     from lrsweep.analysis.diagnosis import diagnose
-    from lrsweep.tracking import run_history
+    from lrsweep.analysis.log_groups import distinct, groups, other_runs
 
-    entries = []
-    read = {file: log_readers.read(file, run_history) for file in arguments.files}
-    for file, curve in read.items():
-        diagnosis = diagnose(curve, [other for name, other in read.items() if _same_sweep(file, name)])
-        entries.append({"file": file, **asdict(diagnosis)})
-        if not arguments.json:
-            print(f"{file}: {diagnosis.label}: {diagnosis.evidence['reason']}")
-            for advice in diagnosis.advice:
-                overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in advice.overrides.items())
-                print(f"    {advice.text}{f': {overrides}' if overrides else ''}")
-        if arguments.plot:
-            from lrsweep.report.curve import plot_curve
-
-            plot_curve(file, curve, diagnosis, Path(f"{file}.png"))
+    logs, faults = _read(list(dict.fromkeys(arguments.files)))
+    if not logs:
+        raise faults[0]
+    for fault in faults:
+        print(mask(f"lrsweep: {fault}"), file=sys.stderr)
+    runs = distinct(logs)
+    judged = [log for log, _ in runs]
+    found = [diagnose(log.curve, other_runs(log, judged)) for log in judged]
     if arguments.json:
-        print(json.dumps(entries, indent=1))
-    return 0
+        print(json.dumps([_entry(log, same, one) for (log, same), one in zip(runs, found, strict=True)], indent=1))
+    else:
+        for (log, same), diagnosis in zip(runs, found, strict=True):
+            _print(log, same, diagnosis)
+        labels = {id(log): one.label for log, one in zip(judged, found, strict=True)}
+        for group in groups(judged):
+            _print_group(group, labels)
+    if arguments.plot:
+        from lrsweep.report.curve import plot_curve
+
+        for log, diagnosis in zip(judged, found, strict=True):
+            plot_curve(log.source, log.curve, diagnosis, Path(f"{log.source.replace(': ', '.')}.png"))
+    return 2 if faults else 0
 
 
-def _same_sweep(file: str, other: str) -> bool:
-    """Returns whether two files are logs of different trials of one sweep (outputs/NAME/trials/0007/metrics.jsonl)."""
-    one, two = Path(file), Path(other)
-    return one != two and one.parent.parent == two.parent.parent and one.parent.parent.name == "trials"
+def _read(sources: Iterable[str]) -> tuple[list["Log"], list[LrsweepError]]:
+    """Reads all logs that can be read; what a folder holds beside its logs is no fault."""
+    from lrsweep.analysis.log_readers import read_logs
+    from lrsweep.analysis.log_readers.sources import logs_in
+
+    logs: list[Log] = []
+    faults: list[LrsweepError] = []
+
+    def collect(reader: Callable[[], list["Log"]]) -> None:
+        try:
+            logs.extend(reader())
+        except LrsweepError as fault:
+            faults.append(fault)
+
+    for source in sources:
+        if not Path(source).is_dir():
+            collect(lambda source=source: read_logs(source, _mlflow_run))  # type: ignore[misc]
+            continue
+        before, earlier = len(logs), len(faults)
+        try:
+            for path in logs_in(Path(source)):
+                collect(lambda path=path: read_logs(path, _mlflow_run))  # type: ignore[misc]
+        except InputError as fault:
+            faults.append(fault)
+        if len(logs) > before:
+            faults[earlier:] = [fault for fault in faults[earlier:] if "holds no losses" not in str(fault)]
+    return logs, faults
+
+
+def _mlflow_run(run_id: str) -> Iterable[Mapping[str, Any]]:
+    from lrsweep.tracking.history import run_history
+
+    return run_history(run_id)
+
+
+def _entry(log: "Log", same: Sequence["Log"], diagnosis: "Diagnosis") -> dict[str, Any]:
+    entry = {"file": log.source} | asdict(diagnosis)
+    entry["advice"] = [
+        {"text": advice.text, "overrides": _overrides(log, advice.overrides)} for advice in diagnosis.advice
+    ]
+    return entry | {"judged": log.curve.summary(), "same_run": [other.source for other in same]}
+
+
+def _overrides(log: "Log", overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    from lrsweep.analysis.diagnosis.remedies import in_training_arguments
+
+    return overrides if log.of_lrsweep else in_training_arguments(overrides)
+
+
+def _print(log: "Log", same: Sequence["Log"], diagnosis: "Diagnosis") -> None:
+    print(f"{log.source}: {diagnosis.label}: {diagnosis.evidence['reason']}")
+    for advice in diagnosis.advice:
+        overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in _overrides(log, advice.overrides).items())
+        print(f"    {advice.text}{f': {overrides}' if overrides else ''}")
+    print(f"    judged: {log.curve.summary()}")
+    if same:
+        print(f"    the same run: {', '.join(other.source for other in same)}")
+
+
+def _print_group(group: "Group", labels: Mapping[int, str]) -> None:
+    from lrsweep.formatting import format_loss, format_value
+
+    head = [*group.differing[0], f"final {group.series}", "curve", "file"]
+    rows = [
+        [
+            *("" if value is None else format_value(value) for value in differing.values()),
+            format_loss(final) if final != float("inf") else "-",
+            labels[id(log)],
+            log.source,
+        ]
+        for log, final, differing in zip(group.logs, group.finals, group.differing, strict=True)
+    ]
+    sizes = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    print(f"\n{len(rows)} runs of one sweep, best first:")
+    for row in [head, *rows]:
+        print("    " + "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip())

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from lrsweep.analysis.diagnosis import Curve, Diagnosis
@@ -34,6 +35,12 @@ def plot_curve(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> No
             marker="o",
             markersize=4,
         )
+    for series in (curve.loss, curve.eval_loss):
+        lost = series.steps[~np.isfinite(series.values)]
+        if len(lost):
+            # What is not finite has no place on the axis of the loss: crosses along the bottom.
+            plot.plot(lost, np.full(len(lost), 0.02), "x", color="#dc2626", transform=plot.get_xaxis_transform(),
+                      label="not finite", clip_on=False)  # fmt: skip
     step = diagnosis.evidence.get("step")
     if isinstance(step, float) and math.isfinite(step):
         plot.axvline(step, color="#dc2626", linestyle="--", linewidth=1)

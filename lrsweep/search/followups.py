@@ -16,7 +16,7 @@ from lrsweep.search.replication import contenders
 _RATES_A_ROUND = 2
 # How many of the best trials get replicates.
 _FEW = 3
-_BLOWN_UP = ("too_high", "diverged")
+_BLOWN_UP = ("too_high", "diverged", "collapsed")
 
 
 def followups(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -65,22 +67,27 @@ def test_noise_alone_is_no_finding() -> None:
 
 def test_spikes_and_bursts_are_seen() -> None:
     losses = falling(200)
-    losses[[60, 120, 150]] += 4
+    losses[[60, 120, 150]] += 8
     found = diagnose(drawn(losses))
     assert found.label == "oscillating"
     assert found.evidence["spikes"] == 3
+
+
+def test_beside_a_better_run_at_a_lower_rate_bursts_of_the_gradient_count() -> None:
     rows = [
-        {"step": i + 1, "loss": float(v), "grad_norm": 50.0 if i in (80, 90) else 1.0}
+        {"step": i + 1, "loss": float(v), "grad_norm": 50.0 if i in (80, 90) else 1.0, "learning_rate": 1e-3}
         for i, v in enumerate(falling(200))
     ]
-    found = diagnose(curve(rows))
+    bursts, better = curve(rows), drawn(falling(200, end=1.5), lr=3e-4)
+    found = diagnose(bursts, [better])
     assert (found.label, found.evidence["bursts"], found.evidence["step"]) == ("oscillating", 2, 81.0)
+    assert diagnose(bursts).label == "healthy"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_has_diverged_from_there_on(value: float) -> None:
     losses = falling(50)
-    losses[30] = value
+    losses[30:] = value
     found = diagnose(drawn(losses, lr=3e-4))
     assert (found.label, found.evidence["step"]) == ("diverged", 31.0)
     assert found.advice[0].overrides == {"optimizer.lr": 1e-4}
@@ -175,7 +182,8 @@ def test_of_a_long_log_a_part_is_read_and_nothing_rare_is_missed(tmp_path: Path,
     assert 19_000 < len(found.loss) < 21_000
     assert found.loss.steps[-1] == 100_000
     assert found.eval_loss.steps == [70_001]
-    assert (diagnose(found).label, diagnose(found).evidence["step"]) == ("diverged", 54_322)
+    # It goes on: one batch without labels, perhaps, but nothing to call healthy.
+    assert (diagnose(found).label, diagnose(found).evidence["step"]) == ("unknown", 54_322)
 
 
 def nowhere(run_id: str) -> list[Any]:
@@ -217,12 +225,15 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
     )
     told = lrsweep("diagnose", "trainer_state.json", "flat.jsonl", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    assert "trainer_state.json: healthy: it falls from" in told.stdout
-    assert "raise the learning rate, step by step: optimizer.lr=3e-05" in told.stdout
+    assert "trainer_state.json: healthy: loss falls from" in told.stdout
+    assert "raise the learning rate, step by step: learning_rate=3e-05" in told.stdout
+    assert "judged: 30 training losses (step 1 to 30); 1 evaluations on val (step 30)" in told.stdout
     as_json = json.loads(lrsweep("diagnose", "--json", "flat.jsonl", "--plot", cwd=tmp_path).stdout)
-    assert [list(entry) for entry in as_json] == [["file", "label", "evidence", "advice"]]
+    assert [list(entry) for entry in as_json] == [
+        ["file", "label", "evidence", "advice", "confidence", "judged", "same_run"]
+    ]
     assert as_json[0]["advice"] == [
-        {"text": "raise the learning rate, step by step", "overrides": {"optimizer.lr": 3e-5}}
+        {"text": "raise the learning rate, step by step", "overrides": {"learning_rate": 3e-5}}
     ]
     assert (tmp_path / "flat.jsonl.png").read_bytes().startswith(b"\x89PNG")
     missing = lrsweep("diagnose", "nowhere.json", cwd=tmp_path)
@@ -231,8 +242,6 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
 
 @pytest.mark.xdist_group("finished_sweep")
 def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
-    import sqlite3
-
     with sqlite3.connect(finished_sweep.folder / "mlflow.db") as database:
         (run_id,) = database.execute("select run_uuid from tags where key = 'trial' and value = '2'").fetchone()
     told = lrsweep("diagnose", run_id, cwd=finished_sweep.folder)
@@ -240,6 +249,48 @@ def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
     assert f"{run_id}: healthy" in told.stdout
     unknown = lrsweep("diagnose", "0" * 32, cwd=finished_sweep.folder)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.xdist_group("finished_sweep")
+def test_an_mlflow_run_of_another_program_is_read_from_the_store_in_the_environment(
+    finished_sweep: FinishedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of the sweep's store, as making a new one takes long."""
+    shutil.copy(finished_sweep.folder / "mlflow.db", tmp_path / "other.db")
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    with sqlite3.connect(tmp_path / "other.db") as database:
+        (run_id,) = database.execute("select run_uuid from tags where key = 'trial' and value = '2'").fetchone()
+        database.execute("update metrics set key = 'train/loss' where key = 'loss'")
+        database.execute("update metrics set key = 'val_loss' where key = 'eval_loss'")
+        for old, new in (("loss", "train/loss"), ("eval_loss", "val_loss")):
+            database.execute("update latest_metrics set key = ? where key = ?", (new, old))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    told = lrsweep("diagnose", run_id, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert f"{run_id}: healthy: eval_loss falls" in told.stdout
+    assert "training losses" in told.stdout
+
+
+def test_a_plot_marks_what_is_not_finite(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lrsweep.report import curve as plots
+
+    losses = falling(30)
+    losses[20:] = np.nan
+    found = drawn(losses)
+    drawn_lines: list[str] = []
+    kept = Figure.savefig
+
+    def note(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn_lines.extend(str(line.get_label()) for line in figure.axes[0].lines)
+        kept(figure, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", note)
+        plots.plot_curve("a run", found, diagnose(found), tmp_path / "plot.png")
+    assert "not finite" in drawn_lines
+    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_diagnosis_needs_no_torch() -> None:

@@ -257,7 +257,6 @@ DIAGNOSE = [
     diagnosed("log.jsonl: line 2 is not JSON", '{"step": 1, "loss": 2.0}\n{"step"\n{"step": 3, "loss": 2.0}\n'),
     diagnosed("log.jsonl: line 2 is not a JSON object", '{"step": 1, "loss": 2.0}\n[3, 4]\n{}\n'),
     diagnosed("log.jsonl: holds no losses", '{"step": 1, "accuracy": 0.5}\n'),
-    diagnosed("log.jsonl: holds no losses", '{"loss": 2.0}\n{"loss": 1.0}\n'),
     diagnosed("log.jsonl: holds no losses", '{"step": "one", "loss": "two"}\n'),
     diagnosed("state.json: not JSON, or cut off", '{"log_history": [\n{"step": 1,', "state.json"),
     diagnosed("state.json: has no log_history", '{\n"steps": []\n}', "state.json"),

@@ -3,17 +3,19 @@
 A curve is judged by itself and, if the other runs of its sweep are known, by comparison with them: oscillation or an
 early rise is no fault if no run at a lower learning rate ended lower, and only other runs show how far a run should
 have fallen. Every difference is compared with the curve's own noise: the scatter of neighbouring points, which a slow
-trend hardly changes. `benchmarks/diagnosis.py` measures how often the labels are right.
+trend hardly changes. A fault that is not certain is mentioned, and is no label. `benchmarks/diagnosis.py` and
+`benchmarks/published.py` measure how often the labels are right.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis import cross_run_rules, single_run_rules
+from lrsweep.analysis.diagnosis import broken_runs, cross_run_rules, preference_rules, signs_in_sweep, single_run_rules
 from lrsweep.analysis.diagnosis.cross_run_rules import Comparison
-from lrsweep.analysis.diagnosis.curve import Advice, Curve, Diagnosis, Label, Series, curve
+from lrsweep.analysis.diagnosis.curve import CERTAIN, Advice, Curve, Diagnosis, Label, Series, curve
 from lrsweep.analysis.diagnosis.remedies import TWICE_THE_BATCH, rung
+from lrsweep.analysis.diagnosis.training_kind import no_loss_curve, training_kind
 
 __all__ = ["TWICE_THE_BATCH", "Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
 
@@ -27,7 +29,12 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
     """
     with np.errstate(all="ignore"):
         certain = (
-            single_run_rules.not_finite(curve) or single_run_rules.too_short(curve) or single_run_rules.inert(curve)
+            no_loss_curve(curve)
+            or broken_runs.diverged(curve)
+            or broken_runs.inert(curve)
+            or broken_runs.collapsed(curve)
+            or single_run_rules.too_short(curve)
+            or single_run_rules.broken_evaluations(curve)
         )
         if certain is not None:
             return certain
@@ -35,27 +42,42 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
         if found is not None:
             return found
         comparison = cross_run_rules.compare(curve, other_runs)
-        found = _judge_by_itself(curve) if comparison is None else _judge_in_sweep(curve, comparison)
-        return found or single_run_rules.healthy(curve)
+        if comparison is None:
+            return _judge_by_itself(curve)
+        return _judge_in_sweep(curve, comparison) or single_run_rules.healthy(curve)
 
 
-def _judge_by_itself(curve: Curve) -> Diagnosis | None:
-    return (
-        single_run_rules.overfits(curve)
-        or single_run_rules.rises(curve)
-        or single_run_rules.oscillates(curve)
-        or single_run_rules.hardly_falls(curve)
-    )
+def _judge_by_itself(curve: Curve) -> Diagnosis:
+    preference = training_kind(curve) == "preference"
+    found = [
+        preference_rules.weighed(curve, one) if preference else one
+        for one in (
+            preference_rules.prefers_nothing(curve) if preference else None,
+            single_run_rules.overfits(curve),
+            single_run_rules.rises(curve),
+            single_run_rules.oscillates(curve),
+            single_run_rules.hardly_falls(curve),
+        )
+        if one is not None
+    ]
+    clear = next((one for one in found if one.confidence >= CERTAIN), None)
+    seen = max(found, key=lambda one: one.confidence, default=None)
+    return clear or single_run_rules.healthy(curve, seen if seen is not None and seen.confidence >= _SEEN else None)
+
+
+# A fault of less confidence is not mentioned.
+_SEEN = 0.5
 
 
 def _judge_in_sweep(curve: Curve, comparison: Comparison) -> Diagnosis | None:
     # A learning rate that is not above the best run's is not too high.
     may_be_too_high = comparison.above_best is not False
     lower_was_better = comparison.lower_lr_fall > comparison.fall + 0.05 * comparison.best_fall
+    overfits = single_run_rules.overfits(curve, comparison.start)
     return (
-        single_run_rules.overfits(curve, comparison.start)
-        or (single_run_rules.rises(curve, comparison.start) if may_be_too_high and comparison.share < 0.8 else None)
-        or (single_run_rules.oscillates(curve) if may_be_too_high and lower_was_better else None)
+        (overfits if overfits is not None and overfits.confidence >= CERTAIN else None)
+        or (signs_in_sweep.rises(curve, comparison.start) if may_be_too_high and comparison.share < 0.8 else None)
+        or (signs_in_sweep.oscillates(curve) if may_be_too_high and lower_was_better else None)
         or cross_run_rules.too_high(curve, comparison)
         or cross_run_rules.too_low(curve, comparison)
     )

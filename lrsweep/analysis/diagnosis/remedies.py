@@ -1,6 +1,8 @@
 """Remedies: what to change, for people and as config overrides."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from lrsweep.analysis.diagnosis.curve import Advice, Curve
 
@@ -8,12 +10,44 @@ from lrsweep.analysis.diagnosis.curve import Advice, Curve
 TWICE_THE_BATCH = "or double the batch size and multiply the learning rate by the square root of 2"
 
 
+# No fine-tune with an optimizer of the Adam family starts here: a step down from it is not enough.
+_FAR_TOO_HIGH = 0.3
+_USUAL = "start again from a usual learning rate: 1e-4 with LoRA, 1e-5 without"
+
+
 def lower_lr(curve: Curve) -> tuple[Advice, ...]:
     """Remedies for a learning rate that is too high."""
+    if curve.peak_lr is not None and curve.peak_lr >= _FAR_TOO_HIGH:
+        return (Advice(_USUAL, {"optimizer.lr": 1e-4}),)
     return (
         Advice("lower the learning rate", _lr(curve, -1)),
         Advice("or warm up longer", {"scheduler.warmup_ratio": 0.1, "scheduler.warmup_steps": None}),
         Advice("or set beta1 = 0.8", {"optimizer.betas": [0.8, 0.999]}),
+    )
+
+
+def after_nan(curve: Curve, from_the_start: bool) -> tuple[Advice, ...]:
+    """Remedies for losses or gradients that are not finite; from the start, the learning rate is not the cause."""
+    if from_the_start:
+        return (
+            Advice("train in bf16 instead of fp16, or in fp32: it went wrong before the learning rate mattered", {}),
+            Advice("or choose another attention implementation (eager), as padded rows can be NaN in others", {}),
+            Advice("or look for rows whose labels are all masked, such as prompts longer than the cutoff", {}),
+        )
+    return (*lower_lr(curve), Advice("or train in bf16, if this was fp16", {}))
+
+
+AFTER_NAN_EVALS = (
+    Advice("look for eval rows whose labels are all masked, such as prompts longer than the cutoff", {}),
+    Advice("or evaluate in bf16 or fp32, if this was fp16", {}),
+)
+
+
+def after_collapse(curve: Curve) -> tuple[Advice, ...]:
+    """Remedies for a model that gives every input the same answer."""
+    return (
+        *lower_lr(curve),
+        Advice("or check that labels and inputs belong together, and that no class has nearly all rows", {}),
     )
 
 
@@ -34,11 +68,11 @@ def higher_lr(curve: Curve) -> tuple[Advice, ...]:
 def against_overfitting(curve: Curve, lowest_at: float) -> tuple[Advice, ...]:
     """Remedies for overfitting; `lowest_at` is the step at which the eval loss was lowest."""
     halved = {} if curve.peak_lr is None else {"optimizer.lr": _round(curve.peak_lr / 2)}
-    steps = max(round(lowest_at), 1)
+    steps = {} if curve.counted else {"training.max_steps": max(round(lowest_at), 1)}
     return (
         Advice("halve the learning rate", halved),
         Advice("or raise the weight decay", {"optimizer.weight_decay": 0.1}),
-        Advice(f"or stop earlier: eval_loss was lowest at step {lowest_at:g}", {"training.max_steps": steps}),
+        Advice(f"or stop earlier: eval_loss was lowest at {curve.place(lowest_at)}", steps),
     )
 
 
@@ -49,6 +83,23 @@ LESS_DECAY = (
 CHECK = (
     Advice("check that some parameters are trainable, that not all labels are masked, and that gradients flow", {}),
 )
+
+
+# The keys of transformers' TrainingArguments, which LLaMA-Factory, TRL and Axolotl share, for those that remedies set.
+_THEIRS = {
+    "optimizer.lr": "learning_rate",
+    "optimizer.weight_decay": "weight_decay",
+    "scheduler.warmup_ratio": "warmup_ratio",
+    "training.max_steps": "max_steps",
+}
+
+
+def in_training_arguments(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a remedy's overrides under the keys of transformers' TrainingArguments."""
+    found = {_THEIRS[key]: value for key, value in overrides.items() if key in _THEIRS}
+    if "optimizer.betas" in overrides:
+        found["adam_beta1"], found["adam_beta2"] = overrides["optimizer.betas"]
+    return found
 
 
 def rung(lr: float, by: int) -> float:

@@ -1,231 +1,333 @@
-"""Rules that judge a curve by itself. Each returns a diagnosis, or None if it does not fit."""
+"""Rules that judge a curve by itself. Each returns a diagnosis, or None if it does not fit.
 
-from dataclasses import replace
+One curve shows less than a sweep, so a rule here accuses only what noise, a hard batch or a flat data set do not look
+like. Changes are shares of the level; noise is estimated from neighbouring points, also as a share of the level.
+"""
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
-from lrsweep.analysis.diagnosis.smoothing import (
-    ERRORS,
-    FEWEST_EVALS,
-    FEWEST_LOSSES,
-    endpoints,
-    falls,
-    loss_endpoints,
-    noise,
-)
+from lrsweep.analysis.diagnosis import preference_rules, remedies
+from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Label, Series, confidence
+from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, loss_endpoints
+from lrsweep.analysis.diagnosis.training_kind import training_kind
+from lrsweep.analysis.diagnosis.trend import Trend, eval_trend, relative_noise, running_median, trend
 
 Evidence = dict[str, float | str]
-
-
-def not_finite(curve: Curve) -> Diagnosis | None:
-    """Diverged: a loss is not finite at some step, or the gradient norm is not finite at the end."""
-    for name, series in (("loss", curve.loss), ("eval_loss", curve.eval_loss), ("grad_norm", curve.grad_norm)):
-        bad = ~np.isfinite(series.values)
-        if not bad.any():
-            continue
-        # A loss scaler that looks for its scale makes some gradient norms infinite.
-        if name == "grad_norm" and not bad[-1]:
-            continue
-        step = float(series.steps[bad.argmax()])
-        reason = f"{name} is {series.values[bad.argmax()]} at step {step:g}"
-        return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.lower_lr(curve))
-    return None
+# A loss at this level, a perplexity of 33, leaves much of a text unpredicted: there is room to learn.
+_ROOM = 3.5
+# From this many evaluations on, their scatter about the trend can be told from the trend.
+_DENSE = 20
+# A change of the level by a smaller share is none.
+_FLAT = 0.02
 
 
 def too_short(curve: Curve) -> Diagnosis | None:
     """Unknown: too few points to judge."""
-    if len(curve.loss) >= FEWEST_LOSSES or len(curve.eval_loss) >= FEWEST_EVALS:
+    losses, evals = len(curve.loss.finite()), len(curve.eval_loss.finite())
+    if losses >= FEWEST_LOSSES or evals >= FEWEST_EVALS:
         return None
     reason = (
-        f"{len(curve.loss)} losses and {len(curve.eval_loss)} evaluations are too few: "
+        f"{losses} losses and {evals} evaluations are too few: "
         f"{FEWEST_LOSSES} losses or {FEWEST_EVALS} evaluations are needed"
     )
-    return Diagnosis("unknown", {"losses": len(curve.loss), "evaluations": len(curve.eval_loss), "reason": reason})
+    return Diagnosis("unknown", {"losses": losses, "evaluations": evals, "reason": reason})
 
 
-def inert(curve: Curve) -> Diagnosis | None:
-    """Inert: all gradients are zero, or a loss never changes."""
-    norms = curve.grad_norm.values
-    if len(norms) >= FEWEST_LOSSES and not norms.any():
-        return Diagnosis("inert", {"grad_norm": 0.0, "reason": "every gradient is zero"}, remedies.CHECK)
-    for name, series, fewest in (
-        ("eval_loss", curve.eval_loss, FEWEST_EVALS),
-        ("loss", curve.loss, FEWEST_LOSSES),
-    ):
-        values = series.values
-        if len(values) >= fewest and np.ptp(values) <= 1e-6 * abs(values).max():
-            reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
-            return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
-    return None
-
-
-def rises(curve: Curve, start: float | None = None) -> Diagnosis | None:
-    """Too high: an evaluation, or the smoothed training loss, rises above the curve's start.
-
-    Args:
-        curve: The run.
-        start: The untrained model's eval loss, if it is known from elsewhere; None takes the first evaluation.
-    """
-    for name, series in (("eval_loss", curve.eval_loss), ("loss", curve.loss)):
-        if len(series) < FEWEST_EVALS:
-            continue
-        found = endpoints(series)
-        if name == "eval_loss":
-            # Every evaluation uses the same rows, so one above the untrained model's is enough.
-            first = float(series.values[0]) if start is None else start
-            found = replace(found, first=first, last=float(series.values[-1]), error=0.0, smoothed=series)
-        top = int(found.smoothed.values.argmax())
-        rise = float(found.smoothed.values[top]) - found.first
-        if rise <= max(ERRORS * found.error, 0.02 * abs(found.first), 0.15 * found.fall):
-            continue
-        evidence: Evidence = {
-            "first": found.first,
-            "highest": found.first + rise,
-            "step": float(found.smoothed.steps[top]),
-            "last": found.last,
-            "reason": f"{name} rises from {found.first:.4g} to {found.first + rise:.4g}",
-        }
-        return Diagnosis("too_high", evidence, remedies.lower_lr(curve))
-    return None
+def broken_evaluations(curve: Curve) -> Diagnosis | None:
+    """Unknown: all evaluations are NaN while training is fine. A single one among others is left out by every rule."""
+    evals = curve.eval_loss.values
+    if not len(evals) or np.isfinite(evals).any():
+        return None
+    found = trend(curve.loss)
+    if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall < 0:
+        return None
+    reason = (
+        f"all {len(evals)} evaluations are NaN, while the training loss goes from {found.start:.4g} to {found.end:.4g}"
+    )
+    return Diagnosis("unknown", {"evaluations": len(evals), "reason": reason}, remedies.AFTER_NAN_EVALS)
 
 
 def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
-    """Overfitting: the eval loss has risen for good from its lowest point while the training loss still falls.
+    """Overfitting: the eval loss has risen for good from its lowest point while the training loss falls.
+
+    With several eval sets, the finding counts if most of them show it.
 
     Args:
         curve: The run.
         start: The untrained model's eval loss, if it is known from elsewhere; None takes an evaluation at step 0.
     """
-    evals = curve.eval_loss
-    if len(evals) < 4:
+    sets = [(curve.eval_name, curve.eval_loss), *curve.other_evals.items()]
+    judged = [(name, series.finite()) for name, series in sets if len(series.finite()) >= FEWEST_EVALS]
+    found = [_overfits(curve, name, series, start) for name, series in judged]
+    sure = sorted((one for one in found if one is not None), key=lambda one: -one.confidence)
+    if not sure:
         return None
+    if 2 * len(sure) > len(judged):
+        return sure[0]
+    return Diagnosis("overfitting", sure[0].evidence, sure[0].advice, min(sure[0].confidence, 0.8))
+
+
+def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Diagnosis | None:
     lowest = int(evals.values.argmin())
     later = evals.values[lowest + 1 :]
-    if len(later) < 2:
+    found = eval_trend(evals)
+    assert found is not None
+    if len(later) < 2 or found.low <= 0:
         return None
-    low, last = float(evals.values[lowest]), float(evals.values[-1])
     if start is None and evals.steps[0] == 0:
         start = float(evals.values[0])
+    low, step, dense = found.low, found.low_step, len(evals) >= _DENSE
+    rise = found.end - low
+    fell = max(start or 0.0, found.start) - low
     if start is not None and start - low < 0.005 * abs(start):
         return None  # it never fell
-    rise, fall = last - low, max(start or 0.0, float(evals.values[0])) - low
-    # Evaluations use the same rows each time, so they have little noise; small moves near a schedule's end are normal.
-    if rise <= max(0.01 * abs(low), 0.1 * fall, 2 * noise(evals)) or float(np.median(later)) <= low + rise / 4:
+    if float(later[-max(len(later) // 3, 1) :].min()) <= low + rise / 3 or not _training_falls(curve, step, low):
         return None
-    moves = np.diff(evals.values)
-    if rise < 0.5 * (float(later.max()) - low) or rise < 0.5 * float(moves[moves > 0].sum()):
-        return None  # a jump that it recovers from, or one oscillation of many
-    rest = curve.loss.after(evals.steps[lowest]).values
-    if len(rest) >= FEWEST_LOSSES:
-        half = len(rest) // 2
-        # No test against noise: when a run overfits, its training loss falls by about as much as the eval loss rises.
-        if np.mean(rest[half:]) > np.mean(rest[:half]) - 0.1 * rise:
-            return None
-    elif len(curve.loss) >= FEWEST_LOSSES and not falls(curve.loss):
-        return None
-    step = float(evals.steps[lowest])
+    moves = np.diff(found.smoothed.values)
+    if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
+        return None  # a jump that it recovers from, or one swing of many
+    # A tenth of the level, or half of what it had gained; and more than the noise of dense evaluations.
+    share = max(rise / low / 0.1, min(rise / max(0.5 * fell, 1e-12), rise / low / 0.03))
+    noisy = ERRORS * found.noise * low if dense else 0.0
+    sure = min(confidence(share, 1.0), confidence(rise, noisy))
+    if not len(curve.loss):
+        sure = min(sure, 0.8)
+    title = f"eval_{name}_loss" if name else "eval_loss"
     evidence: Evidence = {
         "lowest": low,
         "step": step,
-        "last": last,
+        "last": found.end,
         "reason": (
-            f"eval_loss is lowest at step {step:g} ({low:.4g}) and ends at {last:.4g}, while the training loss falls"
+            f"{title} is lowest at {curve.place(step)} ({low:.4g}) and ends at {found.end:.4g}, "
+            "while the training loss falls"
         ),
     }
-    return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step))
+    return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step), sure)
+
+
+def _training_falls(curve: Curve, since: float, low: float) -> bool:
+    """Whether the training loss falls after a step, or is down at a part of the eval loss: known by heart."""
+    losses = curve.loss.finite()
+    if not len(losses):
+        return True
+    before, after = losses.values[losses.steps <= since], losses.values[losses.steps > since]
+    if not len(after):
+        return False
+    end = float(np.median(after[-max(len(after) // 4, 1) :]))
+    if end < 0.5 * low:
+        return True
+    size = max(min(len(before), len(after)) // 4, 1)
+    here = float(np.median(before[-size:])) if len(before) else float(np.median(after[:size]))
+    return end < 0.98 * here
+
+
+def rises(curve: Curve) -> Diagnosis | None:
+    """Too high: the loss ends above its start, or gives back what it had gained, or stays near it after a blow-up."""
+    found = [_rises("loss", curve, curve.loss)]
+    losses = trend(curve.loss)
+    # Where the training loss falls, rising evaluations are a matter of overfitting, unless they start untrained.
+    evals = curve.eval_loss.finite()
+    if losses is None or losses.fall < 0.05 or (len(evals) and evals.steps[0] == 0):
+        found.append(_rises("eval_loss", curve, curve.eval_loss))
+    return max((one for one in found if one is not None), key=lambda one: one.confidence, default=None)
+
+
+def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
+    evals = name == "eval_loss"
+    found = eval_trend(series) if evals else trend(series)
+    enough = FEWEST_EVALS + 1 if evals else FEWEST_LOSSES
+    if found is None or len(series.finite()) < enough or min(found.first, found.low) <= 0:
+        return None
+    untrained = evals and series.steps[0] == 0
+    # Where there is room to learn, a run that ends where it began has failed, and a smaller rise on the way says why.
+    room = found.first > _ROOM
+    failed = room and found.end > 0.97 * found.first
+    evidence: Evidence = {"first": found.first, "highest": found.high, "step": found.high_step, "last": found.end}
+    few = evals and len(series) < _DENSE
+    noise = 0.0 if few else ERRORS * found.noise
+    waves = 0.0 if evals else (ERRORS - failed) * max(found.point_noise, 0.0 if room else found.waves)
+    at, low_at = curve.place(found.high_step), curve.place(found.low_step)
+    candidates = [
+        (
+            _sure(-found.fall, 0.03 if untrained or failed else 0.08, max(noise, waves / 2)),
+            f"{name} rises from {found.start:.4g} to {found.end:.4g}",
+        ),
+        (
+            # The lowest of many levels is low by luck as well.
+            _gives_back(found, 0.04 if evals else 0.2, 1.5 * noise),
+            f"{name} rises for good from {found.low:.4g}, its lowest, at {low_at}, to {found.end:.4g}",
+        ),
+        (
+            _blows_up(found, 0.02 if untrained else 0.05 if failed else 0.15, waves),
+            f"{name} rises from {found.first:.4g} to {found.high:.4g} at {at}, and ends at {found.end:.4g}",
+        ),
+    ]
+    sure, reason = max(candidates)
+    return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
+
+
+def _sure(size: float, bound: float, noise: float) -> float:
+    return confidence(size, max(bound, noise))
+
+
+def _gives_back(found: Trend, bound: float, noise: float) -> float:
+    """The end is well above the lowest level, by much or by half of what had been gained; and it stays there."""
+    rise, gained = found.end - found.low, max(found.start, found.first) - found.low
+    smoothed = found.smoothed.values
+    last = smoothed[-max(len(smoothed) // 6, 2) :]
+    if found.low_step > found.smoothed.steps[int(0.75 * (len(smoothed) - 1))] or last.min() < found.low + rise / 2:
+        return 0.0
+    level = max(found.low, 0.2 * max(found.start, found.first))
+    # Twice the bound is much, whatever had been gained before.
+    return max(
+        _sure(rise / level, 2 * bound, noise), min(_sure(rise / level, bound, noise), confidence(rise, 0.5 * gained))
+    )
+
+
+def _blows_up(found: Trend, bound: float, noise: float) -> float:
+    """It was above its first point by more than noise, and ends less than a tenth below it."""
+    if found.end < 0.9 * found.first:
+        return 0.0
+    return _sure(found.high / found.first - 1, bound, noise)
 
 
 def oscillates(curve: Curve) -> Diagnosis | None:
-    """Oscillating: the eval loss goes up and down, the training loss has spikes, or the gradient has bursts."""
-    loss = curve.loss.after(curve.warmed_up)
-    evidence = _eval_reversals(curve)
-    if evidence is None and len(loss) >= 20:
-        evidence = _spikes(loss) or _loss_reversals(loss) or _bursts(curve.grad_norm.after(curve.warmed_up))
-    return None if evidence is None else Diagnosis("oscillating", evidence, remedies.against_oscillation(curve))
-
-
-def _eval_reversals(curve: Curve) -> Evidence | None:
-    """Reversals of the eval loss that lose a noticeable part of its fall."""
-    evals = curve.eval_loss.after(curve.warmed_up / 2) if len(curve.eval_loss) > 6 else curve.eval_loss
-    if len(evals) < 4:
+    """Oscillating: the loss goes up and down again and again, by a large part of its level."""
+    found = [_humps("loss", curve.loss.after(curve.warmed_up)), _humps("eval_loss", curve.eval_loss), _spikes(curve)]
+    sure, evidence = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))
+    if evidence is None:
         return None
-    moves = np.diff(evals.values)
-    back = float(moves[moves > 0].sum())
-    turns = int((moves[1:] * moves[:-1] < 0).sum())
-    span = float(curve.eval_loss.values[0] - curve.eval_loss.values.min())
-    if turns < 2 or back <= max(0.25 * span, 0.01 * abs(float(evals.values[-1]))):
+    if curve.counted and not len(curve.epoch):
+        # Without steps and epochs, a loss that jumps back may be that of a new run in the same log.
+        sure = min(sure, 0.8)
+    return Diagnosis("oscillating", evidence, remedies.against_oscillation(curve), sure)
+
+
+def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:
+    """Rises of the smoothed loss that it loses again. The third largest counts: one is a bump, two may be chance."""
+    series = series.finite()
+    n = len(series)
+    if n < (20 if name == "loss" else 6) or series.values.min() <= 0:
         return None
-    reason = f"eval_loss changes direction {turns} times, and its rises add up to {back:.4g}"
-    return {"turns": turns, "back": back, "reason": reason}
+    size = (max(n // 40, 5) | 1) if name == "loss" else 1
+    smoothed = running_median(series.values, size) if size > 1 else series.values
+    heights = sorted(_hump_heights(smoothed), reverse=True)
+    if len(heights) < 3:
+        return None
+    noise = 1.25 * relative_noise(series) / np.sqrt(size) if name == "loss" else 0.0
+    bound = 0.4 if name == "loss" else 0.25
+    sure = _sure(heights[2], bound, 2 * ERRORS * noise)
+    reason = f"{name} rises {len(heights)} times and falls again, three times by {heights[2]:.0%} or more"
+    if name == "eval_loss" and len(heights) > 3 and heights[3] > 0.6 * heights[1]:
+        # Four swings of like size are no accident.
+        sure = _sure(heights[3], 0.6 * bound, 0.0)
+        reason = f"{name} rises {len(heights)} times and falls again, four times by {heights[3]:.0%} or more"
+    return sure, {"turns": len(heights), "height": heights[2], "reason": reason}
 
 
-def _spikes(loss: Series) -> Evidence | None:
-    """Points that lie further above their neighbours than noise explains."""
-    values = loss.values
-    above = values - _running_median(values, 5)
-    spikes = above > max(8 * noise(loss), 0.1 * abs(float(np.median(values))))
+def _hump_heights(values: Floats) -> list[float]:
+    """The heights of the rises after which at least half is lost again, as shares of the level that they start from.
+
+    Below half of the run's first level, they are shares of that: 0.02 after 0.01 is no swing of a run that began at 2.
+    """
+    heights: list[float] = []
+    least = 0.5 * float(values[0])
+    low = top = float(values[0])
+    for value in map(float, values[1:]):
+        if value > top:
+            top = value
+        elif value < top - 0.5 * (top - low) and top > 1.05 * low:
+            heights.append((top - low) / max(low, least))
+            low = top = value
+        if value < low:
+            low = top = value
+    return heights
+
+
+def _spikes(curve: Curve) -> tuple[float, Evidence] | None:
+    """Points far above where the run began. Lower ones are hard batches, which every run has."""
+    losses = curve.loss.after(curve.warmed_up).finite()
+    found = trend(curve.loss)
+    if found is None or len(losses) < 20 or found.start <= 0:
+        return None
+    usual = np.maximum(running_median(losses.values, 5), 1e-12)
+    ratios = np.log(np.maximum(losses.values, 1e-12) / usual)
+    # Eight deviations of the ratios, which have a long upper tail, and well above the level where the run began.
+    scatter = 1.4826 * float(np.median(np.abs(ratios)))
+    high = (losses.values - usual > 0.5 * found.start) & (losses.values > 2 * found.start)
+    spikes = high & (ratios > 8 * scatter)
     if spikes.sum() < 2:
         return None
-    step = float(loss.steps[spikes.argmax()])
-    reason = f"the loss has {spikes.sum()} spikes, the first at step {step:g}"
-    return {"spikes": int(spikes.sum()), "step": step, "reason": reason}
-
-
-def _loss_reversals(loss: Series) -> Evidence | None:
-    """Reversals of the smoothed training loss, by more than noise explains."""
-    found = endpoints(loss)
-    smoothed = found.smoothed.values
-    if len(smoothed) < 6:
-        return None
-    moves = np.diff(smoothed)
-    back, turns = float(moves[moves > 0].sum()), int((moves[1:] * moves[:-1] < 0).sum())
-    if turns < 3 or back <= max(
-        0.5 * float(np.ptp(smoothed)), 2 * ERRORS * found.error, 0.03 * abs(float(smoothed[-1]))
-    ):
-        return None
-    reason = f"the smoothed loss changes direction {turns} times, and its rises add up to {back:.4g}"
-    return {"turns": turns, "back": back, "reason": reason}
-
-
-def _bursts(norms: Series) -> Evidence | None:
-    values = norms.finite().values
-    if len(values) < 20:
-        return None
-    usual = float(np.median(values))
-    bursts = values > 20 * usual
-    if usual <= 0 or bursts.sum() < 2:
-        return None
-    step = float(norms.finite().steps[bursts.argmax()])
-    return {
-        "bursts": int(bursts.sum()),
-        "usual": usual,
-        "highest": float(values.max()),
-        "step": step,
-        "reason": f"grad_norm exceeds 20 times its median {bursts.sum()} times, first at step {step:g}",
-    }
+    step = float(losses.steps[spikes.argmax()])
+    reason = f"the loss has {spikes.sum()} spikes above its start, the first at {curve.place(step)}"
+    expected = max(2.9, 0.01 * len(losses))
+    return confidence(float(spikes.sum()), expected), {"spikes": int(spikes.sum()), "step": step, "reason": reason}
 
 
 def hardly_falls(curve: Curve) -> Diagnosis | None:
-    """Too low: the loss hardly falls, and no rule for a rate that is too high applied."""
+    """Too low: the loss hardly falls, does not rise, and is so high that there is room.
+
+    A flat curve at a low loss may be a model that knows its task; only another rate could tell.
+    """
     found = loss_endpoints(curve)
-    if found is None or found.fall > max(ERRORS * found.error / 2, 0.02 * abs(found.first)):
+    if found is None or found.first <= 0 or not -0.05 < found.fall / found.first < 0.1:
         return None
-    reason = f"it falls only from {found.first:.4g} to {found.last:.4g} and never rises"
-    return Diagnosis("too_low", {"first": found.first, "last": found.last, "reason": reason}, remedies.higher_lr(curve))
+    losses = trend(curve.loss)
+    if losses is not None and losses.fall > max(0.05, ERRORS * losses.noise):
+        return None
+    if _wobbles(curve, losses):
+        return None
+    flat = max(ERRORS * found.error / 2, _FLAT * abs(found.first))
+    if found.fall > flat and not _falls_evenly(curve):
+        return None
+    sure = min(confidence(found.last, _ROOM), 0.99)
+    reason = f"it goes only from {found.first:.4g} to {found.last:.4g}"
+    evidence: Evidence = {"first": found.first, "last": found.last, "reason": reason}
+    return Diagnosis("too_low", evidence, remedies.higher_lr(curve), sure)
 
 
-def healthy(curve: Curve) -> Diagnosis:
-    """Healthy: the default if no other rule applies; `unknown` if too few losses are finite."""
-    found = loss_endpoints(curve)
+def _falls_evenly(curve: Curve) -> bool:
+    """Whether the evaluations fall as fast in the second half of the steps as in the first: the rate is the limit."""
+    evals = curve.eval_loss.finite()
+    if len(evals) < FEWEST_EVALS + 1:
+        return False
+    middle = float(np.interp((evals.steps[0] + evals.steps[-1]) / 2, evals.steps, evals.values))
+    return float(evals.values[0]) - middle < 0.6 * float(evals.values[0] - evals.values[-1])
+
+
+def _wobbles(curve: Curve, losses: Trend | None) -> bool:
+    """Whether a flat curve goes up on its way: then its rate is not too low."""
+    evals = curve.eval_loss.finite().values
+    if len(evals) >= FEWEST_EVALS and np.diff(evals).max() > max(0.001 * evals[0], 0.2 * float(evals[0] - evals.min())):
+        return True
+    return losses is not None and losses.high > losses.first * (1 + max(0.05, ERRORS * losses.point_noise / 2))
+
+
+def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
+    """Healthy: the default if no other rule applies; `unknown` if too few losses are finite.
+
+    Args:
+        curve: The run.
+        seen: A fault that is not certain enough for a label, to be mentioned.
+    """
+    name, series = ("eval_loss", curve.eval_loss.finite())
+    if curve.eval_name:
+        name = f"eval_{curve.eval_name}_loss"
+    if len(series) < FEWEST_EVALS:
+        name, series = "loss", curve.loss.finite()
+    found = eval_trend(series) if name.startswith("eval") else trend(series)
     if found is None:
         return Diagnosis("unknown", {"reason": "too few finite losses"})
-    reason = f"it falls from {found.first:.4g} to {found.last:.4g}"
-    return Diagnosis("healthy", {"first": found.first, "last": found.last, "reason": reason})
-
-
-def _running_median(values: Floats, size: int) -> Floats:
-    padded = np.pad(values, size // 2, mode="edge")
-    found: Floats = np.median(np.lib.stride_tricks.sliding_window_view(padded, size), axis=1)
-    return found
+    verb = "falls" if found.end < found.start else "goes"
+    span = f"{curve.place(float(series.steps[0]))} to {curve.number(float(series.steps[-1]))}"
+    reason = f"{name} {verb} from {found.first:.4g} to {found.end:.4g} ({span})"
+    if training_kind(curve) == "preference":
+        reason += preference_rules.in_words(curve)
+    if seen is not None:
+        reason += f"; seen as well, but not clear enough for {seen.label}: {seen.evidence['reason']}"
+    if name == "loss":
+        reason += "; without evaluations, overfitting would not be seen"
+    # What ends clearly above its start has not trained well, whatever the reason.
+    too_high_seen = seen is not None and seen.label == "too_high"
+    label: Label = "unknown" if found.fall < (-_FLAT if too_high_seen else -0.1) else "healthy"
+    return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})

@@ -1,0 +1,213 @@
+"""Rules for broken runs: not finite, exploded, collapsed, or not training at all.
+
+Each returns a diagnosis, or None if it does not fit. A broken run must never count as healthy, so these come first.
+"""
+
+import math
+
+import numpy as np
+
+from lrsweep.analysis.diagnosis import remedies
+from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Series, confidence
+from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
+from lrsweep.analysis.diagnosis.training_kind import training_kind
+from lrsweep.analysis.diagnosis.trend import trend
+
+Evidence = dict[str, float | str]
+# A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
+_NOT_TINY = 0.02
+# The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
+_VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
+# An end this many times as high as the start is no matter of noise.
+_EXPLODED = 3.0
+
+
+def diverged(curve: Curve) -> Diagnosis | None:
+    """Diverged: the loss is NaN or 0 from a step on, the gradients are NaN at the end, or the loss has exploded."""
+    return _not_finite(curve) or _zero(curve) or _exploded(curve)
+
+
+def _not_finite(curve: Curve) -> Diagnosis | None:
+    for name, series in (("loss", curve.loss), ("grad_norm", curve.grad_norm)):
+        bad = ~np.isfinite(series.values)
+        if not len(bad) or not bad[-1]:
+            continue
+        last_good = np.flatnonzero(~bad)
+        # Of the steps from which on nothing is finite, the first.
+        at = int(last_good[-1]) + 1 if len(last_good) else 0
+        step = float(series.steps[at])
+        value = series.values[at]
+        when = f"from {curve.place(step)} on" if at < len(bad) - 1 else f"at {curve.place(step)}"
+        reason = f"{name} is {value:g} {when}"
+        early = at <= 1 and _starts_broken(curve, step)
+        return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.after_nan(curve, early))
+    return _evaluations_not_finite(curve) or _often_not_finite(curve)
+
+
+def _evaluations_not_finite(curve: Curve) -> Diagnosis | None:
+    """The evaluations become NaN, and no training loss shows that the run goes on."""
+    good = np.isfinite(curve.eval_loss.values)
+    if not len(good) or good[-1]:
+        return None
+    at = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
+    step = float(curve.eval_loss.steps[at])
+    if len(curve.loss.finite().after(step)):
+        return None
+    reason = f"eval_loss is {curve.eval_loss.values[at]:g} from {curve.place(step)} on"
+    return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.after_nan(curve, False))
+
+
+def _often_not_finite(curve: Curve) -> Diagnosis | None:
+    """Unknown: losses are NaN now and then, as with batches without labels, or steps that a loss scaler skipped."""
+    bad = ~np.isfinite(curve.loss.values)
+    if not bad.any():
+        return None
+    step = float(curve.loss.steps[bad.argmax()])
+    reason = (
+        f"loss is not finite at {bad.sum()} of {len(bad)} steps, first at {curve.place(step)}, and finite at the end"
+    )
+    return Diagnosis("unknown", {"step": step, "reason": reason}, remedies.after_nan(curve, True))
+
+
+def _starts_broken(curve: Curve, step: float) -> bool:
+    """Whether nothing was ever right, or the learning rate was still next to 0 when it went wrong."""
+    rates = curve.learning_rate.finite()
+    peak = curve.peak_lr or math.inf
+    before = rates.values[rates.steps <= step]
+    return not len(before) or float(before.max()) <= 0.2 * peak or len(curve.loss.finite()) <= 1
+
+
+def _zero(curve: Curve) -> Diagnosis | None:
+    """In a log of transformers, a loss is the mean of the losses that are not NaN; if all are, it is exactly 0."""
+    values = curve.loss.finite().values
+    zeros = int((np.cumsum(values[::-1] != 0) == 0).sum())
+    if zeros < 2:
+        return None
+    if training_kind(curve) == "preference" and _finite_margins(curve):
+        return None  # the margins are so large that nothing is left to learn
+    before = values[: len(values) - zeros]
+    norms = curve.grad_norm.values
+    if not len(before) and len(norms) and not norms.any():
+        return None  # inert
+    if len(before) and float(np.median(before[-5:])) < _NOT_TINY * max(float(np.median(before[:5])), 1.0):
+        return None
+    step = float(curve.loss.finite().steps[len(before)])
+    reason = f"loss is exactly 0 from {curve.place(step)} on, which is how transformers logs NaN"
+    early = len(before) <= 1
+    return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.after_nan(curve, early))
+
+
+def _finite_margins(curve: Curve) -> bool:
+    margins = curve.measures.get("rewards/margins")
+    return (
+        margins is not None and len(margins) > 0 and bool(np.isfinite(margins.values[-1])) and margins.values[-1] != 0
+    )
+
+
+def _exploded(curve: Curve) -> Diagnosis | None:
+    """The loss ends far above its start, or at a level that no step before it had."""
+    for name, series in (("loss", curve.loss), ("eval_loss", curve.eval_loss)):
+        found = series.finite()
+        if len(found) < 4 or (name == "eval_loss" and falls(curve.loss)):
+            continue
+        # The first steps before it rises: where the run comes from.
+        first = float(np.median(found.values[: 1 if len(found) < 30 else 3]))
+        last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
+        rise = last / first if first > 0 else 0.0
+        sure = confidence(rise - 1, _EXPLODED - 1)
+        # It does not come back: on a log scale, the end is more than half of the way up.
+        stays = last > math.sqrt(first * float(found.values.max()))
+        if rise > 1 and sure >= CERTAIN and stays:
+            above = found.values > math.sqrt(first * last)
+            step = float(found.steps[above.argmax()])
+            reason = (
+                f"{name} explodes from {first:.4g} to {last:.4g} and stays there, first above at {curve.place(step)}"
+            )
+            evidence: Evidence = {"first": first, "last": last, "step": step, "reason": reason}
+            return Diagnosis("diverged", evidence, remedies.lower_lr(curve), sure)
+    return None
+
+
+def inert(curve: Curve) -> Diagnosis | None:
+    """Inert: all gradients are zero, a loss never changes, or the losses of each epoch are those of the first."""
+    norms, losses = curve.grad_norm.values, curve.loss.values
+    # Losses of exactly 0 beside them leave no doubt.
+    if len(norms) >= (FEWEST_LOSSES if losses.any() else 3) and not norms.any():
+        return Diagnosis("inert", {"grad_norm": 0.0, "reason": "every gradient is zero"}, remedies.CHECK)
+    for name, series, fewest in (("eval_loss", curve.eval_loss, FEWEST_EVALS), ("loss", curve.loss, FEWEST_LOSSES)):
+        values = series.finite().values
+        if len(values) >= fewest and np.ptp(values) <= 1e-6 * abs(values).max():
+            if name == "eval_loss" and falls(curve.loss):
+                continue  # it learns: the evaluation is what does not change
+            reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
+            return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
+    period = _period(curve.loss.finite().values)
+    if period:
+        reason = f"the losses repeat to the digit every {period} rows: nothing that is trained changes them"
+        return Diagnosis("inert", {"period": float(period), "reason": reason}, remedies.CHECK)
+    return None
+
+
+def _period(losses: Floats) -> int:
+    """The number of rows after which all losses repeat exactly, at least once over; 0 if they do not."""
+    n = len(losses)
+    for period in (np.flatnonzero(losses[2 : n // 2 + 1] == losses[:1]) + 2).tolist():
+        same = losses[period:] == losses[:-period]
+        # Six distinct losses that repeat in order are no coincidence.
+        if same.all() and n - period >= FEWEST_LOSSES and len(np.unique(losses[:period])) >= min(period, 4):
+            return int(period)
+    return 0
+
+
+def collapsed(curve: Curve) -> Diagnosis | None:
+    """Collapsed: a classifier that gives every input the same answer.
+
+    Its accuracy is one over the number of classes, and its loss the logarithm of that number; or its accuracy is the
+    same to the digit at every evaluation, while the training loss does not fall.
+    """
+    found = trend(curve.loss)
+    accuracies = _accuracies(curve)
+    if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall > 0.1:
+        return None
+    end, supervised = found.end, training_kind(curve) == "supervised"
+    vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
+    if vocabulary is not None and abs(found.fall) < 0.01:
+        reason = (
+            f"loss stays at {end:.4g}, which is ln {vocabulary}: each token of the vocabulary is as likely as another"
+        )
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
+    even = next((classes for classes in range(2, 11) if abs(end / math.log(classes) - 1) < 0.005), None)
+    # The losses of a model that tells texts apart differ from batch to batch; those of a constant answer do not.
+    if even is not None and abs(found.fall) < 0.02 and found.point_noise < 0.02 and supervised:
+        reason = f"loss stays at {end:.4g}, which is ln {even}: {even} classes are told apart no better than by chance"
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
+    if accuracies is None or not len(accuracies):
+        return None
+    accuracy = float(accuracies.values[-1])
+    classes = round(1 / accuracy) if accuracy > 0 else 0
+    if 2 <= classes <= 1000 and abs(accuracy * classes - 1) < 0.06 and abs(end / math.log(classes) - 1) < 0.04:
+        reason = (
+            f"loss ends at {end:.4g}, which is ln {classes}, and the accuracy is {accuracy:.3g}: the {classes} classes "
+            "are told apart no better than by chance"
+        )
+        return _collapsed(curve, end, accuracy, reason)
+    settled = accuracies.values[len(accuracies) // 3 :]
+    if len(settled) >= 3 and float(np.ptp(settled)) == 0 and 0 < accuracy < 0.99 and found.fall < 0.05:
+        reason = (
+            f"the accuracy is {accuracy:.4g} at each of the last {len(settled)} evaluations, and the loss stays at "
+            f"{end:.4g}: every input gets the same answer"
+        )
+        return _collapsed(curve, end, accuracy, reason)
+    return None
+
+
+def _collapsed(curve: Curve, end: float, accuracy: float, reason: str) -> Diagnosis:
+    evidence: Evidence = {"last": end, "accuracy": accuracy, "reason": reason}
+    return Diagnosis("collapsed", evidence, remedies.after_collapse(curve))
+
+
+def _accuracies(curve: Curve) -> Series | None:
+    for name in ("eval_accuracy", "accuracy", "eval_acc", "acc"):
+        if name in curve.measures:
+            return curve.measures[name].finite()
+    return None

@@ -1,0 +1,159 @@
+"""The rows of a log under transformers' names: other programs' names, numbers as text, nulls, logs without steps."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+Row = dict[str, Any]
+
+# Other programs' names for what transformers calls step, loss, eval_loss, learning_rate and grad_norm.
+NAMES = {
+    # The first generation of LLaMA-Factory.
+    "current_steps": "step",
+    "lr": "learning_rate",
+    # Other trainers, TensorBoard, W&B and MLflow.
+    "Step": "step",
+    "global_step": "step",
+    "trainer/global_step": "step",
+    "_step": "step",
+    "iter": "step",
+    "iteration": "step",
+    "train_loss": "loss",
+    "train_loss_step": "loss",
+    "train_lr": "learning_rate",
+    "training_loss": "loss",
+    "val_loss": "eval_loss",
+    "valid_loss": "eval_loss",
+    "validation_loss": "eval_loss",
+    "test_loss": "eval_loss",
+    "gradient_norm": "grad_norm",
+}
+# `train/loss` and `eval/loss`: the part before the slash says which loss it is.
+_TRAIN, _EVAL = ("train", "training"), ("eval", "val", "valid", "validation", "dev")
+# A run's own step beats W&B's `_step`, which counts calls of its logger.
+_STEPS = ("step", "current_steps", "global_step", "trainer/global_step", "Step", "iter", "iteration", "_step")
+# The last row of a transformers log has the mean loss of the whole run as train_loss.
+_FINAL = "train_runtime"
+_MEASURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+
+
+def name(key: str) -> str:
+    """Returns transformers' name for another program's key; the key itself if it has none."""
+    if key in NAMES:
+        return NAMES[key]
+    head, slash, tail = key.partition("/")
+    if slash and head in _TRAIN:
+        return NAMES.get(tail, tail)
+    if slash and head in _EVAL:
+        return f"eval_{tail.replace('/', '_') if tail.endswith('loss') else tail}"
+    return key
+
+
+def number(value: Any) -> float | None:
+    """Returns a number that may be text, such as "1.25" or "NaN"; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+    except OverflowError:
+        return math.inf
+
+
+def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    """Yields rows under transformers' names, with numbers for all that is one, and a step in each if possible."""
+    found = [_renamed(raw) for raw in rows]
+    if not any("loss" in row or "eval_loss" in row for row in found):
+        for row in found:
+            _sum_parts(row)
+    if _steps_of_epochs(found):
+        for row in found:
+            row.pop("step", None)
+    counter = _StepCounter()
+    step: float | None = None
+    has_steps = any("step" in row and ("loss" in row or "eval_loss" in row) for row in found)
+    for row in found:
+        step = row.get("step", step)
+        if has_steps and step is not None:
+            row.setdefault("step", step)
+        elif not has_steps:
+            counter.add_step(row)
+        yield row
+
+
+def _sum_parts(row: Row) -> None:
+    """Adds the losses that detectors log in parts only: box_loss, cls_loss and so on."""
+    for total, prefix in (("loss", ""), ("eval_loss", "eval_")):
+        parts = [
+            value
+            for key, value in row.items()
+            if key.endswith("_loss") and key.startswith("eval_") == bool(prefix) and isinstance(value, float)
+        ]
+        if len(parts) > 1:
+            row[total] = sum(parts)
+
+
+def _steps_of_epochs(rows: list[Row]) -> bool:
+    """Returns whether steps begin again with each epoch, so that they are no steps of the run."""
+    losses = [row for row in rows if "loss" in row and "step" in row and "epoch" in row]
+    return any(b["step"] < a["step"] and b["epoch"] > a["epoch"] for a, b in itertools.pairwise(losses))
+
+
+def _renamed(raw: Mapping[str, Any]) -> Row:
+    row: Row = {}
+    final = _FINAL in raw or f"train/{_FINAL}" in raw
+    for key, value in raw.items():
+        if final and name(key) == "loss":
+            continue
+        if key in _STEPS or name(key) == "step":
+            continue
+        found = number(value)
+        ours = name(key)
+        if found is not None and not (ours != key and ours in raw):
+            row[ours] = found
+    for key in _step_keys(raw):
+        found = number(raw[key])
+        if found is not None and math.isfinite(found):
+            row["step"] = found
+            break
+    _read_nulls(raw, row)
+    return row
+
+
+def _step_keys(raw: Mapping[str, Any]) -> list[str]:
+    named = [key for key in raw if key not in _STEPS and name(key) == "step"]
+    return [*(key for key in _STEPS[:-1] if key in raw), *named, *(key for key in _STEPS[-1:] if key in raw)]
+
+
+def _read_nulls(raw: Mapping[str, Any], row: Row) -> None:
+    """A null loss beside a learning rate is a NaN that JSON cannot hold; other nulls are what a row does not have."""
+    has_eval = any(key.startswith("eval_") and key.endswith("loss") for key in row)
+    has_null = any(name(key) == "loss" and value is None for key, value in raw.items())
+    if has_null and "loss" not in row and not has_eval and "learning_rate" in row:
+        row["loss"] = math.nan
+
+
+class _StepCounter:
+    """Numbers the rows of a log without steps: training rows count up, an evaluation has the last one's number.
+
+    If `epoch` falls, the run was resumed or started again, and the count goes back with it.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: list[float] = []
+        self._evals_only = True
+        self._last_epoch = math.nan
+
+    def add_step(self, row: Row) -> None:
+        epoch = row.get("epoch", math.nan)
+        if "loss" in row or (self._evals_only and epoch != self._last_epoch):
+            if self._epochs and epoch < self._epochs[-1]:
+                self._epochs = [earlier for earlier in self._epochs if earlier < epoch]
+            self._epochs.append(epoch)
+            self._evals_only = self._evals_only and "loss" not in row
+        elif not any(key.startswith("eval_") for key in row):
+            return
+        self._last_epoch = epoch
+        row["row"] = float(len(self._epochs))

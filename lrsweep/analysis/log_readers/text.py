@@ -1,0 +1,77 @@
+"""Text logs: one JSON object per line, or console output with lines such as {'loss': 1.2, 'epoch': 0.1}."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lrsweep.analysis.log_readers.rows import Row
+from lrsweep.errors import InputError
+
+# Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
+MOST_STEPS = 20_000
+_RARE = ("eval", "val_", "NaN", "nan", "Infinity", "inf", "null")
+_DICT = re.compile(r"\{[^{}]*['\"][^{}]*\}")
+# A value is text, or a number, which may be wrapped as np.float64(1.2) or tensor(1.2).
+_PAIR = re.compile(
+    r"""["']([^"']+)["']\s*:\s*(?:["']([^"']*)["']|(?:\w+\.)*(?:float\d+|tensor)\(([^()]*)\)|([^,}\s]+))"""
+)
+
+_ASSIGNED = re.compile(
+    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval)[ _/-]?)?loss|step|iter|iteration|epoch|lr"
+    r"|learning[ _]rate|grad[ _]norm)\s*[=:\s]\s*([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
+    re.IGNORECASE,
+)
+
+
+def json_lines(path: Path, text: str) -> Iterator[Row]:
+    """Yields the rows of a JSONL file. Raises InputError for a line that is not a JSON object."""
+    lines = text.split("\n")
+    every = _every(len(lines))
+    for at, line in enumerate(lines, 1):
+        if (at % every and not _is_rare(line)) or not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            # A killed run may leave an incomplete last line.
+            if at == len(lines):
+                return
+            raise InputError(f"{path}: line {at} is not JSON") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {at} is not a JSON object")
+        yield row
+
+
+def console_rows(text: str) -> Iterator[Row]:
+    """Yields the dictionaries with a loss that a program printed among other output."""
+    # Progress bars write a carriage return where others write a line's end.
+    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line and "{" in line]
+    every = _every(len(lines))
+    for at, line in enumerate(lines, 1):
+        if at % every and not _is_rare(line):
+            continue
+        for found in _DICT.findall(line):
+            row = {key: text or cast or bare for key, text, cast, bare in _PAIR.findall(found)}
+            if any("loss" in key for key in row):
+                yield {key: None if value in ("None", "null") else value for key, value in row.items()}
+
+
+def assignments(text: str) -> Iterator[Row]:
+    """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
+    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line or "Loss" in line]
+    every = _every(len(lines))
+    for at, line in enumerate(lines, 1):
+        if at % every and not _is_rare(line):
+            continue
+        row = {re.sub("[ /-]", "_", key.lower()): value for key, value in _ASSIGNED.findall(line)}
+        if any("loss" in key for key in row):
+            yield row
+
+
+def _every(lines: int) -> int:
+    return -(-lines // MOST_STEPS) or 1
+
+
+def _is_rare(line: str) -> bool:
+    return any(mark in line for mark in _RARE)

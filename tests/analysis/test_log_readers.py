@@ -1,0 +1,189 @@
+"""Logs in every format that people have. Those in tests/fixtures/logs are by the tools: its make_logs.py wrote them."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrsweep.analysis import log_readers
+from lrsweep.analysis.diagnosis import Curve, diagnose
+from lrsweep.analysis.log_readers.sources import logs_in
+from lrsweep.errors import InputError
+from tests.conftest import lrsweep
+from tests.fixtures.logs.make_logs import rows, tensorboard
+
+LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
+LOSSES = [row["loss"] for row in rows() if "loss" in row]
+EVALS = [row["eval_loss"] for row in rows() if "eval_loss" in row]
+
+
+def nowhere(run_id: str) -> list[Any]:
+    raise AssertionError(run_id)
+
+
+def read(path: Path) -> Curve:
+    return log_readers.read(str(path), nowhere)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_steps"),
+    [
+        ("console.txt", False),
+        ("running_log.txt", False),
+        ("trainer_log.jsonl", True),
+        ("trainer_state.json", True),
+        ("wandb_history.csv", True),
+        ("wandb_history.jsonl", True),
+    ],
+)
+def test_what_the_tools_write_is_read(name: str, has_steps: bool) -> None:
+    found = read(LOGS / name)
+    assert found.loss.values == pytest.approx(LOSSES, abs=1e-3)
+    assert list(found.loss.steps) == [10 * i if has_steps else i for i in range(1, 31)]
+    assert found.counted != has_steps
+    # The web UI's log of LLaMA-Factory has no evaluations.
+    assert found.eval_loss.values == pytest.approx([] if name == "running_log.txt" else EVALS, abs=1e-3)
+    assert found.peak_lr == pytest.approx(9.677e-5, rel=1e-3)
+    assert diagnose(found).label == "healthy"
+
+
+def test_an_event_file_of_tensorboard_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is an extra")
+    monkeypatch.setattr("tests.fixtures.logs.make_logs.HERE", tmp_path)
+    tensorboard()
+    (path,) = tmp_path.iterdir()
+    # People rename these files.
+    for name in (path, path.rename(tmp_path / "run.tfevents")):
+        if name.exists():
+            found = read(name)
+            assert found.loss.values == pytest.approx(LOSSES)
+            assert found.eval_loss.values == pytest.approx(EVALS)
+            assert list(found.loss.steps) == [10 * i for i in range(1, 31)]
+
+
+def test_a_damaged_event_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.out.tfevents.1"
+    path.write_bytes(b"\x18" + b"\0" * 11 + b"\x1a\x0dbrain.Event:2" + b"rubbish" * 9)
+    with pytest.raises(InputError, match=r"lrsweep\[tensorboard\]|damaged|holds no losses") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+STEPS = range(10, 130, 10)
+
+
+def falling(step: int) -> float:
+    return round(2 / (1 + step / 100), 4)
+
+
+TEXTS = {
+    "numbers as text": "\n".join(f'{{"step": {s}, "loss": "{falling(s)}"}}' for s in STEPS),
+    "a byte order mark": "\ufeff" + json.dumps({"log_history": [{"step": s, "loss": falling(s)} for s in STEPS]}),
+    "a bare list": json.dumps([{"step": s, "loss": falling(s)} for s in STEPS], indent=1),
+    "epochs only": "\n".join(json.dumps({"epoch": s / 100, "train_loss": falling(s), "val_loss": 2.0}) for s in STEPS),
+    "lists": json.dumps({"loss": [falling(s) for s in STEPS], "val_loss": [2.0 for s in STEPS]}),
+    "named numbers": "\n".join(f"12:00 INFO step={s} train_loss={falling(s)} lr=1e-4" for s in STEPS),
+    "words": "\n".join(f"iter {s}: loss {falling(s)}, time 23ms" for s in STEPS),
+    "wrapped numbers": "\n".join(f"{{'loss': np.float64({falling(s)}), 'epoch': {s / 100}}}" for s in STEPS),
+    "a progress bar": "".join(
+        f"\r {s}%|##| {s}/120 [00:01]{{'loss': {falling(s)}, 'epoch': {s / 100}}}" for s in STEPS
+    ),
+    "a CSV of W&B": '"Step","run - train/loss"\n' + "\n".join(f'"{s}","{falling(s)}"' for s in STEPS),
+    "a CSV of Lightning": "epoch,step,train_loss_step\n" + "\n".join(f"0,{s},{falling(s)}" for s in STEPS),
+    "parts of a loss": "epoch,train/box_loss,train/cls_loss\n" + "\n".join(f"{s},0,{falling(s)}" for s in STEPS),
+    "steps in epochs": "\n".join(
+        json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_other_texts_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log").write_text(TEXTS[name], encoding="utf-8")
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
+    if not found.counted and name != "lists":
+        assert list(found.loss.steps) == list(STEPS)
+    assert len(found.eval_loss) == (12 if name in ("epochs only", "lists") else 0)
+    assert found.restarts == 0
+
+
+def test_output_of_powershell_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(TEXTS["words"], encoding="utf-16")
+    assert len(read(tmp_path / "log.txt").loss) == 12
+
+
+def test_nulls_are_nan_only_where_a_loss_should_be(tmp_path: Path) -> None:
+    """The first LLaMA-Factory wrote null for what a row does not have; JSON-safe loggers write it for NaN."""
+    lines = [
+        {"current_steps": 10, "loss": 2.0, "eval_loss": None, "learning_rate": 1e-4},
+        {"current_steps": 10, "loss": None, "eval_loss": 1.9, "learning_rate": None},
+        {"current_steps": 20, "loss": None, "eval_loss": None, "learning_rate": 1e-4},
+        {"current_steps": 20, "loss": None, "eval_loss": None, "learning_rate": None},
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read(tmp_path / "log.jsonl")
+    assert list(found.loss.values[:1]) == [2.0]
+    assert math.isnan(found.loss.values[1])
+    assert list(found.eval_loss.values) == [1.9]
+
+
+def test_a_resumed_log_goes_back_and_a_restarted_one_starts_again(tmp_path: Path) -> None:
+    def log(*steps: int) -> Curve:
+        lines = [json.dumps({"step": s, "loss": 2.0 + i / 100}) for i, s in enumerate(steps)]
+        (tmp_path / "log.jsonl").write_text("\n".join(lines))
+        return read(tmp_path / "log.jsonl")
+
+    resumed = log(10, 20, 30, 40, 50, 35, 45)
+    assert (list(resumed.loss.steps), resumed.restarts) == ([10, 20, 30, 35, 45], 0)
+    restarted = log(10, 20, 30, 40, 50, 5, 15, 25)
+    assert (list(restarted.loss.steps), restarted.restarts) == ([5, 15, 25], 1)
+    assert "starts again once" in restarted.summary()
+
+
+def test_several_eval_sets_are_several_curves(tmp_path: Path) -> None:
+    history = [{"step": s, f"eval_{name}_loss": value} for s in STEPS for name, value in (("a", 1.0), ("b", 3.0))]
+    history += [{"step": 130, "eval_a_loss": 0.9}, {"step": 130, "eval_a_nll_loss": 7.0}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    found = read(tmp_path / "trainer_state.json")
+    assert (found.eval_name, len(found.eval_loss)) == ("a", 13)
+    assert np.all(found.eval_loss.values <= 1.0)
+    assert "b" in found.other_evals
+    assert np.all(found.other_evals["b"].values == 3.0)
+
+
+def test_a_table_of_several_runs_is_several_logs(tmp_path: Path) -> None:
+    (tmp_path / "wandb.csv").write_text(
+        '"Step","one - loss","one - loss__MIN","two - loss"\n' + "".join(f'"{s}","1.0","0.5","2.0"\n' for s in STEPS)
+    )
+    logs = log_readers.read_logs(str(tmp_path / "wandb.csv"), nowhere)
+    assert [log.source for log in logs] == [f"{tmp_path / 'wandb.csv'}: one", f"{tmp_path / 'wandb.csv'}: two"]
+    assert [set(log.curve.loss.values) for log in logs] == [{1.0}, {2.0}]
+    with pytest.raises(InputError, match="has 2 runs"):
+        read(tmp_path / "wandb.csv")
+
+
+def test_a_folder_is_all_logs_under_it(tmp_path: Path) -> None:
+    for name in ("a/trainer_state.json", "a/checkpoint-100/trainer_state.json", "b/deep/er/console.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(LOGS / Path(name).name, tmp_path / name)
+    (tmp_path / "b" / "data.jsonl").write_text('{"text": "no log"}\n')
+    (tmp_path / "b" / "notes.txt").write_text("the loss was low\n")
+    assert [str(Path(path).relative_to(tmp_path)) for path in logs_in(tmp_path)] == [
+        "a/checkpoint-100/trainer_state.json",
+        "a/trainer_state.json",
+        "b/deep/er/console.txt",
+    ]
+
+
+def test_one_file_that_cannot_be_read_is_told_and_the_others_are_answered(tmp_path: Path) -> None:
+    shutil.copy(LOGS / "trainer_state.json", tmp_path / "good.json")
+    (tmp_path / "bad.json").write_text('{"log_history": [')
+    result = lrsweep("diagnose", "bad.json", "good.json", "missing.json", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "good.json: healthy" in result.stdout
+    assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == ["bad.json", "missing.json"]

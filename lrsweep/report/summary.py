@@ -211,7 +211,9 @@ def read_summary(folder: SweepFolder) -> Summary:
 
 
 def _diagnosis(tree: Mapping[str, Any]) -> Diagnosis:
-    return Diagnosis(tree["label"], tree["evidence"], tuple(Advice(**advice) for advice in tree["advice"]))
+    advice = tuple(Advice(**one) for one in tree["advice"])
+    # Summaries of earlier versions have no confidence.
+    return Diagnosis(tree["label"], tree["evidence"], advice, tree.get("confidence", 1.0))
 
 
 def _to_json(summary: Summary) -> Mapping[str, Any]:

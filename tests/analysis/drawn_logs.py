@@ -111,6 +111,19 @@ def bump(draw: Draw) -> Rows:
     return logged(noisy(draw, level, 0.05))
 
 
+def memorised(draw: Draw) -> Rows:
+    """A small classification task, known by heart: the last losses are 0 by rounding."""
+    n = int(draw.integers(20, 300))
+    return logged(noisy(draw, 0.7 * np.exp(-np.linspace(0, draw.uniform(6, 14), n)), draw.uniform(0.2, 0.8)))
+
+
+def small_eval_set(draw: Draw) -> Rows:
+    """Evaluations on few rows, which move by percents about a plateau, while the training loss falls a little."""
+    n, count = int(draw.integers(20, 200)), int(draw.integers(3, 12))
+    evals = draw.uniform(0.2, 1.5) * (1 + 0.02 * draw.normal(size=count))
+    return logged(noisy(draw, decay(draw, n, 0.9, 0.8), 0.1), {"eval_loss": np.asarray(evals)})
+
+
 HEALTHY: tuple[Callable[[Draw], Rows], ...] = (
     fine_tune,
     classifier,
@@ -119,6 +132,8 @@ HEALTHY: tuple[Callable[[Draw], Rows], ...] = (
     several_sets,
     started_again,
     bump,
+    memorised,
+    small_eval_set,
 )
 
 

@@ -75,7 +75,8 @@ def _judge_in_sweep(curve: Curve, comparison: Comparison) -> Diagnosis | None:
     lower_was_better = comparison.lower_lr_fall > comparison.fall + 0.05 * comparison.best_fall
     overfits = single_run_rules.overfits(curve, comparison.start)
     return (
-        (overfits if overfits is not None and overfits.confidence >= CERTAIN else None)
+        # The other runs say where the untrained model was, so less is certain enough.
+        (overfits if overfits is not None and overfits.confidence >= _SEEN else None)
         or (signs_in_sweep.rises(curve, comparison.start) if may_be_too_high and comparison.share < 0.8 else None)
         or (signs_in_sweep.oscillates(curve) if may_be_too_high and lower_was_better else None)
         or cross_run_rules.too_high(curve, comparison)

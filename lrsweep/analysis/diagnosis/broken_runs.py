@@ -11,7 +11,7 @@ from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import trend
+from lrsweep.analysis.diagnosis.trend import relative_noise, trend
 
 Evidence = dict[str, float | str]
 # A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
@@ -89,7 +89,12 @@ def _zero(curve: Curve) -> Diagnosis | None:
     norms = curve.grad_norm.values
     if not len(before) and len(norms) and not norms.any():
         return None  # inert
-    if len(before) and float(np.median(before[-5:])) < _NOT_TINY * max(float(np.median(before[:5])), 1.0):
+    if len(before) and (
+        # It was 0 and came back, or was next to 0 before: small losses, rounded. Finite gradients say the same.
+        not before.all()
+        or before[-5:].min() < _NOT_TINY * max(float(np.median(before[:5])), 1.0)
+        or (len(norms) and np.isfinite(norms[-1]) and norms[-1] > 0)
+    ):
         return None
     step = float(curve.loss.finite().steps[len(before)])
     reason = f"loss is exactly 0 from {curve.place(step)} on, which is how transformers logs NaN"
@@ -110,13 +115,13 @@ def _exploded(curve: Curve) -> Diagnosis | None:
         found = series.finite()
         if len(found) < 4 or (name == "eval_loss" and falls(curve.loss)):
             continue
-        # The first steps before it rises: where the run comes from.
-        first = float(np.median(found.values[: 1 if len(found) < 30 else 3]))
+        first = float(found.values[0])
         last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
         rise = last / first if first > 0 else 0.0
-        sure = confidence(rise - 1, _EXPLODED - 1)
-        # It does not come back: on a log scale, the end is more than half of the way up.
-        stays = last > math.sqrt(first * float(found.values.max()))
+        sure = confidence(rise - 1, max(_EXPLODED - 1, 6 * relative_noise(found)))
+        # It does not come back: on a log scale, the end is more than half of the way up, and so is nearly all before.
+        late = found.values[-max(len(found) // 4, 2) :]
+        stays = last > math.sqrt(first * float(found.values.max())) and np.quantile(late, 0.1) > 1.5 * first
         if rise > 1 and sure >= CERTAIN and stays:
             above = found.values > math.sqrt(first * last)
             step = float(found.steps[above.argmax()])

@@ -41,7 +41,7 @@ def weighed(curve: Curve, found: Diagnosis) -> Diagnosis:
     return replace(found, confidence=max(sure, 0.5)) if sure < CERTAIN else found
 
 
-def in_words(curve: Curve) -> str:
+def ends_of_margins(curve: Curve) -> str:
     """How margins and accuracies went, to follow a sentence on the loss."""
     parts = []
     for name in ("margins", "accuracies"):

@@ -86,10 +86,14 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     moves = np.diff(found.smoothed.values)
     if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
         return None  # a jump that it recovers from, or one swing of many
-    # A tenth of the level, or half of what it had gained; and more than the noise of dense evaluations.
-    share = max(rise / low / 0.1, min(rise / max(0.5 * fell, 1e-12), rise / low / 0.03))
-    noisy = ERRORS * found.noise * low if dense else 0.0
-    sure = min(confidence(share, 1.0), confidence(rise, noisy))
+    # A tenth of the level, and more than the noise of dense evaluations. Or half of what it had gained: on few rows
+    # this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training loss must
+    # fall clearly.
+    much = min(confidence(rise / low, 0.1), confidence(rise, ERRORS * found.noise * low if dense else 0.0))
+    sure = much
+    if _training_falls(curve, step, low, 0.1):
+        half = min(confidence(rise, 0.5 * fell), confidence(rise / low, 0.03))
+        sure = max(much, min(half, confidence(rise, (ERRORS if dense else 2.5) * found.noise * low)))
     if not len(curve.loss):
         sure = min(sure, 0.8)
     title = f"eval_{name}_loss" if name else "eval_loss"
@@ -105,8 +109,8 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step), sure)
 
 
-def _training_falls(curve: Curve, since: float, low: float) -> bool:
-    """Whether the training loss falls after a step, or is down at a part of the eval loss: known by heart."""
+def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) -> bool:
+    """Whether the training loss falls by a share after a step, or is a part of the eval loss only: known by heart."""
     losses = curve.loss.finite()
     if not len(losses):
         return True
@@ -118,7 +122,7 @@ def _training_falls(curve: Curve, since: float, low: float) -> bool:
         return True
     size = max(min(len(before), len(after)) // 4, 1)
     here = float(np.median(before[-size:])) if len(before) else float(np.median(after[:size]))
-    return end < 0.98 * here
+    return end < (1 - by) * here
 
 
 def rises(curve: Curve) -> Diagnosis | None:
@@ -146,24 +150,40 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     few = evals and len(series) < _DENSE
     noise = 0.0 if few else ERRORS * found.noise
     waves = 0.0 if evals else (ERRORS - failed) * max(found.point_noise, 0.0 if room else found.waves)
+    bounds = _bounds(room, failed, evals, untrained)
     at, low_at = curve.place(found.high_step), curve.place(found.low_step)
     candidates = [
         (
-            _sure(-found.fall, 0.03 if untrained or failed else 0.08, max(noise, waves / 2)),
+            _sure(-found.fall, bounds[0], max(noise, waves / 2)),
             f"{name} rises from {found.start:.4g} to {found.end:.4g}",
         ),
         (
             # The lowest of many levels is low by luck as well.
-            _gives_back(found, 0.04 if evals else 0.2, 1.5 * noise),
+            _gives_back(found, bounds[1], 1.5 * noise),
             f"{name} rises for good from {found.low:.4g}, its lowest, at {low_at}, to {found.end:.4g}",
         ),
         (
-            _blows_up(found, 0.02 if untrained else 0.05 if failed else 0.15, waves),
+            _blows_up(found, bounds[2], waves),
             f"{name} rises from {found.first:.4g} to {found.high:.4g} at {at}, and ends at {found.end:.4g}",
         ),
     ]
     sure, reason = max(candidates)
     return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
+
+
+def _bounds(room: bool, failed: bool, evals: bool, untrained: bool) -> tuple[float, float, float]:
+    """How far a loss ends above its start, ends above its lowest, or goes above its first point, if a rate is too high.
+
+    Near the end of what can be learned, evaluations of a good run move by a few percent, or by a tenth if the eval set
+    is small. Where there is room, they fall; above the untrained model's they are a sign.
+    """
+    if not room:
+        return 0.08, 0.2, 0.3 if evals else 0.15
+    return (
+        0.03 if untrained or failed else 0.08,
+        0.04 if evals else 0.2,
+        0.02 if untrained else 0.05 if failed else 0.15,
+    )
 
 
 def _sure(size: float, bound: float, noise: float) -> float:
@@ -322,7 +342,7 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     span = f"{curve.place(float(series.steps[0]))} to {curve.number(float(series.steps[-1]))}"
     reason = f"{name} {verb} from {found.first:.4g} to {found.end:.4g} ({span})"
     if training_kind(curve) == "preference":
-        reason += preference_rules.in_words(curve)
+        reason += preference_rules.ends_of_margins(curve)
     if seen is not None:
         reason += f"; seen as well, but not clear enough for {seen.label}: {seen.evidence['reason']}"
     if name == "loss":

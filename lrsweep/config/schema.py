@@ -66,6 +66,10 @@ class SearchConfig(Section):
     """The sampler's seed."""
     lr_scaling: Annotated[Literal["none", "sqrt", "linear"], sweep_key()] = "none"
     """Scales a trial's learning rate by its batch size over the base config's (`linear`), or its root (`sqrt`)."""
+    metric: Annotated[str, Field(min_length=1), sweep_key()] = "eval_loss"
+    """What trials are ranked by: any number that they log."""
+    direction: Annotated[Literal["minimize", "maximize"], sweep_key()] = "minimize"
+    """Whether the lowest or the highest `metric` is best."""
     storage: Annotated[str | None, run_key()] = None
     """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
     extend: Annotated[bool, run_key()] = False
@@ -132,6 +136,8 @@ class EngineConfig(Section):
     """For `external`: the trainer's command, with {config} in place of its config file."""
     dialect: Annotated[str | None, sweep_key()] = None
     """For `external`: the trainer whose config file it is."""
+    python: Annotated[str | None, run_key()] = None
+    """For `external`: the Python of the trainer's environment, whose folder has the command. Null looks on PATH."""
 
     @model_validator(mode="after")
     def _command_can_be_split(self) -> Self:
@@ -183,6 +189,8 @@ class OriginConfig(Section):
     """The imported file."""
     rest: Annotated[str, sweep_key()] = ""
     """The keys that lrsweep does not have, as YAML: an export writes them back."""
+    base: Annotated[str, sweep_key()] = ""
+    """The whole file as YAML, if its own trainer trains the trials: only the tuned keys change in it."""
 
 
 class SweepConfig(Section):

@@ -6,7 +6,7 @@ from lrsweep.config.schema import SweepConfig, flatten
 from lrsweep.dialects import axolotl, hydra, llamafactory, transformers, trl
 from lrsweep.dialects.file_editor import edited
 from lrsweep.dialects.header import comments, header
-from lrsweep.dialects.mapping import Dialect, Version, written
+from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, written
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
@@ -72,6 +72,9 @@ def tree(
         InputError: The trainer cannot express the config.
     """
     origin = config.origin
+    if origin is not None and origin.base and origin.dialect == trainer.name:
+        base = load_yaml(origin.base, "origin.base")
+        return changed(base, changes_in_their_file(trainer, base, config, searched, version))
     if origin is None or origin.dialect != trainer.name:
         return written(trainer, config, None, searched, version)
     rest = load_yaml(origin.rest, "origin.rest") if origin.rest else {}

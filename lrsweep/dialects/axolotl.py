@@ -1,13 +1,15 @@
 """The dialect of Axolotl: the config that `axolotl train FILE` reads."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, saved_at_evaluations
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
@@ -119,9 +121,29 @@ def _read_evaluation(tree: Tree) -> Tree:
     return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
 
 
+# Plugins that change kernels or reports only.
+_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "swanlab")
+
+
+def _read_loading(tree: Tree) -> Tree:
+    """Checks how the model and its tokenizer are loaded: keys of which only some values change what is learned."""
+    for plugin in given(tree, "plugins", []):
+        if str(plugin).removeprefix("axolotl.integrations.").split(".")[0] not in _PLUGINS:
+            raise InputError(f"plugins={brief(plugin)}: it may change the training; remove it")
+    tokens = given(tree, "special_tokens", {})
+    others = {name: value for name, value in dict(tokens).items() if name != "pad_token" and value is not None}
+    if others:
+        raise InputError(f"special_tokens={brief(others)}: it changes the tokenizer; put the tokens into its own files")
+    model = word("model_type", given(tree, "model_type", "AutoModelForCausalLM"))
+    if not model.endswith("ForCausalLM") and not model.endswith("LMHeadModel"):
+        raise InputError(f"model_type={model}: trials train causal models on text; remove it")
+    return {}
+
+
 _FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
 _ROWS = (
     Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
+    Row(("plugins", "special_tokens", "model_type", "tokenizer_type"), (), _read_loading, lambda config: {}),
     Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
     Row(
         (
@@ -215,6 +237,34 @@ def _notes(tree: Tree) -> list[str]:
     return found
 
 
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    run = TheirRun(command or "axolotl train {config}")
+    method = tree.get("rl") or next((name for name in ("reward_model", "process_reward_model") if tree.get(name)), None)
+    if method is None:
+        streams = tree.get("streaming") or tree.get("pretraining_dataset")
+        return replace(run, metric="loss", evaluates=False) if streams and not tree.get("test_datasets") else run
+    if method in ("grpo", "gdpo", "ebft"):
+        return replace(run, metric="reward", direction="maximize", method=str(method), evaluates=False)
+    run = replace(run, method=str(method))
+    return replace(run, metric="eval_rewards/accuracies", direction="maximize") if method in ("dpo", "ipo") else run
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    for names in (("base_model",), ("datasets", "pretraining_dataset"), ("learning_rate",)):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so Axolotl itself would not train this file; give it"
+    return None
+
+
+def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    changes: dict[str, Any] = {} if model is None else {"base_model": model}
+    if data_dir is not None:
+        for name in ("datasets", "test_datasets"):
+            if isinstance(sets := tree.get(name), list):
+                changes[name] = [entry | {"path": str(Path(data_dir, entry.get("path", "")))} for entry in sets]
+    return {**tree, **changes}
+
+
 _METHOD = "trials train plain LoRA or all weights"
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
@@ -258,34 +308,31 @@ DIALECT = Dialect(
             "it changes the tokenizer or its chat template",
             "make the change in the model's folder",
         ),
-        Refusal("use_eaft", "trials use the cross-entropy loss", "remove it"),
+        Refusal("use_eaft kd_trainer", "trials use the cross-entropy loss", "remove it"),
+        Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
+        Refusal(
+            "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "
+            "model_quantization_config_kwargs quantize_moe_experts reinit_weights cls_model_config rope_scaling "
+            "scaling_softmax fp32_norms resize_token_embeddings_to_32x",
+            "it changes the model",
+            "remove it",
+        ),
+        Refusal(
+            "processor_type freeze_mm_modules skip_prepare_dataset image_size", "trials learn from text", "remove it"
+        ),
         *training_arguments.REFUSALS,
     ),
-    (
-        *training_arguments.SECTIONS,
-        "special_tokens",
-        "max_memory",
-        "bnb_config_kwargs",
-        "trl",
-        "vllm",
-        "selective_checkpointing",
-        "flex_attn_compile_kwargs",
-        "torch_compile_options",
-        "device_map",
-        "cut_cross_entropy",
-        "fp8_config",
-        "processor_kwargs",
-        "overrides_of_model_config",
-        "overrides_of_model_kwargs",
-        "dynamic_checkpoint",
-    ),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.AXOLOTL,
+    _their_run,
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     _notes,
     rows_are_ours,
     epochs=("num_epochs", 1.0),
-    trial_keys=lambda tree, config, output: {
+    does_not_train=_does_not_train,
+    relocated=_relocated,
+    evaluation_keys=lambda tree, config: {
         **share_held_out(tree, config, "test_datasets", "val_set_size"),
-        **saved_at_evaluations(tree, config, output),
+        **evaluated(tree, config),
     },
 )

@@ -10,7 +10,7 @@ import yaml
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.header import comments
-from lrsweep.dialects.mapping import Dialect, Version, changed, differences, edits
+from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, differences, edits
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import scalar
@@ -67,7 +67,9 @@ def edited(
     text, tree = read(path)
     if path.suffix.lower() == ".json":
         raise InputError(f"{path}: JSON has no comments, which an export needs for its header; write the file as YAML")
-    changes = _misread(dialect, text, tree, tuned, version) | edits(dialect, tree, config, tuned, version)
+    theirs = config.origin is not None and bool(config.origin.base) and config.origin.dialect == dialect.name
+    change = changes_in_their_file if theirs else edits
+    changes = _misread(dialect, text, tree, tuned, version) | change(dialect, tree, config, tuned, version)
     result = with_changes(text, changes)
     expected = changed(tree, changes)
     try:
@@ -79,7 +81,7 @@ def edited(
             f"{path}: {', '.join(changes)} cannot be changed without touching other keys (an anchor or several keys on "
             "a line); write each key on a line of its own"
         )
-    different = differences(dialect, expected, config, version)
+    different = [] if theirs else differences(dialect, expected, config, version)
     warning = [f"This file trains differently from the trials: {', '.join(different)}."] if different else []
     above = (header + comments(warning)).replace("\n", _newline(text))
     return above + _OWN_HEADER.sub("", result)

@@ -4,10 +4,11 @@ LLaMA-Factory requires a version of transformers that still has warmup_ratio.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
     data_not_here,
@@ -18,7 +19,7 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, logged_at_evaluations
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, evaluated, with_model
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
@@ -188,10 +189,41 @@ def _complete(config: SweepConfig) -> Tree:
 
 
 def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
+    if _is_v1(tree):
+        return {"output_dir": output, "logging_steps": 1, "save_steps": None, "save_epochs": None}
     # LLaMA-Factory writes its log during training, without checkpoints.
     keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
-    held_out = share_held_out(tree, config, "eval_dataset", "val_size")
-    return {**held_out, **logged_at_evaluations(config, output), **keys}
+    return {"output_dir": output, "logging_steps": 1, **keys}
+
+
+def _is_v1(tree: Tree) -> bool:
+    return tree.get("model_name_or_path") is None and tree.get("train_dataset") is not None
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    if _is_v1(tree):
+        return None
+    for names in (("model_name_or_path",), ("dataset", "tokenized_path")):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so LLaMA-Factory itself would not train this file; give it"
+    if tree.get("do_train") is False or (tree.get("do_predict") and not tree.get("do_train")):
+        return "do_train=False: LLaMA-Factory itself would not train this file; set do_train: true"
+    return None
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    if _is_v1(tree):
+        command = command or "env USE_V1=1 llamafactory-cli train {config}"
+        return TheirRun(command, "loss", lr=1e-4, method="the v1 engine", evaluates=False)
+    run = TheirRun(command or "llamafactory-cli train {config}")
+    stage = tree.get("stage") or "sft"
+    if stage in ("sft", "pt"):
+        return run
+    run = replace(run, method=f"stage {stage}", evaluates=stage != "ppo")
+    highest = {"dpo": "eval_rewards/accuracies", "rm": "eval_accuracy", "ppo": "reward"}
+    if stage not in highest or (stage == "dpo" and tree.get("pref_loss") in ("orpo", "simpo")):
+        return run
+    return replace(run, metric=highest[stage], direction="maximize")
 
 
 def _not_here(config: SweepConfig) -> str:
@@ -240,7 +272,8 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
-            "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system",
+            "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system "
+            "eval_on_each_dataset preserve_thinking",
             _DATA,
             "remove it",
         ),
@@ -254,13 +287,32 @@ DIALECT = Dialect(
             "it changes the model",
             "remove it",
         ),
+        Refusal("use_eaft_loss use_asft_loss", "trials use the cross-entropy loss", "set it to false"),
+        Refusal("use_megatron_bridge use_hyper_parallel", "it is another training loop", "set it to false"),
+        Refusal("upcast_layernorm upcast_lmhead_output", "it changes the model's precision", "set it to false"),
+        Refusal(
+            "image_max_pixels image_min_pixels video_max_pixels video_min_pixels video_fps video_maxlen "
+            "audio_sampling_rate freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+            "trials learn from text alone",
+            "remove it",
+        ),
         *training_arguments.REFUSALS,
     ),
-    (*training_arguments.SECTIONS, "ray_init_kwargs"),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.LLAMAFACTORY,
+    _their_run,
     _complete,
     _check,
     _notes,
     not_here=_not_here,
     versioned=True,
     trial_keys=_trial_keys,
+    does_not_train=_does_not_train,
+    relocated=lambda tree, model, data_dir: {
+        **with_model(tree, model, None),
+        **({"dataset_dir": data_dir} if data_dir is not None else {}),
+    },
+    evaluation_keys=lambda tree, config: {
+        **share_held_out(tree, config, "eval_dataset", "val_size"),
+        **evaluated(tree, config),
+    },
 )

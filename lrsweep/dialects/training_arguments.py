@@ -28,17 +28,6 @@ REFUSALS = (
     Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
     Refusal("use_dft_loss", "trials use the cross-entropy loss", "set it to false"),
 )
-SECTIONS = (
-    "lr_scheduler_kwargs",
-    "optim_args",
-    "gradient_checkpointing_kwargs",
-    "activation_checkpointing_kwargs",
-    "fsdp_config",
-    "deepspeed",
-    "accelerator_config",
-    "liger_kernel_config",
-    "parallelism_config",
-)
 
 
 def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:

@@ -1,12 +1,14 @@
 """The dialect of TRL: the config that `trl sft --config FILE` reads (ScriptArguments, SFTConfig and ModelConfig)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import rows_are_ours
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, brief, saved_at_evaluations
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated, with_model
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
@@ -212,11 +214,7 @@ def _complete(config: SweepConfig) -> Tree:
     return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
 
 
-def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
-    return {**_trial_evaluation(tree, config), **saved_at_evaluations(tree, config, output)}
-
-
-def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
+def _held_out(tree: Tree, config: SweepConfig) -> Tree:
     """`trl sft` evaluates on a split from the hub, or on one that it splits off, which needs the key `datasets`."""
     share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
     if tree.get("datasets"):
@@ -226,6 +224,53 @@ def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
     names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
     entry = {name: tree[key] for name, key in names.items() if tree.get(key)}
     return {**dict.fromkeys((*names.values(), "dataset_test_split")), "datasets": [entry], **share}
+
+
+# What is TRL's own default for each of its commands: the learning rate; what their runs are compared by.
+_COMMANDS: Mapping[str, TheirRun] = {
+    "sft": TheirRun("", lr=2e-5),
+    "dpo": TheirRun("", "eval_rewards/accuracies", "maximize", 1e-6, "trl dpo"),
+    "kto": TheirRun("", lr=1e-6, method="trl kto"),
+    "reward": TheirRun("", "eval_accuracy", "maximize", 1e-4, "trl reward"),
+    "grpo": TheirRun("", "reward", "maximize", 1e-6, "trl grpo", evaluates=False),
+    "rloo": TheirRun("", "reward", "maximize", 1e-6, "trl rloo", evaluates=False),
+}
+# Keys that only one command has, or that tell it from `trl sft`.
+_SIGNS = (
+    ("rloo", "normalize_advantages reward_clip_range"),
+    ("grpo", "reward_funcs num_generations max_completion_length scale_rewards num_iterations epsilon use_vllm"),
+    ("kto", "desirable_weight undesirable_weight"),
+    ("reward", "center_rewards_coefficient"),
+    ("dpo", "beta precompute_ref_log_probs f_divergence_type loss_weights ld_alpha sync_ref_model use_weighting"),
+)
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    if command is None:
+        name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
+        return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}")
+    name = next((word for word in command.split() if word in _COMMANDS), "sft")
+    return replace(_COMMANDS[name], command=command)
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    for names in (("model_name_or_path",), ("dataset_name", "datasets")):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so TRL itself would not train this file; give it"
+    return None
+
+
+def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    found = dict(with_model(tree, model, None))
+    if data_dir is None:
+        return found
+    if tree.get("datasets"):
+        files = [
+            entry | {"data_files": str(Path(data_dir, entry["data_files"]))} if entry.get("data_files") else entry
+            for entry in tree["datasets"]
+        ]
+        return found | {"datasets": files}
+    return found | {"dataset_name": str(Path(data_dir, str(tree.get("dataset_name", ""))))}
 
 
 def _notes(tree: Tree) -> list[str]:
@@ -252,12 +297,23 @@ DIALECT = Dialect(
         Refusal("streaming dataset_streaming", "trials need all rows", "set it to false"),
         Refusal("max_seq_length", "TRL 0.20 renamed it", "use max_length"),
         Refusal("torch_dtype", "TRL renamed it", "use dtype"),
+        Refusal("model_init_kwargs router_aux_loss_coef", "it changes the model", "remove it", ({},)),
+        Refusal("dataset_kwargs", "trials do not change rows", "remove it", ({},)),
+        Refusal("eos_token", "trials use the tokenizer's own", "put it into the tokenizer's files"),
+        Refusal("padding_free", "trials pad batches; the loss is the same only with packing", "set it to false"),
+        *(
+            Refusal(keys, f"it is a key of trl {name}, and trials do supervised fine-tuning", "")
+            for name, keys in _SIGNS
+        ),
     ),
-    (*training_arguments.SECTIONS, "model_init_kwargs", "dataset_kwargs", "env"),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.TRL,
+    _their_run,
     _complete,
     _check,
     _notes,
     not_here=rows_are_ours,
     versioned=True,
-    trial_keys=_trial_keys,
+    does_not_train=_does_not_train,
+    relocated=_relocated,
+    evaluation_keys=lambda tree, config: {**_held_out(tree, config), **evaluated(tree, config)},
 )

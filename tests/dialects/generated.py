@@ -51,7 +51,7 @@ _arguments: dict[str, Any] = {
     "save_strategy": st.sampled_from(["no", "steps"]),
     "report_to": _texts | st.lists(_texts),
     "ddp_timeout": _counts,
-    "lr_of_some_later_version": st.floats(allow_nan=False, allow_infinity=False) | _texts,
+    "logging_dir": st.floats(allow_nan=False, allow_infinity=False) | _texts,
 }
 
 

@@ -149,7 +149,7 @@ def test_places_in_the_text(before: str, changes: dict[str, Any], after: str) ->
     assert with_changes(before, changes) == after
 
 
-@pytest.mark.parametrize("text", ["learning_rate: &r 1e-4\nx: *r\n", "{learning_rate: 1e-4}\n"])
+@pytest.mark.parametrize("text", ["learning_rate: &r 1e-4\nlogging_steps: *r\n", "{learning_rate: 1e-4}\n"])
 def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> None:
     changes = {"optimizer.lr": 3e-5, "optimizer.weight_decay": 0.5}
     with pytest.raises(

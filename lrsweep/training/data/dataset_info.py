@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrsweep.errors import InputError
+from lrsweep.errors import InputError, NotFoundError
 from lrsweep.training.data.formats import BadRowError
 from lrsweep.training.data.reading import Rows, Source
 
@@ -91,7 +91,8 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else f"bad JSON: {fault}"
-        raise InputError(f"data.path={folder}: {path} cannot be read: {reason}; give the folder of a {FILE}") from None
+        kind = NotFoundError if isinstance(fault, OSError) else InputError
+        raise kind(f"data.path={folder}: {path} cannot be read: {reason}; give the folder of a {FILE}") from None
     found = []
     for name in (part.strip() for part in names.split(",")):
         if not isinstance(info, Mapping) or name not in info:

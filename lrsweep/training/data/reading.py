@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lrsweep.errors import InputError
+from lrsweep.errors import InputError, NotFoundError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -68,7 +68,7 @@ class Source:
         if path is None:
             return
         if not path.exists():
-            raise InputError(
+            raise NotFoundError(
                 f"{self}: no such file or folder; give a file ({', '.join(SUFFIXES)}), a folder or a hub id"
             )
         if path.is_dir():

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -45,12 +46,21 @@ class ExternalEngine:
         at_once: The most commands to run at the same time.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them. Each command gets an equal share of them; with fewer GPUs
             than commands, CUDA_VISIBLE_DEVICES is left as it is.
+        python: The Python of the command's environment, whose folder comes first on the command's PATH; None leaves it.
     """
 
-    def __init__(self, command: str, text: Callable[[Trial, Path], str], at_once: int, gpus: Sequence[str]) -> None:
+    def __init__(
+        self,
+        command: str,
+        text: Callable[[Trial, Path], str],
+        at_once: int,
+        gpus: Sequence[str],
+        python: str | None = None,
+    ) -> None:
         self._command = command
         self._text = text
         self._at_once = at_once
+        self._path = _path_with(python)
         share = len(gpus) // at_once
         self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
@@ -86,7 +96,7 @@ class ExternalEngine:
         taken = {process.gpu for process in running}
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None)
         try:
-            return [_start(trial, self._command, self._text, gpu)]
+            return [_start(trial, self._command, self._text, gpu, self._path)]
         except (FileNotFoundError, PermissionError) as fault:
             host.finish(failed(trial, fault))
             return []
@@ -214,7 +224,13 @@ class _Process:
         return f"the command ended with {code}: {last}; see {self.console.name}"
 
 
-def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None) -> _Process:
+def _path_with(python: str | None) -> str:
+    """The PATH on which a command is looked up, with the folder of its environment's Python first."""
+    usual = os.environ.get("PATH", os.defpath)
+    return usual if python is None else f"{Path(python).expanduser().parent.absolute()}{os.pathsep}{usual}"
+
+
+def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None, path: str) -> _Process:
     """Starts a trial's command in an output folder without logs of earlier attempts."""
     folder = trial.folder / "run"
     config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
@@ -222,15 +238,16 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
         folder.mkdir(parents=True, exist_ok=True)
         # An earlier attempt's logs are not this one's, and a killed sweep may have left its command running.
         end_left_over(trial.folder)
-        for path in _logs(folder):
-            path.unlink()
+        for log_file in _logs(folder):
+            log_file.unlink()
         console = open(output, "wb")  # noqa: SIM115 - open until the command has ended
     write_text(config, text(trial, folder))
     arguments = [
         word.replace("{config}", str(config.resolve())).replace("{output}", str(folder.resolve()))
         for word in shlex.split(command)
     ]
-    environment = {**os.environ, _TRIAL: str(trial.folder.resolve())}
+    arguments[0] = shutil.which(arguments[0], path=path) or arguments[0]
+    environment = {**os.environ, "PATH": path, _TRIAL: str(trial.folder.resolve())}
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(

@@ -102,6 +102,10 @@ class DataConfig(Section):
     """The share of the rows that is held out to evaluate on: the same rows for every trial."""
     max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
+    drop_long_rows: Annotated[bool, _ROWS] = False
+    """Leaves rows of more than `max_length` tokens out, instead of truncating them."""
+    train_on_prompt: Annotated[bool, _ROWS] = False
+    """Learns whole conversations, not only the answers in them. Of `prompt_completion` rows only the completion."""
     max_train_rows: Annotated[Count | None, _BATCHES] = None
     """Trains on at most this many rows."""
     max_eval_rows: Annotated[Count | None, _ROWS] = None

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lrsweep.config.schema import SweepConfig, flatten
-from lrsweep.dialects import axolotl, hydra, llamafactory, transformers, trl
+from lrsweep.dialects import axolotl, hydra, llamafactory, ms_swift, transformers, trl
 from lrsweep.dialects.file_editor import edited
 from lrsweep.dialects.header import comments, header
 from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, written
@@ -14,7 +14,8 @@ from lrsweep.report.summary import Summary
 
 # A new dialect is added here; `mapping` describes how to write one.
 TRAINERS: dict[str, Dialect] = {
-    dialect.name: dialect for dialect in (llamafactory.DIALECT, transformers.DIALECT, trl.DIALECT, axolotl.DIALECT)
+    dialect.name: dialect
+    for dialect in (llamafactory.DIALECT, transformers.DIALECT, trl.DIALECT, axolotl.DIALECT, ms_swift.DIALECT)
 }
 DIALECTS = ("hydra", *TRAINERS)
 

@@ -65,6 +65,13 @@ def _read_finetune(tree: Tree) -> Tree:
     }
 
 
+def _read_long_rows(tree: Tree) -> Tree:
+    strategy = word("excess_length_strategy", given(tree, "excess_length_strategy", "drop"))
+    if strategy not in ("drop", "truncate"):
+        raise InputError(f"excess_length_strategy={strategy}: trials drop long rows or truncate them; choose one")
+    return {"data.drop_long_rows": strategy == "drop"}
+
+
 def _write_finetune(config: SweepConfig) -> Tree:
     finetune, bits = config.finetune, config.model.quantization
     if finetune.mode != "lora":
@@ -176,6 +183,12 @@ _ROWS = (
         keep_file_value=True,
     ),
     key("sequence_len", "data.max_length", 512, whole),
+    Row(
+        ("excess_length_strategy",),
+        ("data.drop_long_rows",),
+        _read_long_rows,
+        lambda config: {} if config.data.drop_long_rows else {"excess_length_strategy": "truncate"},
+    ),
     key("sample_packing", "data.packing", False, flag),
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     Row(
@@ -225,11 +238,6 @@ def _check(config: SweepConfig, version: Version | None) -> None:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree, "optimizer")
-    if given(tree, "excess_length_strategy", "drop") == "drop":
-        found.append(
-            "Axolotl drops rows longer than sequence_len, and trials truncate them; with excess_length_strategy: "
-            "truncate Axolotl does so too"
-        )
     if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
         found.append("no warm-up is given: trials use Axolotl's default, 3% of the run (in Axolotl at most 100 steps)")
     if not tree.get("val_set_size") and not tree.get("test_datasets"):

@@ -65,7 +65,7 @@ AXOLOTL = """
     heads_k_stride ring_attn_func deepcompile pad_to_sequence_len pad_to_multiple_of eval_sample_packing
     sample_packing_group_size sample_packing_bin_size sample_packing_eff_est multipack_real_batches
     sample_packing_mp_start_method batch_flattening shuffle_merged_datasets evaluation_strategy
-    excess_length_strategy loss_watchdog_threshold loss_watchdog_patience early_stopping_patience profiler_steps
+    loss_watchdog_threshold loss_watchdog_patience early_stopping_patience profiler_steps
     profiler_steps_start include_tkps auto_resume_from_checkpoints is_falcon_derived_model
     is_llama_derived_model is_mistral_derived_model is_qwen_derived_model eval_table_size eval_max_new_tokens
     do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split generate_samples
@@ -76,4 +76,16 @@ TRL = """
     trust_remote_code dataset_num_proc pad_to_multiple_of eval_packing activation_offloading pad_token env
     ignore_bias_buffers shuffle_dataset bnb_4bit_quant_storage dtype num_processes num_machines machine_rank
     main_process_ip main_process_port mixed_precision accelerate_config
+"""
+
+MS_SWIFT = """
+    trust_remote_code load_args load_data_args ignore_args_error dataset_num_proc load_from_cache_file
+    dataset_shuffle val_dataset_shuffle download_mode strict custom_dataset_info model_author model_name add_version
+    create_checkpoint_symlink padding_side padding_free packing_num_proc packing_strategy attn_impl experts_impl
+    device_map max_memory local_repo_path template_backend bnb_4bit_compute_dtype bnb_4bit_quant_type
+    bnb_4bit_use_double_quant bnb_4bit_quant_storage zero_hpz_partition_size deepspeed_autotp_size
+    sequence_parallel_size vit_gradient_checkpointing safe_serialization max_shard_size predict_with_generate
+    resume_only_model train_dataloader_shuffle early_stop_interval eval_limit eval_datasets eval_generation_config
+    use_ray ray_exp_name device_groups max_new_tokens temperature top_k top_p repetition_penalty num_beams stream
+    stop_words agent_template lazy_tokenize swanlab_project swanlab_mode swanlab_exp_name swanlab_workspace
 """

@@ -157,12 +157,7 @@ def _look_at_data(
     if "data.format" in missing:
         row = first_row(config.data)
         names = set(row) if isinstance(row, Mapping) else set()
-        if "messages" in names and dialect.name == "trl":
-            raise InputError(
-                "assistant_only_loss=False: TRL then trains on the prompts of conversations too, but trials only on "
-                "the answers; set it to true"
-            )
-        form = "prompt_completion" if {"prompt", "completion"} <= names else "text" if "text" in names else None
+        form = next((form for form, columns in dialect.formats.items() if columns <= names), None)
         if form == "prompt_completion" and tree.get("completion_only_loss") is False:
             raise InputError("completion_only_loss=False: trials train on completions only; set it to true")
         if form is None:

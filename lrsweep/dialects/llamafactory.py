@@ -138,6 +138,7 @@ _ROWS = (
         lambda config: {"template": config.data.template} if config.data.template else {},
     ),
     key("cutoff_len", "data.max_length", 2048, whole),
+    key("train_on_prompt", "data.train_on_prompt", False, flag, lambda value: value or None),
     Row(
         ("packing", "neat_packing"),
         ("data.packing",),
@@ -272,7 +273,7 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
-            "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system "
+            "mask_history streaming disable_shuffling tokenized_path tool_format default_system "
             "eval_on_each_dataset preserve_thinking",
             _DATA,
             "remove it",

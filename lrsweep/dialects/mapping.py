@@ -31,7 +31,7 @@ file has the trainer's default, which the row that reads it knows.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lrsweep.config.schema import SweepConfig, replace
@@ -184,6 +184,7 @@ class Dialect:
         not_here: Returns comment lines on what an export leaves out, for a sweep that was not imported from this
             trainer.
         versioned: Whether the keys depend on the trainer's version, so that `--target-version` is allowed.
+        formats: The columns by which the trainer tells a row's format where the file does not give it, by our format.
         epochs: The trainer's key for the run's length in epochs, and its default.
         trial_keys: Returns the keys that a trial's file under `engine=external` sets or, with None, removes: where the
             trainer writes and what it logs. Given the trial's export, its config and its output folder. The default is
@@ -203,6 +204,7 @@ class Dialect:
     notes: Callable[[Tree], Sequence[str]] = lambda tree: ()
     not_here: Callable[[SweepConfig], str] = lambda config: ""
     versioned: bool = False
+    formats: Mapping[str, frozenset[str]] = field(default_factory=dict)
     epochs: tuple[str, float] = ("num_train_epochs", 3.0)
     trial_keys: Callable[[Tree, SweepConfig, str], Tree] = saved_at_evaluations
     evaluation_keys: Callable[[Tree, SweepConfig], Tree] = evaluated

@@ -36,7 +36,8 @@ def key(
 
     def writing(config: SweepConfig) -> Tree:
         value = get(config, ours)
-        return {} if value is None else {theirs: write(value)}
+        written = None if value is None else write(value)
+        return {} if written is None else {theirs: written}
 
     return Row((theirs,), (ours,), reading, writing)
 

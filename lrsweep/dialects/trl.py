@@ -106,8 +106,13 @@ def _one_set(entry: Tree) -> Tree:
 
 
 def _format(tree: Tree, field: str) -> Tree:
-    """The rows' format, if the file gives it; TRL itself goes by the columns."""
-    if flag("assistant_only_loss", tree.get("assistant_only_loss") or False):
+    """The rows' format, if the file gives it, and what is learned; TRL itself goes by the columns."""
+    answers_only = flag("assistant_only_loss", tree.get("assistant_only_loss") or False)
+    return {"data.train_on_prompt": not answers_only, **_known_format(tree, field, answers_only)}
+
+
+def _known_format(tree: Tree, field: str, answers_only: bool) -> Tree:
+    if answers_only:
         return {"data.format": "messages"}
     if tree.get("completion_only_loss") is not None and flag("completion_only_loss", tree["completion_only_loss"]):
         return {"data.format": "prompt_completion"}
@@ -154,7 +159,9 @@ def _write_data(config: SweepConfig) -> Tree:
         raise InputError(
             f"data.columns={columns}: TRL needs the column names {', '.join(columns)}; rename them in the file"
         )
-    return where | ({"assistant_only_loss": True} if data.format == "messages" else {"completion_only_loss": True})
+    if data.format == "messages":
+        return where | ({} if data.train_on_prompt else {"assistant_only_loss": True})
+    return where | {"completion_only_loss": True}
 
 
 _ROWS = (
@@ -183,7 +190,7 @@ _ROWS = (
             "assistant_only_loss",
             "completion_only_loss",
         ),
-        ("data.path", "data.name", "data.split", "data.columns", "data.format"),
+        ("data.path", "data.name", "data.split", "data.columns", "data.format", "data.train_on_prompt"),
         _read_data,
         _write_data,
     ),
@@ -313,6 +320,11 @@ DIALECT = Dialect(
     _notes,
     not_here=rows_are_ours,
     versioned=True,
+    formats={
+        "messages": frozenset({"messages"}),
+        "prompt_completion": frozenset({"prompt", "completion"}),
+        "text": frozenset({"text"}),
+    },
     does_not_train=_does_not_train,
     relocated=_relocated,
     evaluation_keys=lambda tree, config: {**_held_out(tree, config), **evaluated(tree, config)},

@@ -116,6 +116,29 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "dtype": st.sampled_from(["float32", "bfloat16"]),
         },
     ),
+    "ms-swift": _config(
+        {
+            "model": st.just("./m"),
+            "dataset": st.sampled_from(["rows.jsonl", ["rows.csv"]]),
+            "max_length": st.integers(2, 9999),
+            "template_backend": st.just("jinja"),
+        },
+        _arguments
+        | {
+            "tuner_type": st.just("lora"),
+            "torch_dtype": _null(st.sampled_from(["float32", "bfloat16"])),
+            "lora_rank": _counts,
+            "lora_alpha": _counts,
+            "lora_dropout": _share,
+            "target_modules": st.just(["all-linear"]) | _modules,
+            "use_dora": _flags,
+            "use_rslora": _flags,
+            "packing": _flags,
+            "truncation_strategy": _null(st.sampled_from(["delete", "right"])),
+            "split_dataset_ratio": _share,
+            "gradient_checkpointing": _flags,
+        },
+    ),
     "axolotl": _config(
         {
             "base_model": st.just("m"),

@@ -174,7 +174,10 @@ def test_a_command_line_is_imported(tmp_path: Path) -> None:
 BAD: list[tuple[list[str], str]] = [
     (["import"], "import: the following arguments are required: FORMAT"),
     (["import", "llamafactory"], "import: give either FILE, or -- and the trainer's command line; see "),
-    (["import", "llamafactory", "none.yaml"], "none.yaml: cannot be read: No such file or directory; give a YAML file"),
+    (
+        ["import", "llamafactory", "none.yaml"],
+        "none.yaml: cannot be read: No such file or directory; give a YAML",
+    ),
     (["import", "tune", "good.yaml"], f"import tune: no such format (choices: {', '.join(TRAINERS)})"),
     (["import", "llamafactory", "merge.yaml"], "dataset: missing, so LLaMA-Factory itself would not train this file"),
     (["import", "transformers", "good.yaml", "--out", "good.yaml"], "good.yaml: exists already; give another --out"),
@@ -239,7 +242,10 @@ def test_every_dialect_takes_the_default_sweeps_best(
         (["--to", "hydra", "--target-version", "1.3"], "--target-version: has no meaning for hydra"),
         (["--to", "hydra", "--base", "x.yaml"], "--base: has no meaning for hydra"),
         (["--to", "axolotl", "--target-version", "1.3"], "--target-version 1.3: axolotl's keys do not depend on it"),
-        (["--to", "trl", "--base", "x.yaml"], "x.yaml: cannot be read: No such file or directory; give a YAML file"),
+        (
+            ["--to", "trl", "--base", "x.yaml"],
+            "x.yaml: cannot be read: No such file or directory; give a YAML",
+        ),
         (["--to", "tensorflow"], f"--to tensorflow: no such format (choices: {', '.join(DIALECTS)})"),
     ],
 )

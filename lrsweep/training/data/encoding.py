@@ -108,7 +108,9 @@ class Encoder:
                 chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
                 example, whole = self._example(ids, offsets, spans, plain)
-                if any(label != IGNORED for label in example.labels):
+                if not whole and self.config.drop_long_rows:
+                    dropped += 1
+                elif any(label != IGNORED for label in example.labels):
                     examples.append(example)
                     cut += not whole
                 else:
@@ -158,6 +160,9 @@ class Encoder:
         with the prompt that the model would have seen for it.
         """
         messages = list(chat.messages)
+        if self.config.train_on_prompt:
+            text = self._render(messages)
+            return [(text, [(0, len(text))])]
         if self.marks_answers:
             return [self._marked(messages, chat.context)]
         whole = self._render(messages)

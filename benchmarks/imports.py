@@ -54,7 +54,7 @@ DATA = (
 )
 COMMANDS = {
     "trl": r"^\s*(?:[A-Z_]+=\S+\s+)*trl (?:sft|dpo|kto|grpo|reward|rloo)\b.*",
-    "ms-swift": r"^\s*(?:[A-Z_]+=\S+\s+)*(?:swift|megatron) (?:sft|pt|rlhf)\b.*",
+    "ms-swift": r"^\s*(?:[A-Z_]+=\S+\s+)*swift (?:sft|pt|rlhf)\b.*",
 }
 # What a trial's own run sets, whatever the user's file says.
 OWN = re.compile(

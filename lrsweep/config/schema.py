@@ -7,7 +7,8 @@ import difflib
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -275,6 +276,23 @@ def keys() -> list[str]:
     return [key for key, _ in leaves(SweepConfig)]
 
 
+def is_text(key: str) -> bool:
+    """Whether a dotted key of the config holds any text and nothing else, such as a path."""
+    return any(hint is str or set(get_args(hint)) == {str, type(None)} for name, hint in _hints() if name == key)
+
+
+@cache
+def _hints() -> tuple[tuple[str, Any], ...]:
+    """Each dotted key of the schema with its type."""
+    found = []
+    for section, owner in SweepConfig.model_fields.items():
+        kinds = [kind for kind in (owner.annotation, *get_args(owner.annotation)) if isinstance(kind, type)]
+        for kind in kinds:
+            if issubclass(kind, Section):
+                found += [(f"{section}.{name}", leaf.annotation) for name, leaf in kind.model_fields.items()]
+    return tuple(found)
+
+
 def key_facts(key: str) -> KeyFacts:
     """What a dotted key of the config affects."""
     return facts_of(SweepConfig, key)
@@ -307,8 +325,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# What other trainers call our keys.
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "lora_r": "finetune.r",
+    "lora_rank": "finetune.r",
+    "lora_alpha": "finetune.alpha",
+    "lr_scheduler_type": "scheduler.name",
+    "per_device_train_batch_size": "training.batch_size",
+    "micro_batch_size": "training.batch_size",
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+}
+
+
 def did_you_mean(key: str) -> str:
     """A hint with the schema's nearest key; empty if no key is near."""
+    if (ours := _ELSEWHERE.get(key.rsplit(".", 1)[-1])) is not None:
+        return f"; did you mean {ours}?"
     known = keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:

@@ -98,10 +98,14 @@ class DataConfig(Section):
     """The rows to evaluate on. Null: the share `eval_fraction` of `path`."""
     eval_split: Annotated[str | None, _ROWS] = None
     """The hub data set's split to evaluate on."""
-    eval_fraction: Annotated[Fraction, _ROWS] = 0.1
-    """The share of the rows that is held out to evaluate on: the same rows for every trial."""
+    eval_fraction: Annotated[NonNegative, _ROWS] = 0.1
+    """The share of the rows that is held out to evaluate on, or, from 1 on, their number: the same rows for every
+    trial."""
     max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
+    on_bad_row: Annotated[Literal["drop", "refuse"], _ROWS] = "drop"
+    """What happens to rows without anything to learn, such as an empty answer: they are left out and counted, up to 5 %
+    of the rows; or the sweep is refused."""
     drop_long_rows: Annotated[bool, _ROWS] = False
     """Leaves rows of more than `max_length` tokens out, instead of truncating them."""
     train_on_prompt: Annotated[bool, _ROWS] = False
@@ -128,9 +132,11 @@ class FinetuneConfig(Section):
     dropout: Annotated[Fraction, _TUNED] = 0.0
     """Dropout on LoRA's input."""
     target_modules: Annotated[
-        Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)], _SHAPE
+        Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)] | None,
+        _SHAPE,
     ] = "all-linear"
-    """The names of the modules that get an adapter."""
+    """The modules that get an adapter: a list of names, `all-linear`, or a regular expression for their whole names.
+    Null is PEFT's own choice for the model's type."""
     dora: Annotated[bool, _SHAPE] = False
     """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False

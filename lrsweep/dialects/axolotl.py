@@ -50,17 +50,14 @@ def _read_finetune(tree: Tree) -> Tree:
         return {"finetune.mode": "full", "model.quantization": None}
     if adapter not in ("lora", "qlora"):
         raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
-    targets = given(tree, "lora_target_modules", [])
-    names = [targets] if isinstance(targets, str) else list(targets)
-    if flag("lora_target_linear", given(tree, "lora_target_linear", False)) or names == ["all-linear"]:
-        names = []
-    elif not names:
-        raise InputError("lora_target_modules: missing; name the modules, or set lora_target_linear: true")
+    targets = lora_keys.read_targets(tree.get("lora_target_modules") or None, "all-linear")
+    if flag("lora_target_linear", given(tree, "lora_target_linear", False)):
+        targets = "all-linear"
     if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
         raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
     return {
         **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use"),
-        "finetune.target_modules": names or "all-linear",
+        "finetune.target_modules": targets,
         "model.quantization": bits[0] if bits else None,
     }
 
@@ -77,7 +74,9 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode != "lora":
         return {}
     targets = finetune.target_modules
-    named: Tree = {"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}
+    named: Tree = {} if targets is None else {"lora_target_linear": True}
+    if targets not in (None, "all-linear"):
+        named = {"lora_target_modules": list(targets) if isinstance(targets, tuple) else targets}
     return {
         "adapter": "qlora" if bits == "4bit" else "lora",
         **({f"load_in_{bits}": True} if bits else {}),
@@ -310,7 +309,7 @@ DIALECT = Dialect(
         ),
         Refusal("batch_size", "it depends on the number of devices", "set gradient_accumulation_steps instead"),
         Refusal("optim_args", "trials support AdamW's betas and eps only", "remove it"),
-        Refusal("float16 bfloat16", "trials keep trained parameters in float32", "set bf16: true instead"),
+        Refusal("float16 bfloat16 torch_dtype", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal(
             "tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
             "it changes the tokenizer or its chat template",

@@ -19,6 +19,8 @@ _ENTRY = (
     "field",
     "field_messages",
     "message_property_mappings",
+    "message_field_role",
+    "message_field_content",
     "chat_template",
     "roles_to_train",
     "train_on_eos",
@@ -82,6 +84,8 @@ def _format(entry: Tree, kind: Any) -> Tree:
             f"type={brief(kind)}: {reason}; use chat_template with the tokenizer's own template, or completion"
         )
     properties = dict(given(entry, "message_property_mappings", _MESSAGES))
+    for name in ("role", "content"):  # its older spelling
+        properties[name] = given(entry, f"message_field_{name}", properties.get(name))
     if properties == _SHAREGPT:
         row_format, ours, usual = "sharegpt", "conversations", "messages"
     elif properties == _MESSAGES:
@@ -123,6 +127,9 @@ def write_data(config: SweepConfig) -> Tree:
 def read_evaluation_set(tree: Tree) -> Tree:
     """Reads the held-out rows: an evaluation set, or a share of the rows."""
     if tree.get("test_datasets"):
-        found = _one_set(tree, "test_datasets")
+        found, train = _one_set(tree, "test_datasets"), _one_set(tree, "datasets")
+        for name in ("data.format", "data.columns"):
+            if found[name] != train[name]:
+                raise InputError("test_datasets: its rows have another form than those of datasets; write both alike")
         return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}
     return held_out(tree, "val_set_size")

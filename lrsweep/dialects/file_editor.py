@@ -18,7 +18,8 @@ from lrsweep.files.yaml_writer import scalar
 
 # The header that an earlier export wrote at the top of the same file.
 _OWN_HEADER = re.compile(
-    r"\A# The best of the lrsweep sweep .*\n(# (Eval|No other|Learning|The learning|It was|This file) .*\n)*"
+    r"\A# The best of the lrsweep sweep .*\n"
+    r"(# (Eval|Metric|No other|Warning|Inconclusive|Learning|The learning|It was|This file)\b.*\n)*"
 )
 
 

@@ -5,7 +5,7 @@ that is neither here nor in its trainer's table is trained by that trainer itsel
 """
 
 TRAINING_ARGUMENTS = """
-    output_dir overwrite_output_dir do_train do_predict run_name project disable_tqdm log_level
+    fp16 output_dir overwrite_output_dir do_train do_predict run_name project disable_tqdm log_level
     log_level_replica logging_dir logging_steps logging_strategy logging_first_step logging_nan_inf_filter
     log_on_each_node report_to trackio_space_id trackio_bucket_id trackio_static_space_id
     include_num_input_tokens_seen include_tokens_per_second include_for_metrics skip_memory_metrics save_steps
@@ -74,7 +74,7 @@ AXOLOTL = """
 
 TRL = """
     trust_remote_code dataset_num_proc pad_to_multiple_of eval_packing activation_offloading pad_token env
-    ignore_bias_buffers shuffle_dataset bnb_4bit_quant_storage dtype num_processes num_machines machine_rank
+    ignore_bias_buffers shuffle_dataset bnb_4bit_quant_storage num_processes num_machines machine_rank
     main_process_ip main_process_port mixed_precision accelerate_config
 """
 

@@ -42,6 +42,8 @@ def _certainty(summary: Summary) -> list[str]:
         lines.append(
             f"Learning rates from {low} to {high} are within {safe.tolerance:.0%} of the improvement in loss of it."
         )
-    if verdict.noise is None and verdict.rivals:
+    if verdict.inconclusive:
+        lines.append(f"Inconclusive: {verdict.inconclusive}.")
+    elif verdict.noise is None and verdict.rivals:
         lines.append("It was trained with one seed only, so noise was not measured.")
     return lines

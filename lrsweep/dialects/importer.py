@@ -173,7 +173,7 @@ def _rows(config: SweepConfig, own_share: bool) -> int | None:
 
     The run holds rows out only if its own file has a share for it (`own_share`).
     """
-    from lrsweep.training.data.loading import count_rows
+    from lrsweep.training.data.loading import count_rows, held_out_rows
 
     rows = count_rows(config.data)
-    return rows if rows is None or not own_share else rows - max(1, round(rows * config.data.eval_fraction))
+    return rows if rows is None or not own_share else rows - held_out_rows(config.data, rows)

@@ -21,7 +21,7 @@ from lrsweep.dialects.llamafactory_data import (
 )
 from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, evaluated, with_model
 from lrsweep.dialects.model_keys import read_model, write_model
-from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.dialects.rows import flag, given, key, names, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
@@ -50,6 +50,7 @@ def _write_model(config: SweepConfig) -> Tree:
 
 
 def _read_precision(tree: Tree) -> Tree:
+    # fp16 too keeps what is trained in float32, and differs from bf16 in rounding alone.
     return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "auto"}
 
 
@@ -74,7 +75,7 @@ def _read_finetune(tree: Tree) -> Tree:
             raise InputError(f"freeze_trainable_layers={layers}: trials train the last layers; give a number above 0")
         return {"finetune.mode": mode, "finetune.trainable_layers": layers}
     rank = whole("lora_rank", given(tree, "lora_rank", 8))
-    targets = [name.strip() for name in word("lora_target", given(tree, "lora_target", "all")).split(",")]
+    targets = names("lora_target", given(tree, "lora_target", "all"))
     return {
         **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use"),
         "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
@@ -89,6 +90,8 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode == "freeze":
         return {"finetuning_type": "freeze", "freeze_trainable_layers": finetune.trainable_layers}
     targets = finetune.target_modules
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        raise InputError(f"finetune.target_modules={targets!r}: LLaMA-Factory takes names only; list them")
     named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
     return {"finetuning_type": "lora", **lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory")}
 
@@ -204,9 +207,9 @@ def _is_v1(tree: Tree) -> bool:
 def _does_not_train(tree: Tree) -> str | None:
     if _is_v1(tree):
         return None
-    for names in (("model_name_or_path",), ("dataset", "tokenized_path")):
-        if not any(tree.get(name) for name in names):
-            return f"{names[0]}: missing, so LLaMA-Factory itself would not train this file; give it"
+    for either in (("model_name_or_path",), ("dataset", "tokenized_path")):
+        if not any(tree.get(name) for name in either):
+            return f"{either[0]}: missing, so LLaMA-Factory itself would not train this file; give it"
     if tree.get("do_train") is False or (tree.get("do_predict") and not tree.get("do_train")):
         return "do_train=False: LLaMA-Factory itself would not train this file; set do_train: true"
     return None

@@ -84,12 +84,10 @@ def _read_tuner(tree: Tree) -> Tree:
     }
     if mode == "full":
         return found
-    targets = given(tree, "target_modules", ["all-linear"])
-    names = [targets] if isinstance(targets, str) else list(targets)
     return {
         **found,
         **lora_keys.read(tree, ("lora_rank", 8), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": "all-linear" if names == ["all-linear"] else names,
+        "finetune.target_modules": lora_keys.read_targets(given(tree, "target_modules", "all-linear"), "all-linear"),
     }
 
 
@@ -103,6 +101,8 @@ def _write_tuner(config: SweepConfig) -> Tree:
     if model.quantization:
         found |= {"quant_method": "bnb", "quant_bits": int(model.quantization[0])}
     targets = finetune.target_modules
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        raise InputError(f"finetune.target_modules={targets!r}: the export to ms-swift writes names; list them")
     named = {"target_modules": [targets] if isinstance(targets, str) else list(targets)}
     return {**found, **lora_keys.write(finetune, "lora_rank", "use", named, "ms-swift")}
 
@@ -122,7 +122,6 @@ def _read_data(tree: Tree) -> Tree:
         raise InputError("max_length: missing, so it is the model's; give the rows' length in tokens")
     return {
         "data.path": str(sets[0]),
-        "data.format": "???",
         "data.max_length": whole("max_length", tree["max_length"]),
         "data.drop_long_rows": given(tree, "truncation_strategy", "delete") == "delete",
     }
@@ -276,6 +275,10 @@ def _their_run(tree: Tree, command: str | None) -> TheirRun:
 
 
 def _does_not_train(tree: Tree) -> str | None:
+    if tree.get("lr") is not None or tree.get("micro_batch_size") is not None:
+        return (
+            "lr, micro_batch_size: keys of `megatron sft`, whose logs lrsweep does not read; use those of `swift sft`"
+        )
     for names in (("model",), ("dataset", "cached_dataset")):
         if not any(tree.get(name) for name in names):
             return f"{names[0]}: missing, so ms-swift itself would not train this file; give it"

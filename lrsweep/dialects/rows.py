@@ -120,6 +120,12 @@ def word(name: str, value: Any) -> str:
     return str(value)
 
 
+def names(name: str, value: Any) -> list[str]:
+    """Reads names from a list, or from a string in which commas separate them. Raises InputError like `number`."""
+    parts = value if isinstance(value, list) else word(name, value).split(",")
+    return [word(name, part).strip() for part in parts]
+
+
 def pair(name: str, value: Any) -> list[float]:
     """Reads a list of two numbers, such as Adam's betas. Raises InputError like `number`."""
     if not isinstance(value, list) or len(value) != 2:

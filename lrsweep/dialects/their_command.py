@@ -100,7 +100,7 @@ def _readable(dialect: Dialect, tree: Tree, run: TheirRun) -> dict[str, Any]:
 
 def _steps(dialect: Dialect, tree: Tree, config: SweepConfig, own_share: bool) -> int | None:
     """The run's length in optimizer steps, as far as its rows can be counted here."""
-    from lrsweep.training.data.loading import count_rows
+    from lrsweep.training.data.loading import count_rows, held_out_rows
 
     if config.data.path == _UNREAD["data.path"] or config.data.packing:
         return None
@@ -108,7 +108,7 @@ def _steps(dialect: Dialect, tree: Tree, config: SweepConfig, own_share: bool) -
         rows = count_rows(config.data)
         if rows is None:
             return None
-        held_out = max(1, round(rows * config.data.eval_fraction)) if own_share else 0
+        held_out = held_out_rows(config.data, rows) if own_share else 0
         return run_steps(max(1, rows - held_out), config, epochs(tree, *dialect.epochs))
     except InputError:
         return None

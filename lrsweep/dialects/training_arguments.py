@@ -24,7 +24,6 @@ REFUSALS = (
     ),
     Refusal("group_by_length", "trials draw rows at random", "set it to false"),
     Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
-    Refusal("fp16", "trials train in bf16 or float32", "set bf16: true instead, or fp16: false"),
     Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
     Refusal("use_dft_loss", "trials use the cross-entropy loss", "set it to false"),
 )
@@ -217,6 +216,8 @@ def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
         key_of_optimizer: The trainer's key for the optimizer.
     """
     found = []
+    if tree.get("fp16"):
+        found.append("fp16 stays; trials train in bf16 or float32, and weights and optimizer are float32 in both")
     if (name := tree.get(key_of_optimizer)) in PAGED_OR_LOW_BIT_ADAMW:
         found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
     if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):

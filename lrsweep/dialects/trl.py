@@ -21,7 +21,11 @@ _FORMATS = ("messages", "prompt_completion", "text")
 
 
 def _read_precision(tree: Tree) -> Tree:
-    bf16 = tree.get("bf16")
+    bf16, dtype = tree.get("bf16"), tree.get("dtype")
+    if dtype not in (None, "float32", "auto") and not flag("use_peft", given(tree, "use_peft", False)):
+        raise InputError(
+            f"dtype={dtype}: the trained weights are in it, and trials keep them in float32; set it to float32"
+        )
     return {"model.dtype": "bfloat16" if bf16 is None or flag("bf16", bf16) else "float32"}
 
 
@@ -44,16 +48,9 @@ def _write_quantization(config: SweepConfig) -> Tree:
 def _read_lora(tree: Tree) -> Tree:
     if not flag("use_peft", given(tree, "use_peft", False)):
         return {"finetune.mode": "full"}
-    targets = tree.get("lora_target_modules")
-    if targets is None:
-        raise InputError(
-            "lora_target_modules: missing, so PEFT would choose by the model's type; give all-linear or the modules' "
-            "names"
-        )
-    names = [targets] if isinstance(targets, str) else list(targets)
     return {
         **lora_keys.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": "all-linear" if names == ["all-linear"] else names,
+        "finetune.target_modules": lora_keys.read_targets(tree.get("lora_target_modules"), "all-linear"),
     }
 
 
@@ -62,7 +59,9 @@ def _write_lora(config: SweepConfig) -> Tree:
     if finetune.mode == "full":
         return {"use_peft": False}
     targets = finetune.target_modules
-    named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
+    named: Tree = {}
+    if targets is not None:
+        named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
     return {"use_peft": True, **lora_keys.write(finetune, "lora_r", "use", named, "TRL")}
 
 
@@ -167,7 +166,7 @@ def _write_data(config: SweepConfig) -> Tree:
 _ROWS = (
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
-    Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
         ("model.quantization",),

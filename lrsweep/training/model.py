@@ -142,13 +142,13 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
 
 def lora_config(finetune: FinetuneConfig) -> LoraConfig:
     """The config's LoRA options as PEFT's LoraConfig."""
-    targets = finetune.target_modules if isinstance(finetune.target_modules, str) else list(finetune.target_modules)
+    targets = finetune.target_modules
     return LoraConfig(
         r=finetune.r,
         # PEFT accepts a float, although its annotation is int.
         lora_alpha=finetune.alpha,
         lora_dropout=finetune.dropout,
-        target_modules=targets,
+        target_modules=list(targets) if isinstance(targets, tuple) else targets,
         use_dora=finetune.dora,
         use_rslora=finetune.rslora,
         task_type="CAUSAL_LM",

@@ -36,7 +36,6 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("llamafactory", {"optim": "adamw_torch", "optim_args": "momentum=1"}, "optim_args='momentum=1': "),
     ("llamafactory", {"packing": True}, "packing=True: packed rows attend to one another there, "),
     ("llamafactory", {"template": "qwen3"}, "template=qwen3: lrsweep does not know what it writes "),
-    ("llamafactory", {"val_size": 500}, "val_size=500: trials hold out a share of the rows; "),
     ("llamafactory", {"dataset_dir": "ONLINE"}, "dataset_dir=ONLINE: trials read a local dataset_info.json; "),
     ("llamafactory", {"quantization_bit": 3}, "quantization_bit=3: trials quantize to 4 or 8 bits; "),
     ("llamafactory", {"lora_rank": "eight"}, "lora_rank='eight': not a number; "),
@@ -50,9 +49,7 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("llamafactory", {"dataset": None}, "dataset: missing; "),
     ("llamafactory", {"lr_scheduler_type": "greedy"}, "lr_scheduler_type=greedy: trials have no such schedule; "),
     ("transformers", {"optim": "adafactor"}, "optim=adafactor: "),
-    ("transformers", {"fp16": True}, "fp16=True: trials train in bf16 or float32; "),
     ("transformers", {"num_train_epochs": 0}, "num_train_epochs=0: must be finite and above 0; "),
-    ("trl", {"use_peft": True}, "lora_target_modules: missing, so PEFT would choose "),
     (
         "trl",
         {"datasets": [{"path": "a"}, {"path": "b"}]},
@@ -64,11 +61,9 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("axolotl", {"datasets": [{"path": "d", "type": "alpaca"}]}, "type='alpaca': it writes its own prompts "),
     ("axolotl", {"chat_template": "chatml"}, "chat_template='chatml': trials use the tokenizer's own template; "),
     ("axolotl", {"adapter": "llama-adapter"}, "adapter=llama-adapter: "),
-    ("axolotl", {"adapter": "lora", "lora_r": 8, "lora_alpha": 8}, "lora_target_modules: missing; "),
     ("axolotl", {"adapter": "lora", "lora_target_linear": True}, "lora_r, lora_alpha: missing; "),
     ("axolotl", {"optimizer": "muon"}, "optimizer=muon: "),
     ("axolotl", {"lr_scheduler": "rex"}, "lr_scheduler=rex: "),
-    ("axolotl", {"val_set_size": 100}, "val_set_size=100: "),
     ("axolotl", {"learning_rate": None}, "learning_rate: missing; "),
 ]
 

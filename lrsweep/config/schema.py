@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
+from lrsweep.config.objective import Objective
 from lrsweep.config.trial_schema import (
     Count,
     DataConfig,
@@ -96,6 +97,11 @@ class SearchConfig(Section):
         if self.extend and self.method not in ("auto", "grid"):
             raise ValueError(f"extend=true grows grids; method {self.method} keeps to its range: widen space instead")
         return self
+
+    @property
+    def objective(self) -> Objective:
+        """What trials are ranked by."""
+        return Objective(self.metric, self.direction == "maximize")
 
     @property
     def budget_seconds(self) -> float | None:

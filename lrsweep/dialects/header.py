@@ -1,6 +1,7 @@
 """The comment lines at the top of every export."""
 
-from lrsweep.formatting import format_loss, format_value
+from lrsweep.config.objective import EVAL_LOSS
+from lrsweep.formatting import format_value
 from lrsweep.report.certainty import edge_warnings
 from lrsweep.report.summary import Summary
 
@@ -17,7 +18,9 @@ def header(summary: Summary) -> str:
     rows = training.batch_size * training.gradient_accumulation_steps
     tuned = ", ".join(f"{key}={format_value(value)}" for key, value in best.trained.items())
     trial = f"trial {best.number} of {len(summary.results)}"
-    result = f"Eval loss {format_loss(candidate.mean)} after {best.step} steps, {trial}"
+    objective = summary.config.search.objective
+    name = "Eval loss" if objective.metric == EVAL_LOSS else f"Metric {objective.name}:"
+    result = f"{name} {objective.text(candidate.mean)} after {best.step} steps, {trial}"
     if len(candidate.losses) > 1:
         result += f", the mean of {len(candidate.losses)} seeds"
     lines = [f"The best of the lrsweep sweep {summary.config.name}: {tuned}", f"{result}.", *_certainty(summary)]

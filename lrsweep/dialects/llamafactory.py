@@ -19,7 +19,17 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, evaluated, with_model
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    TheirRun,
+    Tree,
+    Version,
+    evaluated,
+    saved_at_evaluations,
+    with_model,
+)
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, names, number, whole, word
 from lrsweep.errors import InputError
@@ -195,6 +205,9 @@ def _complete(config: SweepConfig) -> Tree:
 def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
     if _is_v1(tree):
         return {"output_dir": output, "logging_steps": 1, "save_steps": None, "save_epochs": None}
+    if config.search.metric not in ("eval_loss", "loss"):
+        # Its own log has no other metrics; transformers' comes out with the checkpoints.
+        return {**saved_at_evaluations(tree, config, output), "overwrite_output_dir": True, "plot_loss": False}
     # LLaMA-Factory writes its log during training, without checkpoints.
     keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
     return {"output_dir": output, "logging_steps": 1, **keys}

@@ -129,7 +129,8 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     path = Path(config.data.path)
     content = path.read_bytes() if path.is_file() else config.data.path.encode()
     dataset = DatasetInfo(config.data.path, config.data.path, hashlib.sha256(content).hexdigest(), 0, 0)
-    return ExternalEngine(command, text, at_once, gpus, config.engine.python), dataset
+    metric = (config.search.metric, config.search.objective.key)
+    return ExternalEngine(command, text, at_once, gpus, config.engine.python, metric), dataset
 
 
 def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:

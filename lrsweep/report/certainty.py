@@ -7,7 +7,7 @@ from lrsweep.analysis.ranking import Candidate, Result
 from lrsweep.analysis.row_noise import FEW_ROWS, RowNoise
 from lrsweep.analysis.verdict import Rival, Verdict
 from lrsweep.config.search_space import LR, reach
-from lrsweep.formatting import format_loss, format_value
+from lrsweep.formatting import format_value
 from lrsweep.report.summary import Summary
 
 # With fewer evaluations than these, a curve shows little.
@@ -59,7 +59,7 @@ def _safety(summary: Summary) -> list[str]:
     if best is lowest:
         return []
     return [
-        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}, "
+        f"Trial {lowest.result.number} has the lowest loss, {summary.config.search.objective.text(lowest.mean)}, "
         f"{_amount(summary, verdict.given_up)} lower, but is at the end of the rates tried or beside one that "
         "diverged or is far worse."
     ]

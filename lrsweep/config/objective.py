@@ -32,6 +32,13 @@ class Objective:
         """What to call it."""
         return "eval loss" if self.metric == EVAL_LOSS else self.key
 
+    @property
+    def best(self) -> str:
+        """What the best trial has, after `the`."""
+        if self.metric == EVAL_LOSS:
+            return "lowest loss"
+        return f"{'highest' if self.maximize else 'lowest'} {self.key}"
+
     def score(self, metrics: Mapping[str, float]) -> float | None:
         """The score of one step's metrics; None if the metric is not among them."""
         value = metrics.get(self.key)

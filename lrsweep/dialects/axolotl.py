@@ -170,7 +170,7 @@ _ROWS = (
     ),
     Row(
         ("datasets", "chat_template"),
-        ("data.path", "data.name", "data.split", "data.format", "data.columns"),
+        ("data.path", "data.name", "data.split", "data.format", "data.columns", "data.template"),
         read_data,
         write_data,
     ),

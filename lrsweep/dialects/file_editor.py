@@ -10,11 +10,10 @@ import yaml
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import json_editor
-from lrsweep.dialects.header import comments
 from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, differences, edits
 from lrsweep.dialects.yaml_reader import load_json, load_yaml
 from lrsweep.errors import InputError
-from lrsweep.files.yaml_writer import scalar
+from lrsweep.files.yaml_writer import comments, scalar
 
 # The header that an earlier export wrote at the top of the same file.
 _OWN_HEADER = re.compile(

@@ -42,6 +42,9 @@ LLAMAFACTORY = """
 """
 
 AXOLOTL = """
+    eot_tokens experimental_skip_move_to_device use_wandb provider gpu gpu_count node_count volumes memory timeout
+    memory_preprocess timeout_preprocess secrets use_scattermoe use_sonicmoe
+    experts_implementation expert_parallel_size hub_model_id
     strict trust_remote_code tokenizer_use_fast tokenizer_legacy hf_use_auth_token low_cpu_mem_usage
     dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory push_dataset_to_hub
     skip_prepare_dataset_cache num_dataset_shards_to_save saves_per_epoch save_first_step debug use_tensorboard

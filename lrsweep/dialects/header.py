@@ -1,8 +1,9 @@
 """The comment lines at the top of every export."""
 
 from lrsweep.config.objective import EVAL_LOSS
+from lrsweep.files.yaml_writer import comments
 from lrsweep.formatting import format_value
-from lrsweep.report.certainty import edge_warnings
+from lrsweep.report.certainty import edge_warnings, inconclusive
 from lrsweep.report.summary import Summary
 
 
@@ -30,11 +31,6 @@ def header(summary: Summary) -> str:
     return comments(lines)
 
 
-def comments(lines: list[str]) -> str:
-    """Makes each line a YAML comment of one line; empty lines are left out."""
-    return "".join(f"# {' '.join(line.split())}\n" for line in lines if line)
-
-
 def _certainty(summary: Summary) -> list[str]:
     """The safe range, or the lack of one, and what to know before the rate is used."""
     verdict = summary.verdict
@@ -46,7 +42,7 @@ def _certainty(summary: Summary) -> list[str]:
             f"Learning rates from {low} to {high} are within {safe.tolerance:.0%} of the improvement in loss of it."
         )
     if verdict.inconclusive:
-        lines.append(f"Inconclusive: {verdict.inconclusive}.")
+        lines.append(f"Inconclusive: {inconclusive(summary)}.")
     elif verdict.noise is None and verdict.rivals:
         lines.append("It was trained with one seed only, so noise was not measured.")
     return lines

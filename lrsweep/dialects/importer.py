@@ -45,16 +45,21 @@ def imported(dialect: str, tree: Tree, file: str, request: Request = AS_GIVEN) -
         elif faults := _obstacles(trainer, tree, request):
             if request.engine == "ours":
                 raise faults[0]
-            run = theirs([str(fault) for fault in faults])
+            run = theirs([_reason(fault) for fault in faults])
         else:
             run = from_tree(trainer, tree, file, count=True)
     except InputError as fault:
         # Only reading the data shows some obstacles.
         if request.engine != "auto" or _obstacles(trainer, tree, request):
             raise
-        run = theirs([str(fault)])
+        run = theirs([_reason(fault)])
     notes = (f"{name} is a secret and left out; give it in the environment" for name in secrets)
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def _reason(fault: InputError) -> str:
+    """What keeps our engines from training a file, without the advice on how to change it: nobody has to."""
+    return str(fault).rpartition("; ")[0] or str(fault)
 
 
 def _obstacles(dialect: Dialect, tree: Tree, request: Request) -> list[InputError]:

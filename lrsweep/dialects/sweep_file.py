@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lrsweep.config.schema import TRIAL_SECTIONS
-from lrsweep.dialects.header import comments
 from lrsweep.dialects.imported_run import Imported
 from lrsweep.errors import InputError
-from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.files.yaml_writer import comments, to_yaml
 
 
 def place(out: Path | None, file: Path) -> Path:

@@ -290,3 +290,21 @@ def test_tools_reach_the_template() -> None:
         for name in ("train.jsonl", "rows.jsonl", "text.jsonl")
     )
     assert given == as_text != without
+
+
+def test_axolotls_alpaca_prompt_and_answer_are_tokenised_one_by_one() -> None:
+    entry = {"path": "data/demo.json", "ds_type": "json", "type": "alpaca"}
+    run = axolotl(datasets=[entry])
+    assert (run.reasons, run.config.data.format, run.config.data.template) == ((), "alpaca", "alpaca")
+    tokenizer = tokenizer_with(CHATML)
+    dataset("demo", [{"instruction": "Add", "input": given, "output": " 3"} for given in ("1 2", "", "4")])
+    found = load(data("data/demo.json", "alpaca", template="alpaca", max_length=999), tokenizer)
+    for example in (*found.train, *found.evaluation):
+        text = tokenizer.decode(example.input_ids)
+        at = text.index("### Response:\n") + len("### Response:\n")
+        assert text.startswith("<s>Below is an instruction that describes a task")
+        assert ("### Input:" in text) == (", paired with an input that provides further context." in text)
+        prompt = tokenizer(text[3:at], add_special_tokens=False)["input_ids"]
+        answer = tokenizer(" 3", add_special_tokens=False)["input_ids"]
+        assert list(example.input_ids) == [tokenizer.bos_token_id, *prompt, *answer, tokenizer.eos_token_id]
+        assert [label for label in example.labels if label >= 0] == [*answer, tokenizer.eos_token_id]

@@ -70,7 +70,7 @@ class Encoder:
                 f"data.format={config.format}: conversations need a chat template and this model's tokenizer has none; "
                 "use a chat (instruct) model, add a chat_template.jinja to its folder, or use format prompt_completion"
             )
-        if config.template is not None:
+        if config.template is not None and config.format == "llamafactory":
             chat_templates.check(config.template, tokenizer, template)
         marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
@@ -112,9 +112,11 @@ class Encoder:
                 return_token_type_ids=False,
                 verbose=False,
             )
-            for (_, spans, plain), ids, offsets in zip(
+            for (text, spans, plain), ids, offsets in zip(
                 chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
+                if isinstance(spans, int):
+                    ids, offsets, spans = self._apart(text, spans)
                 example, whole = self._example(ids, offsets, spans, plain)
                 if not whole and self.config.drop_long_rows:
                     dropped += 1
@@ -134,6 +136,16 @@ class Encoder:
             )
         return examples, dropped, cut
 
+    def _apart(self, text: str, at: int) -> tuple[list[int], list[Span], list[Span]]:
+        """The tokens and offsets of a text whose two parts are tokenised one by one, and the span of the second."""
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for start, part in ((0, text[:at]), (at, text[at:])):
+            encoded = self.tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids += encoded["input_ids"]
+            offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
+        return ids, offsets, [(at, len(text))]
+
     def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> tuple[Example, bool]:
         """The row's Example, and whether all of the row is in it."""
         labels = [IGNORED] * len(ids)
@@ -151,17 +163,23 @@ class Encoder:
         longest = self.config.max_length
         return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
-    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span], bool]]:
-        """Each row's text, the character spans to learn, and whether it is plain text, without a template's markers.
+    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span] | int, bool]]:
+        """Each row's text, what of it to learn, and whether it is plain text, without a template's markers.
 
+        What to learn are character spans, or the index from which on all is learned and which no token crosses.
         Rows that have nothing to learn are left out, and `bad` gets what is wrong with each.
         """
         at_most = max(1, math.ceil(MOST_BAD * len(indices))) if self.config.on_bad_row == "drop" else 0
         for index, row in zip(indices, rows.read(indices), strict=True):
             try:
-                form = parse(row, self.config.format, self.config.columns, has_template=self.template is not None)
+                form = parse(
+                    row, self.config.format, self.config.columns, self.template is not None, self.config.template
+                )
                 if isinstance(form, Plain):
                     text = form.prompt + form.completion
+                    if form.apart:
+                        yield text, len(form.prompt), True
+                        continue
                     yield text, [(len(form.prompt), len(text))], True
                 else:
                     for text, spans in self._conversation(form):

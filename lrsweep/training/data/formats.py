@@ -59,10 +59,12 @@ class Plain:
     Attributes:
         prompt: The text before `completion`, not learned; may be empty.
         completion: The text to learn. It follows the prompt directly.
+        apart: Whether the two are tokenised one by one.
     """
 
     prompt: str
     completion: str
+    apart: bool = False
 
 
 def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
@@ -75,7 +77,9 @@ def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
             )
 
 
-def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool) -> Chat | Plain:
+def parse(
+    row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool, template: str | None = None
+) -> Chat | Plain:
     """Turns a row into a `Chat` or a `Plain`.
 
     Args:
@@ -83,6 +87,7 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
         row_format: Its format.
         columns: The data's column for each field whose name differs from the format's.
         has_template: Whether the tokenizer has a chat template.
+        template: For `alpaca` rows `alpaca`, the prompt of Stanford's Alpaca, instead of a chat template.
 
     Raises:
         BadRowError: The row does not have the format, or has nothing to learn.
@@ -92,7 +97,7 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
     fields = _Fields(row, columns)
     match row_format:
         case "alpaca":
-            return _alpaca(fields, has_template)
+            return _alpaca(fields, has_template) if template is None else _stanford_alpaca(fields)
         case "sharegpt":
             return _sharegpt(fields)
         case "messages" | "llamafactory":
@@ -161,6 +166,18 @@ def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
             "them; use a chat model or leave them out"
         )
     return Plain("".join(part + "\n" for part in (system, request) if part), answer)
+
+
+def _stanford_alpaca(fields: _Fields) -> Plain:
+    """The row with the prompt of Stanford's Alpaca, tokenised as Axolotl does: prompt and answer one by one."""
+    given = fields.optional_text("input")
+    about = ", paired with an input that provides further context" if given else ""
+    prompt = (
+        f"Below is an instruction that describes a task{about}. Write a response that appropriately completes the "
+        f"request.\n\n### Instruction:\n{fields.text('instruction')}\n\n"
+    )
+    prompt += f"### Input:\n{given}\n\n" if given else ""
+    return Plain(f"{prompt}### Response:\n", _answer(fields, "output"), apart=True)
 
 
 def _answer(fields: _Fields, name: str) -> str:

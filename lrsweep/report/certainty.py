@@ -65,8 +65,8 @@ def _safety(summary: Summary) -> list[str]:
         return []
     return [
         f"Trial {lowest.result.number} has the {objective.best}, {objective.text(lowest.mean)}, "
-        f"{_amount(summary, verdict.given_up)} {_side(summary, -1)}, but is at the end of the rates tried or beside one "
-        "that diverged or is far worse."
+        f"{_amount(summary, verdict.given_up)} {_side(summary, -1)}, but is at the end of the rates tried or beside "
+        "one that diverged or is far worse."
     ]
 
 

@@ -66,6 +66,8 @@ class ModelConfig(Section):
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
     """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
+    special_tokens: Annotated[dict[str, str], _BASE] = Field(default_factory=dict)
+    """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
     trust_remote_code: Annotated[bool, _BASE] = False
     """Runs the model repository's own code. Needs `revision` pinned to a commit."""
 

@@ -131,25 +131,35 @@ def _read_evaluation(tree: Tree) -> Tree:
 _PLUGINS = ("cut_cross_entropy", "liger", "kernels", "swanlab")
 
 
+def _write_loading(config: SweepConfig) -> Tree:
+    return {"special_tokens": dict(config.model.special_tokens)} if config.model.special_tokens else {}
+
+
 def _read_loading(tree: Tree) -> Tree:
     """Checks how the model and its tokenizer are loaded: keys of which only some values change what is learned."""
     for plugin in given(tree, "plugins", []):
         if str(plugin).removeprefix("axolotl.integrations.").split(".")[0] not in _PLUGINS:
             raise InputError(f"plugins={brief(plugin)}: it may change the training; remove it")
     tokens = given(tree, "special_tokens", {})
-    others = {name: value for name, value in dict(tokens).items() if name != "pad_token" and value is not None}
+    tokens = {name: value for name, value in dict(tokens).items() if name != "pad_token" and value is not None}
+    others = {name: value for name, value in tokens.items() if name not in ("bos_token", "eos_token", "unk_token")}
     if others:
         raise InputError(f"special_tokens={brief(others)}: it changes the tokenizer; put the tokens into its own files")
     model = word("model_type", given(tree, "model_type", "AutoModelForCausalLM"))
     if not model.endswith("ForCausalLM") and not model.endswith("LMHeadModel"):
         raise InputError(f"model_type={model}: trials train causal models on text; remove it")
-    return {}
+    return {"model.special_tokens": {name: word(name, token) for name, token in tokens.items()}}
 
 
 _FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
 _ROWS = (
     Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
-    Row(("plugins", "special_tokens", "model_type", "tokenizer_type"), (), _read_loading, lambda config: {}),
+    Row(
+        ("plugins", "special_tokens", "model_type", "tokenizer_type"),
+        ("model.special_tokens",),
+        _read_loading,
+        _write_loading,
+    ),
     Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
     Row(
         (

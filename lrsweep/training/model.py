@@ -49,6 +49,15 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         InputError: The tokenizer cannot be loaded.
     """
     tokenizer = _loaded(AutoTokenizer, model)
+    if model.special_tokens:
+        known = tokenizer.get_vocab()
+        for name, token in model.special_tokens.items():
+            if name not in ("bos_token", "eos_token", "unk_token") or token not in known:
+                raise InputError(
+                    f"model.special_tokens.{name}={token}: takes a bos_token, eos_token or unk_token of the "
+                    "tokenizer's vocabulary"
+                )
+        tokenizer.add_special_tokens(dict(model.special_tokens))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from lrsweep.config.trial_schema import DataConfig
+from lrsweep.config.trial_schema import DataConfig, ModelConfig
 from lrsweep.dialects.imported_run import Imported
 from lrsweep.dialects.importer import imported
 from lrsweep.errors import InputError
 from lrsweep.training.data.formats import Chat, parse
 from lrsweep.training.data.loading import count_rows, load
+from lrsweep.training.model import load_tokenizer
 from tests.training.data.test_loading import tokenizer_with
 
 CHAT = [
@@ -308,3 +309,15 @@ def test_axolotls_alpaca_prompt_and_answer_are_tokenised_one_by_one() -> None:
         answer = tokenizer(" 3", add_special_tokens=False)["input_ids"]
         assert list(example.input_ids) == [tokenizer.bos_token_id, *prompt, *answer, tokenizer.eos_token_id]
         assert [label for label in example.labels if label >= 0] == [*answer, tokenizer.eos_token_id]
+
+
+def test_other_special_tokens_of_the_vocabulary_are_taken() -> None:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    run = axolotl(special_tokens=tokens)
+    assert (run.reasons, dict(run.config.model.special_tokens)) == ((), {k: tokens[k] for k in list(tokens)[:3]})
+    embedded = load_tokenizer(ModelConfig(path="embedded"))
+    other = next(token for token, number in sorted(embedded.get_vocab().items()) if number == 9)
+    changed = load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": other}))
+    assert (changed.eos_token, len(changed)) == (other, len(embedded))
+    with pytest.raises(InputError, match=r"^model\.special_tokens\.eos_token=<none>: takes a bos"):
+        load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": "<none>"}))

@@ -17,6 +17,10 @@ class InputError(LrsweepError):
     exit_code = 2
 
 
+class NotFoundError(InputError):
+    """A file or folder that is named does not exist. It may exist where the sweep will run."""
+
+
 class NoWinnerError(LrsweepError):
     """Every trial failed or diverged."""
 

@@ -1,5 +1,6 @@
 """`lrsweep export NAME --to FORMAT`: writes the best config of a sweep for your trainer."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +31,16 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: the terminal)")
     arguments = parser.parse_args(argv)
     from lrsweep import dialects
+    from lrsweep.dialects.file_editor import is_json
+    from lrsweep.dialects.header import header
     from lrsweep.files.atomic import write_text
     from lrsweep.files.paths import existing_sweep
     from lrsweep.report.summary import read_summary
 
     summary = read_summary(existing_sweep(arguments.name))
     text = dialects.export(summary, arguments.to, arguments.base, arguments.target_version)
+    if arguments.base is not None and is_json(arguments.base):
+        print(header(summary), end="", file=sys.stderr)  # JSON has no comments
     if arguments.out is None:
         print(text, end="")
     else:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrsweep.config import yaml_safety
 from lrsweep.config.hydra_errors import first_line, one_line
-from lrsweep.config.schema import SweepConfig, flatten, validate
+from lrsweep.config.schema import SweepConfig, flatten, is_text, validate
 from lrsweep.errors import InputError
 from lrsweep.files.redaction import mask, masked
 
@@ -110,6 +110,12 @@ def sweep_names() -> list[str]:
     return sorted(_sweep_files())
 
 
+# Values that Hydra reads as the user means them: quoted ones, null, missing ones, and interpolations.
+_AS_IT_IS = re.compile(r"""'.*'|".*"|null|\?\?\?|.*\$\{.*|""", re.DOTALL)
+# What Hydra's quoted strings need twice: backslashes before a quote or the end; the quote itself gets one.
+_QUOTE = re.compile(r"\\+(?='|$)")
+
+
 def _check_flags(argv: Sequence[str]) -> None:
     """Raises InputError for an unknown flag, a flag that would run something, or a flag without its value."""
     before = ""
@@ -131,8 +137,30 @@ def _normal(override: str) -> str:
     """Accepts `sweep=x` for `+sweep=x`, and new keys where the config is open: space, kwargs, columns, options."""
     if override.startswith("sweep="):
         return f"+{override}"
+    key, _, value = override.partition("=")
+    _refuse_hydras_own_sweeps(override, key.lstrip("+"), value)
+    if is_text(key) and not _AS_IT_IS.fullmatch(value):
+        escaped = _QUOTE.sub(lambda found: found[0] * 2, value).replace("'", "\\'")
+        return f"{key}='{escaped}'"
     open_places = r"(space|data\.columns|executor\.options|\w+\.kwargs)[.=]"
     return f"++{override}" if re.match(open_places, override) else override
+
+
+def _refuse_hydras_own_sweeps(override: str, key: str, value: str) -> None:
+    """Raises InputError, with what to write instead, for the grids and sweepers that belong to Hydra's --multirun."""
+    if key == "sweep" and "," in value:
+        raise InputError(f"{override}: choose one of them, as in +sweep={value.partition(',')[0]}")
+    if re.match(r"hydra[/.]sweeper\b", key):
+        raise InputError(f"{override}: lrsweep searches by itself; write search=tpe search.n_trials=20")
+    if (call := re.fullmatch(r"(choice|interval|range)\((.*)\)", value)) is None:
+        return
+    axis, (low, *more) = key.removeprefix("space."), call[2].split(",")
+    if call[1] == "choice" or not more:
+        written = f"[{call[2]}]"
+    else:
+        step = f", step: {more[1]}" if len(more) > 1 else ", log: true" if call[1] == "interval" else ", step: 1"
+        written = f"{{low: {low}, high: {more[0]}{step}}}"
+    raise InputError(f"{override}: {call[1]}() is for Hydra's --multirun; write 'space.{axis}={written}'")
 
 
 def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:

@@ -42,7 +42,9 @@ def one_line(fault: Exception, conf: Path, sweeps: Sequence[str], overrides: Seq
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else did_you_mean(key))
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = match[1].partition("=")
-        return f"{match[1]}: several values make an axis; write space.{key.lstrip('+')}=[{values}]"
+        return (
+            f"{match[1]}: several values make an axis; write space.{key.lstrip('+').removeprefix('space.')}=[{values}]"
+        )
     if isinstance(fault, OverrideParseException):
         return f"{fault.override}: not an override; write key=value, and quote values that have spaces or brackets"
     if isinstance(fault, yaml.YAMLError):

@@ -7,7 +7,8 @@ import difflib
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -20,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
+from lrsweep.config.objective import Objective
 from lrsweep.config.trial_schema import (
     Count,
     DataConfig,
@@ -66,6 +68,10 @@ class SearchConfig(Section):
     """The sampler's seed."""
     lr_scaling: Annotated[Literal["none", "sqrt", "linear"], sweep_key()] = "none"
     """Scales a trial's learning rate by its batch size over the base config's (`linear`), or its root (`sqrt`)."""
+    metric: Annotated[str, Field(min_length=1), sweep_key()] = "eval_loss"
+    """What trials are ranked by: any number that they log."""
+    direction: Annotated[Literal["minimize", "maximize"], sweep_key()] = "minimize"
+    """Whether the lowest or the highest `metric` is best."""
     storage: Annotated[str | None, run_key()] = None
     """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
     extend: Annotated[bool, run_key()] = False
@@ -91,6 +97,11 @@ class SearchConfig(Section):
         if self.extend and self.method not in ("auto", "grid"):
             raise ValueError(f"extend=true grows grids; method {self.method} keeps to its range: widen space instead")
         return self
+
+    @property
+    def objective(self) -> Objective:
+        """What trials are ranked by."""
+        return Objective(self.metric, self.direction == "maximize")
 
     @property
     def budget_seconds(self) -> float | None:
@@ -132,6 +143,8 @@ class EngineConfig(Section):
     """For `external`: the trainer's command, with {config} in place of its config file."""
     dialect: Annotated[str | None, sweep_key()] = None
     """For `external`: the trainer whose config file it is."""
+    python: Annotated[str | None, run_key()] = None
+    """For `external`: the Python of the trainer's environment, whose folder has the command. Null looks on PATH."""
 
     @model_validator(mode="after")
     def _command_can_be_split(self) -> Self:
@@ -183,6 +196,8 @@ class OriginConfig(Section):
     """The imported file."""
     rest: Annotated[str, sweep_key()] = ""
     """The keys that lrsweep does not have, as YAML: an export writes them back."""
+    base: Annotated[str, sweep_key()] = ""
+    """The whole file as YAML, if its own trainer trains the trials: only the tuned keys change in it."""
 
 
 class SweepConfig(Section):
@@ -275,6 +290,23 @@ def keys() -> list[str]:
     return [key for key, _ in leaves(SweepConfig)]
 
 
+def is_text(key: str) -> bool:
+    """Whether a dotted key of the config holds any text and nothing else, such as a path."""
+    return any(hint is str or set(get_args(hint)) == {str, type(None)} for name, hint in _hints() if name == key)
+
+
+@cache
+def _hints() -> tuple[tuple[str, Any], ...]:
+    """Each dotted key of the schema with its type."""
+    found = []
+    for section, owner in SweepConfig.model_fields.items():
+        kinds = [kind for kind in (owner.annotation, *get_args(owner.annotation)) if isinstance(kind, type)]
+        for kind in kinds:
+            if issubclass(kind, Section):
+                found += [(f"{section}.{name}", leaf.annotation) for name, leaf in kind.model_fields.items()]
+    return tuple(found)
+
+
 def key_facts(key: str) -> KeyFacts:
     """What a dotted key of the config affects."""
     return facts_of(SweepConfig, key)
@@ -307,8 +339,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# What other trainers call our keys.
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "lora_r": "finetune.r",
+    "lora_rank": "finetune.r",
+    "lora_alpha": "finetune.alpha",
+    "lr_scheduler_type": "scheduler.name",
+    "per_device_train_batch_size": "training.batch_size",
+    "micro_batch_size": "training.batch_size",
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+}
+
+
 def did_you_mean(key: str) -> str:
     """A hint with the schema's nearest key; empty if no key is near."""
+    if (ours := _ELSEWHERE.get(key.rsplit(".", 1)[-1])) is not None:
+        return f"; did you mean {ours}?"
     known = keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:

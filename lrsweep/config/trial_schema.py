@@ -67,6 +67,8 @@ class ModelConfig(Section):
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
     """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
+    special_tokens: Annotated[dict[str, str], _BASE] = Field(default_factory=dict)
+    """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
     trust_remote_code: Annotated[bool, _BASE] = False
     """Runs the model repository's own code. Needs `revision` pinned to a commit."""
 
@@ -90,7 +92,8 @@ class DataConfig(Section):
     eval_name: Annotated[str | None, _ROWS] = None
     """For `llamafactory`: the data sets to evaluate on, as in `name`."""
     template: Annotated[str | None, _ROWS] = None
-    """For `llamafactory`: its template, which must agree with the tokenizer's chat template."""
+    """For `llamafactory`: its template, which must agree with the tokenizer's chat template. For `alpaca`: `alpaca`,
+    the prompt of Stanford's Alpaca (### Instruction:) instead of the chat template."""
     max_rows_per_set: Annotated[Count | None, _ROWS] = None
     """For `llamafactory`: uses only the first this many rows of each data set."""
     split: Annotated[str, _ROWS] = "train"
@@ -99,10 +102,18 @@ class DataConfig(Section):
     """The rows to evaluate on. Null: the share `eval_fraction` of `path`."""
     eval_split: Annotated[str | None, _ROWS] = None
     """The hub data set's split to evaluate on."""
-    eval_fraction: Annotated[Fraction, _ROWS] = 0.1
-    """The share of the rows that is held out to evaluate on: the same rows for every trial."""
+    eval_fraction: Annotated[NonNegative, _ROWS] = 0.1
+    """The share of the rows that is held out to evaluate on, or, from 1 on, their number: the same rows for every
+    trial."""
     max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
+    on_bad_row: Annotated[Literal["drop", "refuse"], _ROWS] = "drop"
+    """What happens to rows without anything to learn, such as an empty answer: they are left out and counted, up to 5 %
+    of the rows; or the sweep is refused."""
+    drop_long_rows: Annotated[bool, _ROWS] = False
+    """Leaves rows of more than `max_length` tokens out, instead of truncating them."""
+    train_on_prompt: Annotated[bool, _ROWS] = False
+    """Learns whole conversations, not only the answers in them. Of `prompt_completion` rows only the completion."""
     max_train_rows: Annotated[Count | None, _BATCHES] = None
     """Trains on at most this many rows."""
     max_eval_rows: Annotated[Count | None, _ROWS] = None
@@ -125,9 +136,11 @@ class FinetuneConfig(Section):
     dropout: Annotated[Fraction, _TUNED] = 0.0
     """Dropout on LoRA's input."""
     target_modules: Annotated[
-        Literal["all-linear"] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)], _SHAPE
+        Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)] | None,
+        _SHAPE,
     ] = "all-linear"
-    """The names of the modules that get an adapter."""
+    """The modules that get an adapter: a list of names, `all-linear`, or a regular expression for their whole names.
+    Null is PEFT's own choice for the model's type."""
     dora: Annotated[bool, _SHAPE] = False
     """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False

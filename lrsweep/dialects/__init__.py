@@ -1,25 +1,28 @@
 """The config languages of other trainers, one module per dialect: exports the best config, and imports theirs."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrsweep.config.schema import SweepConfig, flatten
-from lrsweep.dialects import axolotl, hydra, llamafactory, transformers, trl
+from lrsweep.dialects import axolotl, llamafactory, ms_swift, transformers, trl
 from lrsweep.dialects.file_editor import edited
-from lrsweep.dialects.header import comments, header
-from lrsweep.dialects.mapping import Dialect, Version, written
+from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, written
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.report.summary import Summary
+
+if TYPE_CHECKING:
+    from lrsweep.report.summary import Summary
 
 # A new dialect is added here; `mapping` describes how to write one.
 TRAINERS: dict[str, Dialect] = {
-    dialect.name: dialect for dialect in (llamafactory.DIALECT, transformers.DIALECT, trl.DIALECT, axolotl.DIALECT)
+    dialect.name: dialect
+    for dialect in (llamafactory.DIALECT, transformers.DIALECT, trl.DIALECT, axolotl.DIALECT, ms_swift.DIALECT)
 }
 DIALECTS = ("hydra", *TRAINERS)
 
 
-def export(summary: Summary, dialect: str, base: Path | None = None, version: str | None = None) -> str:
+def export(summary: "Summary", dialect: str, base: Path | None = None, version: str | None = None) -> str:
     """Returns a sweep's best config as the text of a config file.
 
     Args:
@@ -31,6 +34,10 @@ def export(summary: Summary, dialect: str, base: Path | None = None, version: st
     Raises:
         InputError: No trial completed, an argument is not valid, or the trainer cannot express the config.
     """
+    # The report's libraries take a second, which an import does not need.
+    from lrsweep.dialects import hydra
+    from lrsweep.dialects.header import header
+
     if dialect not in DIALECTS:
         raise InputError(f"--to {dialect}: no such format (choices: {', '.join(DIALECTS)})")
     best = summary.verdict.best
@@ -72,6 +79,9 @@ def tree(
         InputError: The trainer cannot express the config.
     """
     origin = config.origin
+    if origin is not None and origin.base and origin.dialect == trainer.name:
+        base = load_yaml(origin.base, "origin.base")
+        return changed(base, changes_in_their_file(trainer, base, config, searched, version))
     if origin is None or origin.dialect != trainer.name:
         return written(trainer, config, None, searched, version)
     rest = load_yaml(origin.rest, "origin.rest") if origin.rest else {}
@@ -104,4 +114,4 @@ def target_version(trainer: Dialect, text: str) -> Version:
     return major, minor
 
 
-__all__ = ["DIALECTS", "TRAINERS", "comments", "export", "target_version", "tree", "tuned"]
+__all__ = ["DIALECTS", "TRAINERS", "export", "target_version", "tree", "tuned"]

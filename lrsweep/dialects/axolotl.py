@@ -1,13 +1,15 @@
 """The dialect of Axolotl: the config that `axolotl train FILE` reads."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, saved_at_evaluations
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
@@ -48,19 +50,23 @@ def _read_finetune(tree: Tree) -> Tree:
         return {"finetune.mode": "full", "model.quantization": None}
     if adapter not in ("lora", "qlora"):
         raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
-    targets = given(tree, "lora_target_modules", [])
-    names = [targets] if isinstance(targets, str) else list(targets)
-    if flag("lora_target_linear", given(tree, "lora_target_linear", False)) or names == ["all-linear"]:
-        names = []
-    elif not names:
-        raise InputError("lora_target_modules: missing; name the modules, or set lora_target_linear: true")
+    targets = lora_keys.read_targets(tree.get("lora_target_modules") or None, "all-linear")
+    if flag("lora_target_linear", given(tree, "lora_target_linear", False)):
+        targets = "all-linear"
     if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
         raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
     return {
         **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use"),
-        "finetune.target_modules": names or "all-linear",
+        "finetune.target_modules": targets,
         "model.quantization": bits[0] if bits else None,
     }
+
+
+def _read_long_rows(tree: Tree) -> Tree:
+    strategy = word("excess_length_strategy", given(tree, "excess_length_strategy", "drop"))
+    if strategy not in ("drop", "truncate"):
+        raise InputError(f"excess_length_strategy={strategy}: trials drop long rows or truncate them; choose one")
+    return {"data.drop_long_rows": strategy == "drop"}
 
 
 def _write_finetune(config: SweepConfig) -> Tree:
@@ -68,7 +74,9 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode != "lora":
         return {}
     targets = finetune.target_modules
-    named: Tree = {"lora_target_linear": True} if isinstance(targets, str) else {"lora_target_modules": list(targets)}
+    named: Tree = {} if targets is None else {"lora_target_linear": True}
+    if targets not in (None, "all-linear"):
+        named = {"lora_target_modules": list(targets) if isinstance(targets, tuple) else targets}
     return {
         "adapter": "qlora" if bits == "4bit" else "lora",
         **({f"load_in_{bits}": True} if bits else {}),
@@ -119,9 +127,39 @@ def _read_evaluation(tree: Tree) -> Tree:
     return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
 
 
+# Plugins that change kernels or reports only.
+_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "swanlab")
+
+
+def _write_loading(config: SweepConfig) -> Tree:
+    return {"special_tokens": dict(config.model.special_tokens)} if config.model.special_tokens else {}
+
+
+def _read_loading(tree: Tree) -> Tree:
+    """Checks how the model and its tokenizer are loaded: keys of which only some values change what is learned."""
+    for plugin in given(tree, "plugins", []):
+        if str(plugin).removeprefix("axolotl.integrations.").split(".")[0] not in _PLUGINS:
+            raise InputError(f"plugins={brief(plugin)}: it may change the training; remove it")
+    tokens = given(tree, "special_tokens", {})
+    tokens = {name: value for name, value in dict(tokens).items() if name != "pad_token" and value is not None}
+    others = {name: value for name, value in tokens.items() if name not in ("bos_token", "eos_token", "unk_token")}
+    if others:
+        raise InputError(f"special_tokens={brief(others)}: it changes the tokenizer; put the tokens into its own files")
+    model = word("model_type", given(tree, "model_type", "AutoModelForCausalLM"))
+    if not model.endswith("ForCausalLM") and not model.endswith("LMHeadModel"):
+        raise InputError(f"model_type={model}: trials train causal models on text; remove it")
+    return {"model.special_tokens": {name: word(name, token) for name, token in tokens.items()}}
+
+
 _FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
 _ROWS = (
     Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
+    Row(
+        ("plugins", "special_tokens", "model_type", "tokenizer_type"),
+        ("model.special_tokens",),
+        _read_loading,
+        _write_loading,
+    ),
     Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
     Row(
         (
@@ -142,7 +180,7 @@ _ROWS = (
     ),
     Row(
         ("datasets", "chat_template"),
-        ("data.path", "data.name", "data.split", "data.format", "data.columns"),
+        ("data.path", "data.name", "data.split", "data.format", "data.columns", "data.template"),
         read_data,
         write_data,
     ),
@@ -154,6 +192,12 @@ _ROWS = (
         keep_file_value=True,
     ),
     key("sequence_len", "data.max_length", 512, whole),
+    Row(
+        ("excess_length_strategy",),
+        ("data.drop_long_rows",),
+        _read_long_rows,
+        lambda config: {} if config.data.drop_long_rows else {"excess_length_strategy": "truncate"},
+    ),
     key("sample_packing", "data.packing", False, flag),
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     Row(
@@ -203,16 +247,39 @@ def _check(config: SweepConfig, version: Version | None) -> None:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree, "optimizer")
-    if given(tree, "excess_length_strategy", "drop") == "drop":
-        found.append(
-            "Axolotl drops rows longer than sequence_len, and trials truncate them; with excess_length_strategy: "
-            "truncate Axolotl does so too"
-        )
     if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
         found.append("no warm-up is given: trials use Axolotl's default, 3% of the run (in Axolotl at most 100 steps)")
     if not tree.get("val_set_size") and not tree.get("test_datasets"):
         found.append(NO_EVALUATION)
     return found
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    run = TheirRun(command or "axolotl train {config}")
+    method = tree.get("rl") or next((name for name in ("reward_model", "process_reward_model") if tree.get(name)), None)
+    if method is None:
+        streams = tree.get("streaming") or tree.get("pretraining_dataset")
+        return replace(run, metric="loss", evaluates=False) if streams and not tree.get("test_datasets") else run
+    if method in ("grpo", "gdpo", "ebft"):
+        return replace(run, metric="reward", direction="maximize", method=str(method), evaluates=False)
+    run = replace(run, method=str(method))
+    return replace(run, metric="eval_rewards/accuracies", direction="maximize") if method in ("dpo", "ipo") else run
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    for names in (("base_model",), ("datasets", "pretraining_dataset"), ("learning_rate",)):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so Axolotl itself would not train this file; give it"
+    return None
+
+
+def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    changes: dict[str, Any] = {} if model is None else {"base_model": model}
+    if data_dir is not None:
+        for name in ("datasets", "test_datasets"):
+            if isinstance(sets := tree.get(name), list):
+                changes[name] = [entry | {"path": str(Path(data_dir, entry.get("path", "")))} for entry in sets]
+    return {**tree, **changes}
 
 
 _METHOD = "trials train plain LoRA or all weights"
@@ -252,40 +319,37 @@ DIALECT = Dialect(
         ),
         Refusal("batch_size", "it depends on the number of devices", "set gradient_accumulation_steps instead"),
         Refusal("optim_args", "trials support AdamW's betas and eps only", "remove it"),
-        Refusal("float16 bfloat16", "trials keep trained parameters in float32", "set bf16: true instead"),
+        Refusal("float16 bfloat16 torch_dtype", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal(
             "tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
             "it changes the tokenizer or its chat template",
             "make the change in the model's folder",
         ),
-        Refusal("use_eaft", "trials use the cross-entropy loss", "remove it"),
+        Refusal("use_eaft kd_trainer", "trials use the cross-entropy loss", "remove it"),
+        Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
+        Refusal(
+            "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "
+            "model_quantization_config_kwargs quantize_moe_experts reinit_weights cls_model_config rope_scaling "
+            "scaling_softmax fp32_norms resize_token_embeddings_to_32x",
+            "it changes the model",
+            "remove it",
+        ),
+        Refusal(
+            "processor_type freeze_mm_modules skip_prepare_dataset image_size", "trials learn from text", "remove it"
+        ),
         *training_arguments.REFUSALS,
     ),
-    (
-        *training_arguments.SECTIONS,
-        "special_tokens",
-        "max_memory",
-        "bnb_config_kwargs",
-        "trl",
-        "vllm",
-        "selective_checkpointing",
-        "flex_attn_compile_kwargs",
-        "torch_compile_options",
-        "device_map",
-        "cut_cross_entropy",
-        "fp8_config",
-        "processor_kwargs",
-        "overrides_of_model_config",
-        "overrides_of_model_kwargs",
-        "dynamic_checkpoint",
-    ),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.AXOLOTL,
+    _their_run,
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     _notes,
     rows_are_ours,
     epochs=("num_epochs", 1.0),
-    trial_keys=lambda tree, config, output: {
+    does_not_train=_does_not_train,
+    relocated=_relocated,
+    evaluation_keys=lambda tree, config: {
         **share_held_out(tree, config, "test_datasets", "val_set_size"),
-        **saved_at_evaluations(tree, config, output),
+        **evaluated(tree, config),
     },
 )

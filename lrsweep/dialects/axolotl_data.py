@@ -19,6 +19,8 @@ _ENTRY = (
     "field",
     "field_messages",
     "message_property_mappings",
+    "message_field_role",
+    "message_field_content",
     "chat_template",
     "roles_to_train",
     "train_on_eos",
@@ -64,6 +66,7 @@ def _one_set(tree: Tree, name: str) -> Tree:
         "data.path": files or word(f"{name}.path", entry.get("path", "")),
         "data.name": entry.get("name"),
         "data.split": entry.get("split") or "train",
+        "data.template": None,
         **_format(entry, kind),
     }
 
@@ -72,16 +75,13 @@ def _format(entry: Tree, kind: Any) -> Tree:
     if kind == "completion":
         field = entry.get("field") or "text"
         return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
+    if kind == "alpaca":
+        return {"data.format": "alpaca", "data.columns": {}, "data.template": "alpaca"}
     if kind != "chat_template":
-        reason = (
-            "it writes its own prompts (### Instruction:)"
-            if "alpaca" in str(kind)
-            else "trials do not know that format"
-        )
-        raise InputError(
-            f"type={brief(kind)}: {reason}; use chat_template with the tokenizer's own template, or completion"
-        )
+        raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")
     properties = dict(given(entry, "message_property_mappings", _MESSAGES))
+    for name in ("role", "content"):  # its older spelling
+        properties[name] = given(entry, f"message_field_{name}", properties.get(name))
     if properties == _SHAREGPT:
         row_format, ours, usual = "sharegpt", "conversations", "messages"
     elif properties == _MESSAGES:
@@ -106,6 +106,8 @@ def write_data(config: SweepConfig) -> Tree:
         entry |= {"type": "completion"} | ({"field": data.columns["text"]} if data.columns else {})
     elif data.path == "embedded":
         entry |= {"type": "completion"}
+    elif data.format == "alpaca" and data.template == "alpaca" and not data.columns:
+        entry |= {"type": "alpaca"}
     else:
         raise InputError(
             f"data.format={data.format}: Axolotl would add its own prompts to such rows; convert them to messages"
@@ -123,6 +125,9 @@ def write_data(config: SweepConfig) -> Tree:
 def read_evaluation_set(tree: Tree) -> Tree:
     """Reads the held-out rows: an evaluation set, or a share of the rows."""
     if tree.get("test_datasets"):
-        found = _one_set(tree, "test_datasets")
+        found, train = _one_set(tree, "test_datasets"), _one_set(tree, "datasets")
+        for name in ("data.format", "data.columns", "data.template"):
+            if found[name] != train[name]:
+                raise InputError("test_datasets: its rows have another form than those of datasets; write both alike")
         return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}
     return held_out(tree, "val_set_size")

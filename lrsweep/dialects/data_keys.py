@@ -3,20 +3,13 @@
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import number
-from lrsweep.errors import InputError
 
 NO_EVALUATION = "the run has no evaluation; trials hold out 10% of the rows for it"
 
 
 def held_out(tree: Tree, name: str) -> Tree:
-    """Reads the share of the rows that the trainer's key `name` holds out; a share of 0 sets nothing.
-
-    Raises:
-        InputError: The value is a number of rows instead of a share below 1.
-    """
+    """Reads the share or the number of rows that the trainer's key `name` holds out; 0 sets nothing."""
     share = number(name, tree.get(name) or 0)
-    if share >= 1:
-        raise InputError(f"{name}={share:g}: trials hold out a share of the rows; write a share below 1")
     return {"data.eval_fraction": share} if share > 0 else {}
 
 

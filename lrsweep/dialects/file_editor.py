@@ -1,4 +1,4 @@
-"""Changes a few keys in the user's own YAML file: the text is edited in place, so comments, quotes and spaces stay."""
+"""Changes a few keys in the user's own file: the text is edited in place, so comments, quotes and spaces stay."""
 
 import re
 from collections.abc import Collection
@@ -9,15 +9,16 @@ from typing import Any
 import yaml
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.header import comments
-from lrsweep.dialects.mapping import Dialect, Version, changed, differences, edits
-from lrsweep.dialects.yaml_reader import load_yaml
+from lrsweep.dialects import json_editor
+from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, differences, edits
+from lrsweep.dialects.yaml_reader import load_json, load_yaml
 from lrsweep.errors import InputError
-from lrsweep.files.yaml_writer import scalar
+from lrsweep.files.yaml_writer import comments, scalar
 
 # The header that an earlier export wrote at the top of the same file.
 _OWN_HEADER = re.compile(
-    r"\A# The best of the lrsweep sweep .*\n(# (Eval|No other|Learning|The learning|It was|This file) .*\n)*"
+    r"\A# The best of the lrsweep sweep .*\n"
+    r"(# (Eval|Metric|No other|Warning|Inconclusive|Learning|The learning|It was|This file)\b.*\n)*"
 )
 
 
@@ -38,14 +39,19 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
         The text, without a byte-order mark, and its content.
 
     Raises:
-        InputError: The file cannot be read, or is not a YAML mapping.
+        InputError: The file cannot be read, or is not a mapping in YAML or JSON.
     """
     try:
         text = path.read_bytes().decode().removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8"
-        raise InputError(f"{path}: cannot be read: {reason}; give a YAML file") from None
-    return text, load_yaml(text, str(path))
+        raise InputError(f"{path}: cannot be read: {reason}; give a YAML or JSON file") from None
+    return text, load_json(text, str(path)) if is_json(path) else load_yaml(text, str(path))
+
+
+def is_json(path: Path) -> bool:
+    """Whether a config file is JSON, by its name."""
+    return path.suffix.lower() == ".json"
 
 
 def edited(
@@ -59,15 +65,18 @@ def edited(
         config: The config with the values.
         tuned: The dotted keys to change.
         version: The trainer's version; None for the current one.
-        header: Comment lines to put at the top.
+        header: Comment lines to put at the top; JSON has no comments and gets none.
 
     Raises:
         InputError: The file cannot be read or cannot be edited in place, or the trainer cannot express the config.
     """
     text, tree = read(path)
-    if path.suffix.lower() == ".json":
-        raise InputError(f"{path}: JSON has no comments, which an export needs for its header; write the file as YAML")
-    changes = _misread(dialect, text, tree, tuned, version) | edits(dialect, tree, config, tuned, version)
+    theirs = config.origin is not None and bool(config.origin.base) and config.origin.dialect == dialect.name
+    change = changes_in_their_file if theirs else edits
+    changes = change(dialect, tree, config, tuned, version)
+    if is_json(path):
+        return json_editor.with_changes(text, changes)
+    changes = _misread(dialect, text, tree, tuned, version) | changes
     result = with_changes(text, changes)
     expected = changed(tree, changes)
     try:
@@ -79,7 +88,7 @@ def edited(
             f"{path}: {', '.join(changes)} cannot be changed without touching other keys (an anchor or several keys on "
             "a line); write each key on a line of its own"
         )
-    different = differences(dialect, expected, config, version)
+    different = [] if theirs else differences(dialect, expected, config, version)
     warning = [f"This file trains differently from the trials: {', '.join(different)}."] if different else []
     above = (header + comments(warning)).replace("\n", _newline(text))
     return above + _OWN_HEADER.sub("", result)

@@ -1,7 +1,9 @@
 """The comment lines at the top of every export."""
 
-from lrsweep.formatting import format_loss, format_value
-from lrsweep.report.certainty import edge_warnings
+from lrsweep.config.objective import EVAL_LOSS
+from lrsweep.files.yaml_writer import comments
+from lrsweep.formatting import format_value
+from lrsweep.report.certainty import edge_warnings, inconclusive
 from lrsweep.report.summary import Summary
 
 
@@ -17,7 +19,9 @@ def header(summary: Summary) -> str:
     rows = training.batch_size * training.gradient_accumulation_steps
     tuned = ", ".join(f"{key}={format_value(value)}" for key, value in best.trained.items())
     trial = f"trial {best.number} of {len(summary.results)}"
-    result = f"Eval loss {format_loss(candidate.mean)} after {best.step} steps, {trial}"
+    objective = summary.config.search.objective
+    name = "Eval loss" if objective.metric == EVAL_LOSS else f"Metric {objective.name}:"
+    result = f"{name} {objective.text(candidate.mean)} after {best.step} steps, {trial}"
     if len(candidate.losses) > 1:
         result += f", the mean of {len(candidate.losses)} seeds"
     lines = [f"The best of the lrsweep sweep {summary.config.name}: {tuned}", f"{result}.", *_certainty(summary)]
@@ -31,11 +35,6 @@ def header(summary: Summary) -> str:
     return comments(lines)
 
 
-def comments(lines: list[str]) -> str:
-    """Makes each line a YAML comment of one line; empty lines are left out."""
-    return "".join(f"# {' '.join(line.split())}\n" for line in lines if line)
-
-
 def _certainty(summary: Summary) -> list[str]:
     """The safe range, or the lack of one, and what to know before the rate is used."""
     verdict = summary.verdict
@@ -46,6 +45,8 @@ def _certainty(summary: Summary) -> list[str]:
         lines.append(
             f"Learning rates from {low} to {high} are within {safe.tolerance:.0%} of the improvement in loss of it."
         )
-    if verdict.noise is None and verdict.rivals:
+    if verdict.inconclusive:
+        lines.append(f"Inconclusive: {inconclusive(summary)}.")
+    elif verdict.noise is None and verdict.rivals:
         lines.append("It was trained with one seed only, so noise was not measured.")
     return lines

@@ -4,10 +4,11 @@ LLaMA-Factory requires a version of transformers that still has warmup_ratio.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
     data_not_here,
@@ -18,9 +19,19 @@ from lrsweep.dialects.llamafactory_data import (
     write_data,
     write_evaluation_set,
 )
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, logged_at_evaluations
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    TheirRun,
+    Tree,
+    Version,
+    evaluated,
+    saved_at_evaluations,
+    with_model,
+)
 from lrsweep.dialects.model_keys import read_model, write_model
-from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.dialects.rows import flag, given, key, names, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
@@ -49,6 +60,7 @@ def _write_model(config: SweepConfig) -> Tree:
 
 
 def _read_precision(tree: Tree) -> Tree:
+    # fp16 too keeps what is trained in float32, and differs from bf16 in rounding alone.
     return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "auto"}
 
 
@@ -73,7 +85,7 @@ def _read_finetune(tree: Tree) -> Tree:
             raise InputError(f"freeze_trainable_layers={layers}: trials train the last layers; give a number above 0")
         return {"finetune.mode": mode, "finetune.trainable_layers": layers}
     rank = whole("lora_rank", given(tree, "lora_rank", 8))
-    targets = [name.strip() for name in word("lora_target", given(tree, "lora_target", "all")).split(",")]
+    targets = names("lora_target", given(tree, "lora_target", "all"))
     return {
         **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use"),
         "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
@@ -88,6 +100,8 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if finetune.mode == "freeze":
         return {"finetuning_type": "freeze", "freeze_trainable_layers": finetune.trainable_layers}
     targets = finetune.target_modules
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        raise InputError(f"finetune.target_modules={targets!r}: LLaMA-Factory takes names only; list them")
     named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
     return {"finetuning_type": "lora", **lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory")}
 
@@ -137,6 +151,7 @@ _ROWS = (
         lambda config: {"template": config.data.template} if config.data.template else {},
     ),
     key("cutoff_len", "data.max_length", 2048, whole),
+    key("train_on_prompt", "data.train_on_prompt", False, flag, lambda value: value or None),
     Row(
         ("packing", "neat_packing"),
         ("data.packing",),
@@ -188,10 +203,44 @@ def _complete(config: SweepConfig) -> Tree:
 
 
 def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
+    if _is_v1(tree):
+        return {"output_dir": output, "logging_steps": 1, "save_steps": None, "save_epochs": None}
+    if config.search.metric not in ("eval_loss", "loss"):
+        # Its own log has no other metrics; transformers' comes out with the checkpoints.
+        return {**saved_at_evaluations(tree, config, output), "overwrite_output_dir": True, "plot_loss": False}
     # LLaMA-Factory writes its log during training, without checkpoints.
     keys = {"save_strategy": "no", "overwrite_output_dir": True, "plot_loss": False}
-    held_out = share_held_out(tree, config, "eval_dataset", "val_size")
-    return {**held_out, **logged_at_evaluations(config, output), **keys}
+    return {"output_dir": output, "logging_steps": 1, **keys}
+
+
+def _is_v1(tree: Tree) -> bool:
+    return tree.get("model_name_or_path") is None and tree.get("train_dataset") is not None
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    if _is_v1(tree):
+        return None
+    for either in (("model_name_or_path",), ("dataset", "tokenized_path")):
+        if not any(tree.get(name) for name in either):
+            return f"{either[0]}: missing, so LLaMA-Factory itself would not train this file; give it"
+    if tree.get("do_train") is False or (tree.get("do_predict") and not tree.get("do_train")):
+        return "do_train=False: LLaMA-Factory itself would not train this file; set do_train: true"
+    return None
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    if _is_v1(tree):
+        command = command or "env USE_V1=1 llamafactory-cli train {config}"
+        return TheirRun(command, "loss", lr=1e-4, method="the v1 engine", evaluates=False)
+    run = TheirRun(command or "llamafactory-cli train {config}")
+    stage = tree.get("stage") or "sft"
+    if stage in ("sft", "pt"):
+        return run
+    run = replace(run, method=f"stage {stage}", evaluates=stage != "ppo")
+    highest = {"dpo": "eval_rewards/accuracies", "rm": "eval_accuracy", "ppo": "reward"}
+    if stage not in highest or (stage == "dpo" and tree.get("pref_loss") in ("orpo", "simpo")):
+        return run
+    return replace(run, metric=highest[stage], direction="maximize")
 
 
 def _not_here(config: SweepConfig) -> str:
@@ -240,7 +289,8 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
-            "train_on_prompt mask_history streaming disable_shuffling tokenized_path tool_format default_system",
+            "mask_history streaming disable_shuffling tokenized_path tool_format default_system "
+            "eval_on_each_dataset preserve_thinking",
             _DATA,
             "remove it",
         ),
@@ -254,13 +304,32 @@ DIALECT = Dialect(
             "it changes the model",
             "remove it",
         ),
+        Refusal("use_eaft_loss use_asft_loss", "trials use the cross-entropy loss", "set it to false"),
+        Refusal("use_megatron_bridge use_hyper_parallel", "it is another training loop", "set it to false"),
+        Refusal("upcast_layernorm upcast_lmhead_output", "it changes the model's precision", "set it to false"),
+        Refusal(
+            "image_max_pixels image_min_pixels video_max_pixels video_min_pixels video_fps video_maxlen "
+            "audio_sampling_rate freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+            "trials learn from text alone",
+            "remove it",
+        ),
         *training_arguments.REFUSALS,
     ),
-    (*training_arguments.SECTIONS, "ray_init_kwargs"),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.LLAMAFACTORY,
+    _their_run,
     _complete,
     _check,
     _notes,
     not_here=_not_here,
     versioned=True,
     trial_keys=_trial_keys,
+    does_not_train=_does_not_train,
+    relocated=lambda tree, model, data_dir: {
+        **with_model(tree, model, None),
+        **({"dataset_dir": data_dir} if data_dir is not None else {}),
+    },
+    evaluation_keys=lambda tree, config: {
+        **share_held_out(tree, config, "eval_dataset", "val_size"),
+        **evaluated(tree, config),
+    },
 )

@@ -7,7 +7,7 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out, rows_are_ours
 from lrsweep.dialects.mapping import Tree
-from lrsweep.dialects.rows import flag, whole, word
+from lrsweep.dialects.rows import flag, names, whole, word
 from lrsweep.errors import InputError
 from lrsweep.training.data.chat_templates import check_name
 
@@ -23,7 +23,7 @@ def read_data(tree: Tree) -> Tree:
     return {
         "data.path": place,
         "data.format": "llamafactory",
-        "data.name": ",".join(name.strip() for name in word("dataset", tree["dataset"]).split(",")),
+        "data.name": ",".join(names("dataset", tree["dataset"])),
         "data.max_rows_per_set": None if rows is None else whole("max_samples", rows),
     }
 
@@ -64,7 +64,7 @@ def read_packing(tree: Tree) -> Tree:
 def read_evaluation_set(tree: Tree) -> Tree:
     """Reads the held-out rows: evaluation sets, or a share of the rows."""
     if tree.get("eval_dataset"):
-        return {"data.eval_name": word("eval_dataset", tree["eval_dataset"]).replace(" ", "")}
+        return {"data.eval_name": ",".join(names("eval_dataset", tree["eval_dataset"]))}
     return held_out(tree, "val_size")
 
 

@@ -1,8 +1,14 @@
 """LoRA's keys, whose names LLaMA-Factory, TRL and Axolotl nearly share. The key of the target modules differs."""
 
+import re
+from typing import Any
+
 from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import flag, given, integral, number, whole
+
+# What a module's name does not hold, and a regular expression does.
+_REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
 def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str) -> Tree:
@@ -43,3 +49,21 @@ def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool:
         **({f"{prefix}_dora": True} if finetune.dora else {}),
         **({f"{prefix}_rslora": True} if finetune.rslora else {}),
     }
+
+
+def read_targets(value: Any, everything: str) -> Any:
+    """Reads the target modules of a trainer that hands them to PEFT.
+
+    Args:
+        value: The trainer's value: one name or regular expression, a list, or None.
+        everything: The trainer's word for all linear layers.
+
+    Returns:
+        The value of `finetune.target_modules`.
+    """
+    names = value if value is None or isinstance(value, str) else [str(name) for name in value]
+    if names in (everything, [everything]):
+        return "all-linear"
+    if isinstance(names, list) and len(names) == 1 and _REGEX.search(names[0]):
+        return names[0]
+    return [names] if isinstance(names, str) and not _REGEX.search(names) else names

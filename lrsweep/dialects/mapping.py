@@ -5,8 +5,9 @@ A dialect is the config language of one trainer. To add a trainer:
 1. Write a module with a `DIALECT`, as in `lrsweep.dialects.transformers`. Its core is a table of `Row`s.
    `lrsweep.dialects.rows` makes the usual ones: `key()` maps one key to one key, and `fixed()` says what the trainer
    always does. A `Row` with its own functions maps several keys together; `exact()` makes it refuse the rest.
-2. List the keys that would change training but that a trial does not support as `Refusal`s. An import must never drop
-   them silently.
+2. List the keys that would change training but that a trial does not support as `Refusal`s, each with its reason, and
+   the keys that change nothing that a trial measures as `harmless`. A file with a refused key, or with a key that is in
+   no list, is swept by the user's own command instead: an import never drops a key silently.
 3. Add the dialect to `TRAINERS` in `lrsweep/dialects/__init__.py`. tests/dialects/test_dialect_contract.py tests every
    dialect in `TRAINERS`.
 
@@ -19,7 +20,8 @@ A dialect is the config language of one trainer. To add a trainer:
         name="mytrainer",
         rows=lambda version: ROWS,
         refusals=(Refusal("use_lion", "trials train with AdamW", "remove it"),),
-        sections=(),
+        harmless="output_dir",
+        their_run=lambda tree, command: TheirRun(command or "mytrainer {config}"),
         complete=lambda config: {"output_dir": f"{config.name}-run"},
     )
 
@@ -28,12 +30,11 @@ the trainer's top-level keys and `ours` are lrsweep's dotted config keys. A key 
 file has the trainer's default, which the row that reads it knows.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from lrsweep.config.schema import SweepConfig
+from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.errors import InputError
 
 # A parsed config file of a trainer, or a part of one, by the trainer's keys; also values by lrsweep's dotted keys.
@@ -114,29 +115,54 @@ class Refusal:
     fix: str
     harmless: tuple[Any, ...] = ()
 
-    def check(self, tree: Tree) -> None:
-        """Checks a trainer's file.
-
-        Raises:
-            InputError: One of the keys has a value that is not harmless.
-        """
-        for key in self.keys.split():
-            value = tree.get(key)
-            if value is not None and value is not False and value not in self.harmless:
-                raise InputError(f"{key}={brief(value)}: {self.why}; {self.fix}")
+    def faults(self, tree: Tree) -> list[InputError]:
+        """Returns an error for each of the keys whose value in a trainer's file is not harmless."""
+        return [
+            InputError(f"{key}={brief(value)}: {self.why}; {self.fix}")
+            for key in self.keys.split()
+            if (value := tree.get(key)) is not None and value is not False and value not in self.harmless
+        ]
 
 
-def logged_at_evaluations(config: SweepConfig, output: str) -> Tree:
-    """TrainingArguments' keys for a trial: where it writes, what it logs, when it evaluates."""
-    every = config.training.eval_every
-    return {"output_dir": output, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": every}
+@dataclass(frozen=True)
+class TheirRun:
+    """How a file's own trainer runs it, for a sweep of the user's own command.
+
+    Attributes:
+        command: The command line, with `{config}` for the config file.
+        metric: What to rank its runs by: the name under which the trainer logs it.
+        direction: Whether the lowest or the highest is best.
+        lr: The learning rate of a file that gives none; None for the one that the dialect's table has.
+        method: The kind of training if trials of our engines cannot do it, such as `trl dpo`; None for supervised
+            fine-tuning.
+        evaluates: Whether this kind of training can be evaluated on held-out rows.
+    """
+
+    command: str
+    metric: str = "eval_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    lr: float | None = None
+    method: str | None = None
+    evaluates: bool = True
+
+
+def evaluated(tree: Tree, config: SweepConfig) -> Tree:
+    """TrainingArguments' keys for a trial's evaluations."""
+    return {"eval_strategy": "steps", "eval_steps": config.training.eval_every}
 
 
 def saved_at_evaluations(tree: Tree, config: SweepConfig, output: str) -> Tree:
-    """The same for trainers that write their log only with a checkpoint: one checkpoint at each evaluation."""
+    """TrainingArguments' keys for a trial whose trainer writes its log with a checkpoint: one at each evaluation."""
     every = config.training.eval_every
     saved = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 1, "save_only_model": True}
-    return {**logged_at_evaluations(config, output), **saved}
+    return {"output_dir": output, "logging_steps": 1, **saved}
+
+
+def with_model(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    """Returns a file of TrainingArguments with another model; it names no data."""
+    if data_dir is not None:
+        raise InputError("--data-dir: this file names no data; set data.path when you run the sweep")
+    return tree if model is None else {**tree, "model_name_or_path": model}
 
 
 @dataclass(frozen=True)
@@ -146,9 +172,10 @@ class Dialect:
     Attributes:
         name: The trainer's name, as in `export --to NAME`.
         rows: Returns the table of keys for a version of the trainer; None is the current version.
-        refusals: Keys that an import refuses.
-        sections: The trainer's keys, besides those of the table, whose value may be a mapping. An import refuses
-            mappings under other keys.
+        refusals: Keys that change training in a way that trials of our engines do not support.
+        harmless: The trainer's keys, separated by spaces, that change nothing that a trial measures (`harmless_keys`).
+            A key that is neither here nor in the table keeps our engines from training the file.
+        their_run: Returns how the trainer itself runs a file, given the file and the user's command, if there is one.
         complete: Returns the keys that a runnable file needs besides those of the table, for an export without `--base`
             of a sweep that was not imported from this trainer.
         check: Raises InputError for a config that the trainer cannot express, or only by dropping something silently.
@@ -157,23 +184,50 @@ class Dialect:
         not_here: Returns comment lines on what an export leaves out, for a sweep that was not imported from this
             trainer.
         versioned: Whether the keys depend on the trainer's version, so that `--target-version` is allowed.
+        formats: The columns by which the trainer tells a row's format where the file does not give it, by our format.
         epochs: The trainer's key for the run's length in epochs, and its default.
         trial_keys: Returns the keys that a trial's file under `engine=external` sets or, with None, removes: where the
-            trainer writes, what it logs, when it evaluates. Given the trial's export, its config and its output folder.
-            The default is for trainers with TrainingArguments' keys.
+            trainer writes and what it logs. Given the trial's export, its config and its output folder. The default is
+            for trainers with TrainingArguments' keys.
+        evaluation_keys: The same for when and on what a trial is evaluated.
+        does_not_train: Returns why the trainer itself would not train a file; None if it would.
+        relocated: Returns a file with another place of the model or of the data, each None to leave it.
     """
 
     name: str
     rows: Callable[[Version | None], Sequence[Row]]
     refusals: Sequence[Refusal]
-    sections: Collection[str]
+    harmless: str
+    their_run: Callable[[Tree, str | None], TheirRun]
     complete: Callable[[SweepConfig], Tree]
     check: Callable[[SweepConfig, Version | None], None] = lambda config, version: None
     notes: Callable[[Tree], Sequence[str]] = lambda tree: ()
     not_here: Callable[[SweepConfig], str] = lambda config: ""
     versioned: bool = False
+    formats: Mapping[str, frozenset[str]] = field(default_factory=dict)
     epochs: tuple[str, float] = ("num_train_epochs", 3.0)
     trial_keys: Callable[[Tree, SweepConfig, str], Tree] = saved_at_evaluations
+    evaluation_keys: Callable[[Tree, SweepConfig], Tree] = evaluated
+    does_not_train: Callable[[Tree], str | None] = lambda tree: None
+    relocated: Callable[[Tree, str | None, str | None], Tree] = with_model
+
+
+def obstacles(dialect: Dialect, tree: Tree) -> list[InputError]:
+    """Returns what keeps trials of our engines from training exactly what a trainer's file says, one error for each."""
+    found = [fault for refusal in dialect.refusals for fault in refusal.faults(tree)]
+    named = {name for refusal in dialect.refusals for name in refusal.keys.split()} | set(dialect.harmless.split())
+    named |= {name for row in dialect.rows(None) for name in row.theirs}
+    for name, value in tree.items():
+        if value is not None and name not in named:
+            found.append(
+                InputError(f"{name}={brief(value)}: lrsweep does not know what it changes in {dialect.name}; remove it")
+            )
+    for row in dialect.rows(None):
+        try:
+            row.read(tree)
+        except InputError as fault:
+            found.append(fault)
+    return found
 
 
 def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
@@ -187,24 +241,11 @@ def values_of(dialect: Dialect, tree: Tree) -> dict[str, Any]:
         Values by lrsweep's dotted keys, with the trainer's defaults for absent keys.
 
     Raises:
-        InputError: The file holds a key that is refused, a malformed value, an unknown section or a secret.
+        InputError: The first of `obstacles`.
     """
-    for refusal in dialect.refusals:
-        refusal.check(tree)
-    known = {name for row in dialect.rows(None) for name in row.theirs} | set(dialect.sections)
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and name not in known:
-            raise InputError(
-                f"{name}: {dialect.name} has no section of that name, its keys are flat; move its keys to the top level"
-            )
-        if isinstance(value, str) and re.search(r"((hub|hf|auth|access)_token|api_key|secret|password)$", name):
-            raise InputError(
-                f"{name}: a secret, which would be written into the sweep; remove it and use an environment variable"
-            )
-    values: dict[str, Any] = {}
-    for row in dialect.rows(None):
-        values |= row.read(tree)
-    return values
+    for fault in obstacles(dialect, tree):
+        raise fault
+    return {name: value for row in dialect.rows(None) for name, value in row.read(tree).items()}
 
 
 def rest_of(dialect: Dialect, tree: Tree, config: SweepConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -289,6 +330,53 @@ def edits(
         if set(row.ours) & set(tuned):
             changes |= row.edits(base, config)
     return changes
+
+
+def changes_in_their_file(
+    dialect: Dialect, base: Tree, config: SweepConfig, tuned: Collection[str], version: Version | None
+) -> dict[str, Any]:
+    """Returns the fewest changes to a file that its own trainer trains, whatever else the file says.
+
+    Unlike `edits`, it takes files with keys that lrsweep cannot read, changes every key that the config has otherwise
+    (one that was given on the command line), and writes a tuned key that the file lacks in any case: the trainer's own
+    default may depend on what lrsweep cannot read.
+
+    Raises:
+        InputError: The trainer has no key for a tuned one, or the file's value beside it cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    unknown = set(tuned)
+    for row in dialect.rows(version):
+        if not row.theirs:
+            continue
+        searched = set(row.ours) & set(tuned)
+        unknown -= searched
+        try:
+            different = {} if row.keep_file_value else differing(row.read(base), config)
+        except InputError as fault:
+            if searched:
+                raise InputError(f"{min(searched)}: cannot be changed beside {fault}") from None
+            continue
+        if searched and not row.part(base):
+            changes |= row.write(config)
+        elif searched or any(_changes_training(name) and _valid(config, different) for name in different):
+            changes |= row.edits(base, config)
+    if unknown:
+        raise InputError(f"{min(unknown)}: {dialect.name} has no key for it; search over other keys")
+    return changes
+
+
+def _changes_training(name: str) -> bool:
+    return name.split(".")[0] in ("optimizer", "scheduler", "finetune", "training")
+
+
+def _valid(config: SweepConfig, values: Tree) -> bool:
+    """Whether a config can hold the file's own values: if not, it differs from the file because of that."""
+    try:
+        replace(config, values)
+    except InputError:
+        return False
+    return True
 
 
 def differences(dialect: Dialect, base: Tree, config: SweepConfig, version: Version | None) -> list[str]:

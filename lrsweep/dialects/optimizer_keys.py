@@ -37,7 +37,7 @@ _OPTIM_ARGS = {
 }
 
 
-def _read_optimizer(tree: Tree) -> Tree:
+def _read_optimizer(tree: Tree, beta2: float) -> Tree:
     name, optim_args = word("optim", tree.get("optim") or "adamw_torch"), tree.get("optim_args")
     if name not in ADAMW and name not in _OPTIM_ARGS:
         raise InputError(
@@ -48,15 +48,15 @@ def _read_optimizer(tree: Tree) -> Tree:
     for argument in passed:
         if argument not in _OPTIM_ARGS.get(name, ()):
             raise InputError(f"optim_args={brief(optim_args)}: does not pass {argument} to {name}; remove it")
-    adam = dict(read_adam(tree))
+    adam = dict(read_adam(tree, beta2))
     if "eps" in passed:
         adam["optimizer.eps"] = passed.pop("eps")
     return {"optimizer.name": "adamw" if name in ADAMW else name, **adam, "optimizer.kwargs": passed}
 
 
-def read_adam(tree: Tree) -> Tree:
-    """Reads Adam's betas and eps."""
-    usual = (("adam_beta1", 0.9), ("adam_beta2", 0.999))
+def read_adam(tree: Tree, beta2: float = 0.999) -> Tree:
+    """Reads Adam's betas and eps; the trainer's default for the second beta is `beta2`."""
+    usual = (("adam_beta1", 0.9), ("adam_beta2", beta2))
     return {
         "optimizer.betas": [number(name, given(tree, name, value)) for name, value in usual],
         "optimizer.eps": number("adam_epsilon", given(tree, "adam_epsilon", 1e-8)),
@@ -103,9 +103,11 @@ def _refuse_others(optimizer: OptimizerConfig, accepted: set[str]) -> None:
             )
 
 
-ROW = Row(
-    ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"),
-    _read_optimizer,
-    _write_optimizer,
-)
+def row(beta2: float = 0.999) -> Row:
+    """Returns the row for the optimizer; the trainer's default for Adam's second beta is `beta2`."""
+    return Row(
+        ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        ("optimizer.name", "optimizer.betas", "optimizer.eps", "optimizer.kwargs"),
+        lambda tree: _read_optimizer(tree, beta2),
+        _write_optimizer,
+    )

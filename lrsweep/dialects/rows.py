@@ -36,7 +36,8 @@ def key(
 
     def writing(config: SweepConfig) -> Tree:
         value = get(config, ours)
-        return {} if value is None else {theirs: write(value)}
+        written = None if value is None else write(value)
+        return {} if written is None else {theirs: written}
 
     return Row((theirs,), (ours,), reading, writing)
 
@@ -117,6 +118,12 @@ def word(name: str, value: Any) -> str:
     if isinstance(value, list | Mapping | bool):
         raise InputError(f"{name}={brief(value)}: not a string; write one")
     return str(value)
+
+
+def names(name: str, value: Any) -> list[str]:
+    """Reads names from a list, or from a string in which commas separate them. Raises InputError like `number`."""
+    parts = value if isinstance(value, list) else word(name, value).split(",")
+    return [word(name, part).strip() for part in parts]
 
 
 def pair(name: str, value: Any) -> list[float]:

@@ -24,20 +24,8 @@ REFUSALS = (
     ),
     Refusal("group_by_length", "trials draw rows at random", "set it to false"),
     Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
-    Refusal("fp16", "trials train in bf16 or float32", "set bf16: true instead, or fp16: false"),
     Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
     Refusal("use_dft_loss", "trials use the cross-entropy loss", "set it to false"),
-)
-SECTIONS = (
-    "lr_scheduler_kwargs",
-    "optim_args",
-    "gradient_checkpointing_kwargs",
-    "activation_checkpointing_kwargs",
-    "fsdp_config",
-    "deepspeed",
-    "accelerator_config",
-    "liger_kernel_config",
-    "parallelism_config",
 )
 
 
@@ -51,7 +39,7 @@ def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
     """
     return (
         key("learning_rate", "optimizer.lr", lr, number),
-        optimizer_keys.ROW,
+        optimizer_keys.row(),
         key("weight_decay", "optimizer.weight_decay", 0.0, number),
         key("max_grad_norm", "training.max_grad_norm", 1.0, number),
         scheduler("lr_scheduler_type", "linear"),
@@ -59,7 +47,7 @@ def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
         key("per_device_train_batch_size", "training.batch_size", 8, whole),
         key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
         length("num_train_epochs"),
-        _EVALUATION,
+        evaluation(8),
         checkpointing,
         key("seed", "training.seed", 42, whole),
     )
@@ -168,30 +156,34 @@ def length(in_epochs: str) -> Row:
     return Row(("max_steps", in_epochs), ("training.horizon", "training.max_steps"), read, write, keep_file_value=True)
 
 
-def _read_evaluation(tree: Tree) -> Tree:
-    found: dict[str, Any] = {
-        "training.eval_batch_size": whole("per_device_eval_batch_size", tree.get("per_device_eval_batch_size") or 8)
-    }
-    every = number("eval_steps", tree.get("eval_steps") or 0)
-    return found | ({"training.eval_every": whole("eval_steps", every)} if every >= 1 else {})
+def evaluation(usual_rows: int) -> Row:
+    """Returns the row for how often a run is evaluated, and with how many rows at a time.
 
+    Args:
+        usual_rows: The trainer's default for the rows.
+    """
 
-def _write_evaluation(config: SweepConfig) -> Tree:
-    training = config.training
-    return {
-        "eval_strategy": "steps",
-        "eval_steps": training.eval_every,
-        "per_device_eval_batch_size": training.eval_batch_size,
-    }
+    def read(tree: Tree) -> Tree:
+        rows = whole("per_device_eval_batch_size", tree.get("per_device_eval_batch_size") or usual_rows)
+        every = number("eval_steps", tree.get("eval_steps") or 0)
+        return {"training.eval_batch_size": rows} | (
+            {"training.eval_every": whole("eval_steps", every)} if every >= 1 else {}
+        )
 
+    def write(config: SweepConfig) -> Tree:
+        return {
+            "eval_strategy": "steps",
+            "eval_steps": config.training.eval_every,
+            "per_device_eval_batch_size": config.training.eval_batch_size,
+        }
 
-_EVALUATION = Row(
-    ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "per_device_eval_batch_size"),
-    ("training.eval_every", "training.eval_batch_size"),
-    _read_evaluation,
-    _write_evaluation,
-    keep_file_value=True,
-)
+    return Row(
+        ("eval_strategy", "evaluation_strategy", "eval_steps", "do_eval", "per_device_eval_batch_size"),
+        ("training.eval_every", "training.eval_batch_size"),
+        read,
+        write,
+        keep_file_value=True,
+    )
 
 
 def epochs(tree: Tree, name: str, default: float) -> float:
@@ -224,6 +216,8 @@ def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
         key_of_optimizer: The trainer's key for the optimizer.
     """
     found = []
+    if tree.get("fp16"):
+        found.append("fp16 stays; trials train in bf16 or float32, and weights and optimizer are float32 in both")
     if (name := tree.get(key_of_optimizer)) in PAGED_OR_LOW_BIT_ADAMW:
         found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
     if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):

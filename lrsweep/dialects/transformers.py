@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import training_arguments
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version
+from lrsweep.dialects import harmless_keys, training_arguments
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version
 from lrsweep.dialects.rows import flag, word
 from lrsweep.formatting import format_value
 
@@ -49,6 +49,10 @@ def _complete(config: SweepConfig) -> dict[str, Any]:
     return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
 
 
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    return TheirRun(command or "")  # the user's own script, which nothing here names
+
+
 def not_here(config: SweepConfig) -> str:
     """Returns comments on model, data and LoRA, which TrainingArguments does not hold."""
     model, data, finetune = config.model, config.data, config.finetune
@@ -74,7 +78,8 @@ DIALECT = Dialect(
         *training_arguments.REFUSALS,
         Refusal("bf16_full_eval", "trials are evaluated in the precision of training", "set it to false"),
     ),
-    training_arguments.SECTIONS,
+    harmless_keys.TRAINING_ARGUMENTS + "trust_remote_code torch_dtype",
+    _their_run,
     _complete,
     notes=training_arguments.notes,
     not_here=not_here,

@@ -32,4 +32,7 @@ def of_trial(dialect: Dialect, tree: Tree, config: SweepConfig, output: Path) ->
     Returns:
         The file's content, by the trainer's keys.
     """
-    return changed(tree, {**dict.fromkeys(_REMOVED), **dialect.trial_keys(tree, config, str(output.resolve()))})
+    keys = {**dict.fromkeys(_REMOVED), **dialect.trial_keys(tree, config, str(output.resolve()))}
+    if dialect.their_run(tree, config.engine.command).evaluates:
+        keys |= dialect.evaluation_keys(tree, config)
+    return changed(tree, keys)

@@ -1,12 +1,14 @@
 """The dialect of TRL: the config that `trl sft --config FILE` reads (ScriptArguments, SFTConfig and ModelConfig)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import rows_are_ours
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, Tree, Version, brief, saved_at_evaluations
+from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated, with_model
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
@@ -19,7 +21,11 @@ _FORMATS = ("messages", "prompt_completion", "text")
 
 
 def _read_precision(tree: Tree) -> Tree:
-    bf16 = tree.get("bf16")
+    bf16, dtype = tree.get("bf16"), tree.get("dtype")
+    if dtype not in (None, "float32", "auto") and not flag("use_peft", given(tree, "use_peft", False)):
+        raise InputError(
+            f"dtype={dtype}: the trained weights are in it, and trials keep them in float32; set it to float32"
+        )
     return {"model.dtype": "bfloat16" if bf16 is None or flag("bf16", bf16) else "float32"}
 
 
@@ -42,16 +48,9 @@ def _write_quantization(config: SweepConfig) -> Tree:
 def _read_lora(tree: Tree) -> Tree:
     if not flag("use_peft", given(tree, "use_peft", False)):
         return {"finetune.mode": "full"}
-    targets = tree.get("lora_target_modules")
-    if targets is None:
-        raise InputError(
-            "lora_target_modules: missing, so PEFT would choose by the model's type; give all-linear or the modules' "
-            "names"
-        )
-    names = [targets] if isinstance(targets, str) else list(targets)
     return {
         **lora_keys.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": "all-linear" if names == ["all-linear"] else names,
+        "finetune.target_modules": lora_keys.read_targets(tree.get("lora_target_modules"), "all-linear"),
     }
 
 
@@ -60,7 +59,9 @@ def _write_lora(config: SweepConfig) -> Tree:
     if finetune.mode == "full":
         return {"use_peft": False}
     targets = finetune.target_modules
-    named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
+    named: Tree = {}
+    if targets is not None:
+        named = {"lora_target_modules": [targets] if isinstance(targets, str) else list(targets)}
     return {"use_peft": True, **lora_keys.write(finetune, "lora_r", "use", named, "TRL")}
 
 
@@ -104,8 +105,13 @@ def _one_set(entry: Tree) -> Tree:
 
 
 def _format(tree: Tree, field: str) -> Tree:
-    """The rows' format, if the file gives it; TRL itself goes by the columns."""
-    if flag("assistant_only_loss", tree.get("assistant_only_loss") or False):
+    """The rows' format, if the file gives it, and what is learned; TRL itself goes by the columns."""
+    answers_only = flag("assistant_only_loss", tree.get("assistant_only_loss") or False)
+    return {"data.train_on_prompt": not answers_only, **_known_format(tree, field, answers_only)}
+
+
+def _known_format(tree: Tree, field: str, answers_only: bool) -> Tree:
+    if answers_only:
         return {"data.format": "messages"}
     if tree.get("completion_only_loss") is not None and flag("completion_only_loss", tree["completion_only_loss"]):
         return {"data.format": "prompt_completion"}
@@ -152,13 +158,15 @@ def _write_data(config: SweepConfig) -> Tree:
         raise InputError(
             f"data.columns={columns}: TRL needs the column names {', '.join(columns)}; rename them in the file"
         )
-    return where | ({"assistant_only_loss": True} if data.format == "messages" else {"completion_only_loss": True})
+    if data.format == "messages":
+        return where | ({} if data.train_on_prompt else {"assistant_only_loss": True})
+    return where | {"completion_only_loss": True}
 
 
 _ROWS = (
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
-    Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
         ("model.quantization",),
@@ -181,7 +189,7 @@ _ROWS = (
             "assistant_only_loss",
             "completion_only_loss",
         ),
-        ("data.path", "data.name", "data.split", "data.columns", "data.format"),
+        ("data.path", "data.name", "data.split", "data.columns", "data.format", "data.train_on_prompt"),
         _read_data,
         _write_data,
     ),
@@ -212,11 +220,7 @@ def _complete(config: SweepConfig) -> Tree:
     return {"output_dir": f"{config.name}-run", "logging_nan_inf_filter": False}
 
 
-def _trial_keys(tree: Tree, config: SweepConfig, output: str) -> Tree:
-    return {**_trial_evaluation(tree, config), **saved_at_evaluations(tree, config, output)}
-
-
-def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
+def _held_out(tree: Tree, config: SweepConfig) -> Tree:
     """`trl sft` evaluates on a split from the hub, or on one that it splits off, which needs the key `datasets`."""
     share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
     if tree.get("datasets"):
@@ -226,6 +230,53 @@ def _trial_evaluation(tree: Tree, config: SweepConfig) -> Tree:
     names = {"path": "dataset_name", "name": "dataset_config", "split": "dataset_train_split"}
     entry = {name: tree[key] for name, key in names.items() if tree.get(key)}
     return {**dict.fromkeys((*names.values(), "dataset_test_split")), "datasets": [entry], **share}
+
+
+# What is TRL's own default for each of its commands: the learning rate; what their runs are compared by.
+_COMMANDS: Mapping[str, TheirRun] = {
+    "sft": TheirRun("", lr=2e-5),
+    "dpo": TheirRun("", "eval_rewards/accuracies", "maximize", 1e-6, "trl dpo"),
+    "kto": TheirRun("", lr=1e-6, method="trl kto"),
+    "reward": TheirRun("", "eval_accuracy", "maximize", 1e-4, "trl reward"),
+    "grpo": TheirRun("", "reward", "maximize", 1e-6, "trl grpo", evaluates=False),
+    "rloo": TheirRun("", "reward", "maximize", 1e-6, "trl rloo", evaluates=False),
+}
+# Keys that only one command has, or that tell it from `trl sft`.
+_SIGNS = (
+    ("rloo", "normalize_advantages reward_clip_range"),
+    ("grpo", "reward_funcs num_generations max_completion_length scale_rewards num_iterations epsilon use_vllm"),
+    ("kto", "desirable_weight undesirable_weight"),
+    ("reward", "center_rewards_coefficient"),
+    ("dpo", "beta precompute_ref_log_probs f_divergence_type loss_weights ld_alpha sync_ref_model use_weighting"),
+)
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    if command is None:
+        name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
+        return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}")
+    name = next((word for word in command.split() if word in _COMMANDS), "sft")
+    return replace(_COMMANDS[name], command=command)
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    for names in (("model_name_or_path",), ("dataset_name", "datasets")):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so TRL itself would not train this file; give it"
+    return None
+
+
+def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    found = dict(with_model(tree, model, None))
+    if data_dir is None:
+        return found
+    if tree.get("datasets"):
+        files = [
+            entry | {"data_files": str(Path(data_dir, entry["data_files"]))} if entry.get("data_files") else entry
+            for entry in tree["datasets"]
+        ]
+        return found | {"datasets": files}
+    return found | {"dataset_name": str(Path(data_dir, str(tree.get("dataset_name", ""))))}
 
 
 def _notes(tree: Tree) -> list[str]:
@@ -252,12 +303,28 @@ DIALECT = Dialect(
         Refusal("streaming dataset_streaming", "trials need all rows", "set it to false"),
         Refusal("max_seq_length", "TRL 0.20 renamed it", "use max_length"),
         Refusal("torch_dtype", "TRL renamed it", "use dtype"),
+        Refusal("model_init_kwargs router_aux_loss_coef", "it changes the model", "remove it", ({},)),
+        Refusal("dataset_kwargs", "trials do not change rows", "remove it", ({},)),
+        Refusal("eos_token", "trials use the tokenizer's own", "put it into the tokenizer's files"),
+        Refusal("padding_free", "trials pad batches; the loss is the same only with packing", "set it to false"),
+        *(
+            Refusal(keys, f"it is a key of trl {name}, and trials do supervised fine-tuning", "")
+            for name, keys in _SIGNS
+        ),
     ),
-    (*training_arguments.SECTIONS, "model_init_kwargs", "dataset_kwargs", "env"),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.TRL,
+    _their_run,
     _complete,
     _check,
     _notes,
     not_here=rows_are_ours,
     versioned=True,
-    trial_keys=_trial_keys,
+    formats={
+        "messages": frozenset({"messages"}),
+        "prompt_completion": frozenset({"prompt", "completion"}),
+        "text": frozenset({"text"}),
+    },
+    does_not_train=_does_not_train,
+    relocated=_relocated,
+    evaluation_keys=lambda tree, config: {**_held_out(tree, config), **evaluated(tree, config)},
 )

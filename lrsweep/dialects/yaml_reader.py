@@ -1,5 +1,6 @@
-"""A YAML reader that reads config files as the trainers do, and refuses duplicate keys."""
+"""Readers of YAML and JSON that read config files as the trainers do, and refuse duplicate keys."""
 
+import json
 import re
 from typing import Any
 
@@ -55,6 +56,7 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
         InputError: The text is not a YAML mapping with string keys; the message names the file and, if known, the line.
     """
     yaml_safety.check(text, where)
+    _refuse_tabs(text, where)
     try:
         tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError as fault:
@@ -64,6 +66,42 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
         )
         at = f"{where}:{mark.line + 1}" if mark else where
         raise InputError(f"{at}: not valid YAML: {problem}; correct that line") from None
+    return _mapping(tree, where)
+
+
+def _refuse_tabs(text: str, where: str) -> None:
+    """Refuses tabs between tokens, which libyaml reads and PyYAML, with which trainers read, does not."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(r"\s*(- +)*[\w.]+:\t+[^\s#]|\t+[^\s#]", line):
+            raise InputError(f"{where}:{number}: a tab, which YAML does not take there; write spaces")
+
+
+def load_json(text: str, where: str) -> dict[str, Any]:
+    """Parses a config file in JSON.
+
+    Args:
+        text: The file's text.
+        where: The file's name, for messages.
+
+    Raises:
+        InputError: The text is not a JSON object, or gives a key twice.
+    """
+
+    def pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"{where}: {twice} is given twice; take one out")
+        return dict(pairs)
+
+    try:
+        return _mapping(json.loads(text, object_pairs_hook=pairs_once), where)
+    except json.JSONDecodeError as fault:
+        raise InputError(f"{where}:{fault.lineno}: not valid JSON: {fault.msg.lower()}; correct that line") from None
+    except RecursionError:
+        raise InputError(f"{where}: not valid JSON: it is nested too deeply; correct it") from None
+
+
+def _mapping(tree: Any, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise InputError(f"{where}: a config is a mapping of keys to values; give such a file")
     return tree

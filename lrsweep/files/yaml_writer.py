@@ -62,3 +62,8 @@ def scalar(value: Any) -> str:
     """One value as YAML on one line, as it follows `key: `."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=100_000)
     return text.removesuffix("...\n").strip()
+
+
+def comments(lines: list[str]) -> str:
+    """Makes each line a YAML comment of one line; empty lines are left out."""
+    return "".join(f"# {' '.join(line.split())}\n" for line in lines if line)

@@ -60,10 +60,10 @@ def finish_tracking(tracker: Tracker, summary: Summary, folder: SweepFolder) -> 
         Whether the tracker has received everything.
     """
     tracker.label({number: diagnosis.label for number, diagnosis in summary.diagnoses.items()})
-    best = summary.verdict.recommended
+    best, objective = summary.verdict.recommended, summary.config.search.objective
     tracker.finish(
         "complete" if best else "failed",
-        {} if best is None else {"best_eval_loss": best.mean, "best_trial": best.result.number},
+        {} if best is None else {f"best_{objective.key}": objective.value(best.mean), "best_trial": best.result.number},
         _artifacts(folder),
         _result_tags(summary.verdict),
     )

@@ -2,8 +2,6 @@
 
 import hashlib
 import math
-import shlex
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +100,7 @@ def _combinations(config: SweepConfig, axes: Sequence[Axis]) -> list[SweepConfig
 def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, DatasetInfo]:
     """The engine for the user's own command, which checks model and data itself. Raises InputError."""
     from lrsweep.dialects import TRAINERS, tree, tuned
+    from lrsweep.dialects.their_command import program_missing
     from lrsweep.dialects.trial_file import of_trial
     from lrsweep.files.yaml_writer import to_yaml
     from lrsweep.training.engines.external import ExternalEngine
@@ -122,16 +121,16 @@ def _external(config: SweepConfig, axes: Sequence[Axis]) -> tuple[Engine, Datase
     # Reports now what the dialect cannot express.
     for trial in _combinations(config, axes):
         text(Trial(0, trial, Path()), Path())
-    program = shlex.split(command)[0]
-    if shutil.which(program) is None:
-        raise InputError(f"engine.command: {program}: no such program; give its path, or install it")
+    if (missing := program_missing(command, config.engine.python)) is not None:
+        raise InputError(f"engine.command: {missing}")
     gpus = hardware.gpus()
     slots = config.engine.slots
     at_once = (len(gpus) or 1) if slots == "auto" else min(slots, len(gpus)) if gpus else slots
     path = Path(config.data.path)
     content = path.read_bytes() if path.is_file() else config.data.path.encode()
     dataset = DatasetInfo(config.data.path, config.data.path, hashlib.sha256(content).hexdigest(), 0, 0)
-    return ExternalEngine(command, text, at_once, gpus), dataset
+    metric = (config.search.metric, config.search.objective.key)
+    return ExternalEngine(command, text, at_once, gpus, config.engine.python, metric), dataset
 
 
 def rule_of_thumb(config: SweepConfig, axes: Sequence[Axis]) -> priors.Prior | None:

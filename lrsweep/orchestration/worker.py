@@ -53,7 +53,7 @@ class Worker:
     study: WorkerStudy
     stop: threading.Event
     _logs: dict[int, MetricsLog] = field(default_factory=dict)
-    _eval_loss: dict[int, float] = field(default_factory=dict)
+    _scores: dict[int, float] = field(default_factory=dict)
     # For each of its trials: the optimizer steps, and those of the warm-up.
     _budgets: dict[int, tuple[int, int]] = field(default_factory=dict)
     # For each of its trials that will pause: the step at which it does.
@@ -96,6 +96,7 @@ class Worker:
             The trials to stop, by number, and why: `pruned`, `paused` by `stop`, or `lost` to another worker.
         """
         evals = []
+        objective = self.config.search.objective
         for measurement in measurements:
             number, step, metrics = measurement.number, measurement.step, measurement.metrics
             if number not in self._logs:
@@ -103,12 +104,13 @@ class Worker:
             self._logs[number].append(step, metrics)
             if measurement.row_losses is not None and step == self._budgets[number][0]:
                 write_row_losses(self.folder.trial(number), measurement.row_losses)
-            if "eval_loss" in metrics:
+            score = objective.score(metrics)
+            if score is not None:
                 self._logs[number].sync()
-                self._eval_loss[number] = metrics["eval_loss"]
+                self._scores[number] = score
                 # Before training all trials are equal, and a loss that is not finite is diverged, not pruned.
-                if step > 0 and math.isfinite(metrics["eval_loss"]):
-                    evals.append(EvalReport(number, step, *self._budgets[number], metrics["eval_loss"]))
+                if step > 0 and math.isfinite(score):
+                    evals.append(EvalReport(number, step, *self._budgets[number], score))
         stop: dict[int, Stop] = self.study.report(evals)
         due = [e.number for e in evals if self._is_due(e.number, e.step)]
         stop = {**dict.fromkeys(self._budgets if self.stop.is_set() else due, "paused"), **stop}
@@ -123,14 +125,15 @@ class Worker:
         """Opens the log of a trial that starts or resumes at the step `first`."""
         self._logs[number] = MetricsLog(self.folder.trial(number), first)
         for row in self._logs[number].kept:
-            self._eval_loss[number] = row.get("eval_loss", self._eval_loss.get(number, math.nan))
+            score = self.config.search.objective.score(row)
+            self._scores[number] = self._scores.get(number, math.nan) if score is None else score
 
     def finish(self, outcome: Outcome) -> None:
         """Ends a trial; releases one that was paused, to be resumed once `stop` is over or the search decides so."""
         number = outcome.number
         if number in self._logs:
             self._logs.pop(number).close()
-        last = self._eval_loss.pop(number, math.nan)
+        last = self._scores.pop(number, math.nan)
         del self._budgets[number]
         paused = self._stops.pop(number, None) == "paused" and outcome.status == "stopped"
         due = self._is_due(number, outcome.step)

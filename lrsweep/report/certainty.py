@@ -7,7 +7,7 @@ from lrsweep.analysis.ranking import Candidate, Result
 from lrsweep.analysis.row_noise import FEW_ROWS, RowNoise
 from lrsweep.analysis.verdict import Rival, Verdict
 from lrsweep.config.search_space import LR, reach
-from lrsweep.formatting import format_loss, format_value
+from lrsweep.formatting import format_value
 from lrsweep.report.summary import Summary
 
 # With fewer evaluations than these, a curve shows little.
@@ -33,7 +33,7 @@ def _edge(summary: Summary, edge: Edge) -> str:
     verdict = summary.verdict
     chosen = f"{edge.key}={format_value(edge.value)}"
     if verdict.recommended is not verdict.candidates[0]:
-        chosen = f"the lowest loss is at {chosen}, which"
+        chosen = f"the {summary.config.search.objective.best} is at {chosen}, which"
     warning = f"Warning: {chosen} is the {edge.side} value tried; the true best may lie beyond it."
     ends = reach(summary.config, edge.key)
     end = ends and (ends[0] if edge.side == "lowest" else ends[1])
@@ -48,21 +48,31 @@ def certainty(summary: Summary) -> list[str]:
     verdict = summary.verdict
     lines = [*_safety(summary), *_rivals(summary), *_safe_range(summary), *_diverged_seeds(summary)]
     if verdict.inconclusive:
-        lines.append(f"Inconclusive: {verdict.inconclusive}.")
+        lines.append(f"Inconclusive: {inconclusive(summary)}.")
     return [*lines, *_eval_set(summary)]
+
+
+def inconclusive(summary: Summary) -> str:
+    """Why the sweep gives no clear answer."""
+    return summary.verdict.inconclusive.replace("lowest loss", summary.config.search.objective.best)
 
 
 def _safety(summary: Summary) -> list[str]:
     verdict = summary.verdict
-    best, lowest = verdict.recommended, verdict.candidates[0]
+    best, lowest, objective = verdict.recommended, verdict.candidates[0], summary.config.search.objective
     assert best is not None
     if best is lowest:
         return []
     return [
-        f"Trial {lowest.result.number} has the lowest loss, {format_loss(lowest.mean)}, "
-        f"{_amount(summary, verdict.given_up)} lower, but is at the end of the rates tried or beside one that "
-        "diverged or is far worse."
+        f"Trial {lowest.result.number} has the {objective.best}, {objective.text(lowest.mean)}, "
+        f"{_amount(summary, verdict.given_up)} {_side(summary, -1)}, but is at the end of the rates tried or beside "
+        "one that diverged or is far worse."
     ]
+
+
+def _side(summary: Summary, difference: float) -> str:
+    """Where a trial's metric is, whose score differs by so much."""
+    return "higher" if (difference >= 0) != summary.config.search.objective.maximize else "lower"
 
 
 def _rivals(summary: Summary) -> list[str]:
@@ -96,7 +106,7 @@ def _how(summary: Summary) -> str:
 
 def _tied(summary: Summary, rival: Rival) -> str:
     assert rival.margin is not None
-    side = "higher" if rival.difference >= 0 else "lower"
+    side = _side(summary, rival.difference)
     return (
         f"trial {rival.candidate.result.number}, {_amount(summary, abs(rival.difference))} {side}, "
         f"±{rival.margin:.2g} with 95 %"
@@ -107,7 +117,7 @@ def _difference(summary: Summary, rival: Rival) -> str:
     own = chosen_values(summary.verdict.candidates[0].result)
     values = {key: value for key, value in chosen_values(rival.candidate.result).items() if value != own.get(key)}
     named = ", ".join(f"{key}={format_value(value)}" for key, value in values.items()) or "the same values"
-    side = "higher" if rival.difference >= 0 else "lower"
+    side = _side(summary, rival.difference)
     return f"{named}, {_amount(summary, abs(rival.difference))} {side}"
 
 

@@ -107,20 +107,20 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
     figure, plot = _figure()
     ordered = sorted(summary.results, key=lambda result: (result.config.optimizer.lr, result.number))
     colours = mpl.colormaps["viridis"]
-    best = summary.verdict.best
+    best, objective = summary.verdict.best, summary.config.search.objective
     tops, bottoms = [], []
     for i, result in enumerate(ordered):
         rows = [
-            row for row in read_metrics(folder.trial(result.number)) if math.isfinite(row.get("eval_loss", math.nan))
+            row for row in read_metrics(folder.trial(result.number)) if math.isfinite(row.get(objective.key, math.nan))
         ]
         if not rows:
             continue
-        tops.append(max(row["eval_loss"] for row in rows))
-        bottoms.append(min(row["eval_loss"] for row in rows))
+        tops.append(max(row[objective.key] for row in rows))
+        bottoms.append(min(row[objective.key] for row in rows))
         is_best = best is not None and result.number == best.number
         plot.plot(
             [row["step"] for row in rows],
-            [row["eval_loss"] for row in rows],
+            [row[objective.key] for row in rows],
             color=colours(0.92 * i / max(len(ordered) - 1, 1)),
             linewidth=3.2 if is_best else 1.4,
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
@@ -130,7 +130,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         span = summary.base_loss - min(bottoms)
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
-    plot.set_ylabel("eval loss")
+    plot.set_ylabel(objective.name)
     if len(ordered) <= 16:
         plot.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2 if len(ordered) > 8 else 1)
     return figure

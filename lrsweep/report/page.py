@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.formatting import format_loss, format_value
+from lrsweep.formatting import format_value
 from lrsweep.report.certainty import chosen_values
 from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
@@ -115,14 +115,14 @@ def _mlflow(summary: Summary) -> str:
 
 def _table(summary: Summary) -> str:
     best = summary.verdict.best
-    head = ["trial", *summary.axes, "eval loss", "steps", "status"]
+    head = ["trial", *summary.axes, summary.config.search.objective.name, "steps", "status"]
     rows = []
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
         cells = [
             str(result.number),
             *map(format_value, result.trained.values()),
-            format_loss(result.eval_loss),
+            summary.config.search.objective.text(result.eval_loss),
             str(result.step),
             status(summary, result),
         ]

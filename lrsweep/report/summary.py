@@ -115,7 +115,8 @@ def summarise(
         for record in records
     )
     firsts = (rows[result.number][:1] for result in results)
-    base_loss = next((first[0].get("eval_loss") for first in firsts if first and first[0]["step"] == 0), None)
+    score = config.search.objective.score
+    base_loss = next((score(first[0]) for first in firsts if first and first[0]["step"] == 0), None)
     verdict = judge(results, base_loss)
     longer = longer_run(config, results, verdict, base_loss)
     summary = Summary(config, results, verdict, base_loss, _diagnoses(results, rows, verdict), about, longer)
@@ -146,7 +147,11 @@ def _result(
         spec.role,
         spec.overrides,
         spec.of,
-        tuple((int(row["step"]), row["eval_loss"]) for row in rows if "eval_loss" in row and row["step"] > 0),
+        tuple(
+            (int(row["step"]), score)
+            for row in rows
+            if row["step"] > 0 and (score := config.search.objective.score(row)) is not None
+        ),
         row_losses,
     )
 
@@ -228,6 +233,8 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
             "trial": best.result.number,
             "values": best.result.values,
             "eval_loss": best.mean,
+            "metric": summary.config.search.metric,
+            "value": summary.config.search.objective.value(best.mean),
             "seeds": len(best.losses),
             "safe_lr": verdict.safe_range and [verdict.safe_range.low, verdict.safe_range.high],
             "safe_tolerance": verdict.safe_range and verdict.safe_range.tolerance,

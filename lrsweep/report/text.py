@@ -9,7 +9,7 @@ from lrsweep.config.schema import key_facts
 from lrsweep.config.search_space import LR
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.files.paths import SweepFolder
-from lrsweep.formatting import format_duration, format_loss, format_value
+from lrsweep.formatting import format_duration, format_value
 from lrsweep.report.certainty import certainty, chosen_values, edge_warnings, own_keys
 from lrsweep.report.lengths import lengths
 from lrsweep.report.summary import Summary
@@ -30,7 +30,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     table.add_column("trial", justify="right")
     for key in summary.axes:
         table.add_column(key.rsplit(".", 1)[-1], justify="right")
-    table.add_column("eval loss", justify="right")
+    table.add_column(summary.config.search.objective.name, justify="right")
     table.add_column("vs. best", justify="right")
     table.add_column("curve")
     table.add_column("status")
@@ -39,7 +39,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
         table.add_row(
             str(result.number),
             *(format_value(value) for value in result.trained.values()),
-            format_loss(result.eval_loss),
+            summary.config.search.objective.text(result.eval_loss),
             _difference_to_best(result, best),
             label(summary, result),
             status(summary, result),
@@ -88,16 +88,17 @@ def sentences(summary: Summary) -> list[str]:
 
 def recommendation(summary: Summary) -> str:
     """The best trial in one sentence."""
-    best = summary.verdict.recommended
+    best, objective = summary.verdict.recommended, summary.config.search.objective
     assert best is not None
     chosen = ", ".join(f"{key}={format_value(value)}" for key, value in chosen_values(best.result).items())
     seeds = f" (mean of {len(best.losses)} seeds)" if len(best.losses) > 1 else ""
     so_far = " so far" if summary.verdict.edges else ""
     line = (
-        f"Best{so_far}: {chosen} with eval loss {format_loss(best.mean)}{seeds}, at a batch size of {_batch(summary)}"
+        f"Best{so_far}: {chosen} with {objective.name} {objective.text(best.mean)}{seeds}, at a batch size of "
+        f"{_batch(summary)}"
     )
     return line + (
-        "." if summary.base_loss is None else f"; the loss before training is {format_loss(summary.base_loss)}."
+        "." if summary.base_loss is None else f"; the loss before training is {objective.text(summary.base_loss)}."
     )
 
 

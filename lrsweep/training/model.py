@@ -48,6 +48,15 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         InputError: The tokenizer cannot be loaded.
     """
     tokenizer = _loaded(AutoTokenizer, model)
+    if model.special_tokens:
+        known = tokenizer.get_vocab()
+        for name, token in model.special_tokens.items():
+            if name not in ("bos_token", "eos_token", "unk_token") or token not in known:
+                raise InputError(
+                    f"model.special_tokens.{name}={token}: takes a bos_token, eos_token or unk_token of the "
+                    "tokenizer's vocabulary"
+                )
+        tokenizer.add_special_tokens(dict(model.special_tokens))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -141,13 +150,13 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
 
 def lora_config(finetune: FinetuneConfig) -> LoraConfig:
     """The config's LoRA options as PEFT's LoraConfig."""
-    targets = finetune.target_modules if isinstance(finetune.target_modules, str) else list(finetune.target_modules)
+    targets = finetune.target_modules
     return LoraConfig(
         r=finetune.r,
         # PEFT accepts a float, although its annotation is int.
         lora_alpha=finetune.alpha,
         lora_dropout=finetune.dropout,
-        target_modules=targets,
+        target_modules=list(targets) if isinstance(targets, tuple) else targets,
         use_dora=finetune.dora,
         use_rslora=finetune.rslora,
         task_type="CAUSAL_LM",

@@ -126,3 +126,55 @@ def test_names_are_the_libraries_own() -> None:
     assert set(get_args(SchedulerName)) <= known
     torch_names = {name.lower() for name in dir(torch.optim)}
     assert set(get_args(OptimizerName)) <= torch_names
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "~/models/x",
+        "data/訓練.jsonl",
+        "my file.jsonl",
+        "a,b.jsonl",
+        "a=b#c&d (e)'f",
+        "x\\",
+        "x\\'y",
+        "[a]",
+        "a: b",
+        "1e-5",
+    ],
+)
+@pytest.mark.parametrize("key", ["data.path", "model.path", "data.eval_path", "engine.python"])
+def test_a_path_needs_no_quotes_but_the_shells(key: str, value: str) -> None:
+    config = sweep_config(["+sweep=lora_lr", "data=local", "data.path=d", "data.format=text", f"{key}={value}"])
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == value
+    quoted = sweep_config(["+sweep=lora_lr", "data=local", "data.path=d", "data.format=text", f'{key}="~/a b"'])
+    assert getattr(getattr(quoted, section), name) == "~/a b"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("space.optimizer.lr=1e-5,3e-5", "several values make an axis; write space.optimizer.lr=[1e-5,3e-5]"),
+        ("space.optimizer.lr=choice(1e-5,3e-5)", "write 'space.optimizer.lr=[1e-5,3e-5]'"),
+        ("optimizer.lr=interval(1e-6,1e-3)", "write 'space.optimizer.lr={low: 1e-6, high: 1e-3, log: true}'"),
+        ("space.finetune.r=range(4,16,4)", "write 'space.finetune.r={low: 4, high: 16, step: 4}'"),
+        ("+sweep=lora_lr,adamw_tpe", "choose one of them, as in +sweep=lora_lr"),
+        ("hydra/sweeper=optuna", "lrsweep searches by itself; write search=tpe search.n_trials=20"),
+        ("optimizer.learning_rate=1e-4", "did you mean optimizer.lr?"),
+        ("learning_rate=1e-4", "did you mean optimizer.lr?"),
+    ],
+)
+def test_what_is_hydras_or_anothers_has_a_line_that_says_what_to_write(override: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        sweep_config(["+sweep=lora_lr", override])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_such_a_line_says_can_be_written() -> None:
+    for written in ("space.optimizer.lr=[1e-5,3e-5]", "space.optimizer.lr={low: 1e-6, high: 1e-3, log: true}"):
+        sweep_config(["+sweep=lora_lr", written])
+    assert sweep_config(["+sweep=lora_lr", "data.name=demo,sg"]).data.name == "demo,sg"
+    assert sweep_config(["+sweep=lora_lr", "finetune.target_modules=[q_proj]"]).finetune.target_modules == ("q_proj",)
+    assert sweep_config(["+sweep=lora_lr", "search.budget=50"]).search.budget == 50

@@ -51,6 +51,7 @@ def test_what_may_change_between_two_runs_of_a_sweep() -> None:
         "engine.name",
         "engine.slots",
         "engine.compile",
+        "engine.python",
         "executor.",
         "tracking.",
         "training.save_adapter",

@@ -158,12 +158,43 @@ weight_decay: 0.0
 special_tokens:
   pad_token: "<|end_of_text|>"
 """
+MS_SWIFT = """\
+# model args
+model: ./model
+torch_dtype: bfloat16
+tuner_type: lora
+lora_rank: 8
+lora_alpha: 32
+target_modules: all-linear
+
+dataset:
+  - rows.jsonl  # chat rows
+template_backend: jinja
+split_dataset_ratio: 0.01
+max_length: 2048
+
+num_train_epochs: 1
+per_device_train_batch_size: 1
+per_device_eval_batch_size: 1
+learning_rate: 1e-4
+gradient_accumulation_steps: 8
+eval_steps: 50
+save_steps: 50
+save_total_limit: 2
+logging_steps: 5
+output_dir: output
+warmup_ratio: 0.05
+dataloader_num_workers: 4
+dataset_num_proc: 4
+deepspeed: zero2
+"""
 EXAMPLES = [
     ("llamafactory", LLAMAFACTORY_LORA),
     ("llamafactory", LLAMAFACTORY_FULL),
     ("transformers", TRANSFORMERS),
     ("trl", TRL),
     ("axolotl", AXOLOTL),
+    ("ms-swift", MS_SWIFT),
 ]
 
 _ARGUMENTS = {
@@ -251,6 +282,28 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "peft_use_rslora": False,
         "optimizer": "adamw_torch_fused",
         "val_set_size": 0.0,
+        "excess_length_strategy": "drop",
+    },
+    "ms-swift": _ARGUMENTS
+    | {
+        "learning_rate": 1e-4,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "tuner_type": "lora",
+        "lora_rank": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "target_modules": ["all-linear"],
+        "use_dora": False,
+        "use_rslora": False,
+        "packing": False,
+        "truncation_strategy": "delete",
+        "split_dataset_ratio": 0.0,
+        "gradient_checkpointing": True,
+        "use_hf": False,
     },
 }
 

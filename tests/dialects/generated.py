@@ -51,7 +51,7 @@ _arguments: dict[str, Any] = {
     "save_strategy": st.sampled_from(["no", "steps"]),
     "report_to": _texts | st.lists(_texts),
     "ddp_timeout": _counts,
-    "lr_of_some_later_version": st.floats(allow_nan=False, allow_infinity=False) | _texts,
+    "logging_dir": st.floats(allow_nan=False, allow_infinity=False) | _texts,
 }
 
 
@@ -113,7 +113,30 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "model_revision": st.just("main"),
             "load_in_4bit": _flags,
             "use_bnb_nested_quant": _flags,
-            "dtype": st.sampled_from(["float32", "bfloat16"]),
+            "dtype": st.just("float32"),
+        },
+    ),
+    "ms-swift": _config(
+        {
+            "model": st.just("./m"),
+            "dataset": st.sampled_from(["rows.jsonl", ["rows.csv"]]),
+            "max_length": st.integers(2, 9999),
+            "template_backend": st.just("jinja"),
+        },
+        _arguments
+        | {
+            "tuner_type": st.just("lora"),
+            "torch_dtype": _null(st.sampled_from(["float32", "bfloat16"])),
+            "lora_rank": _counts,
+            "lora_alpha": _counts,
+            "lora_dropout": _share,
+            "target_modules": st.just(["all-linear"]) | _modules,
+            "use_dora": _flags,
+            "use_rslora": _flags,
+            "packing": _flags,
+            "truncation_strategy": _null(st.sampled_from(["delete", "right"])),
+            "split_dataset_ratio": _share,
+            "gradient_checkpointing": _flags,
         },
     ),
     "axolotl": _config(

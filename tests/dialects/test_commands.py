@@ -115,14 +115,77 @@ def test_epochs_become_steps_of_the_rows_there_are(tmp_path: Path) -> None:
     assert sweep["training"]["horizon"] == 9
 
 
+def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "mine.yaml").write_text(MINE + "use_eaft_loss: true\nhf_hub_token: hf_" + "x" * 30 + "\n")
+    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "each trial runs llamafactory-cli train {config}, because of use_eaft_loss=True: " in told.stdout
+    assert "note: hf_hub_token is a secret and left out; give it in the environment\n" in told.stdout
+    assert "note: llamafactory-cli is not on PATH: set engine.python to the Python of its environment" in told.stdout
+    text = (tmp_path / "sweeps/mine.yaml").read_text()
+    sweep = load_yaml(text, "sweep")
+    assert sweep["engine"] == {
+        "name": "external",
+        "command": "llamafactory-cli train {config}",
+        "dialect": "llamafactory",
+        "python": None,
+    }
+    assert load_yaml(sweep["origin"]["base"], "base") == load_yaml(MINE, "mine") | {"use_eaft_loss": True}
+    assert "hf_x" not in text
+    run = lrsweep("+sweep=mine", cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (
+        2,
+        "lrsweep: engine.command: llamafactory-cli is not on PATH: set engine.python to the Python of its environment, "
+        "or write its path into engine.command\n",
+    )
+
+
+def test_data_and_model_need_not_be_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(MINE.replace(str(BASE), "/models/large").replace("max_steps: 8\n", ""))
+    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "note: data.path=data: data/dataset_info.json cannot be read: No such file" in told.stdout
+    write_data(tmp_path / "elsewhere")
+    options = ["--data-dir", "elsewhere", "--model", "/other", "--out", "sweeps/b.yaml"]
+    told = lrsweep("import", "llamafactory", "mine.yaml", *options, cwd=tmp_path)
+    assert "No such file" not in told.stdout
+    sweep = load_yaml((tmp_path / "sweeps/b.yaml").read_text(), "sweep")
+    assert (sweep["data"]["path"], sweep["model"]["path"], sweep["training"]["horizon"]) == ("elsewhere", "/other", 24)
+
+
+def test_a_command_line_is_imported(tmp_path: Path) -> None:
+    line = ["trl", "dpo", "--model_name_or_path", "m", "--dataset_name", "org/pairs", "--learning_rate", "5e-7"]
+    told = lrsweep("import", "trl", "--", *line, "--bf16", "--lora_target_modules", "q_proj", "v_proj", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    sweep = load_yaml((tmp_path / "sweeps/trl_dpo.yaml").read_text(), "sweep")
+    assert sweep["engine"]["command"] == "trl dpo --config {config}"
+    assert load_yaml(sweep["origin"]["base"], "base") == {
+        "model_name_or_path": "m",
+        "dataset_name": "org/pairs",
+        "learning_rate": 5e-7,
+        "bf16": True,
+        "lora_target_modules": ["q_proj", "v_proj"],
+    }
+    assert sweep["space"]["optimizer"]["lr"][2] == 5e-7
+    assert sweep["search"] == {"metric": "eval_rewards/accuracies", "direction": "maximize", "prior": False}
+
+
 BAD: list[tuple[list[str], str]] = [
-    (["import"], "import: the following arguments are required: FORMAT, FILE"),
-    (["import", "llamafactory", "none.yaml"], "none.yaml: cannot be read: No such file or directory; give a YAML file"),
+    (["import"], "import: the following arguments are required: FORMAT"),
+    (["import", "llamafactory"], "import: give either FILE, or -- and the trainer's command line; see "),
+    (
+        ["import", "llamafactory", "none.yaml"],
+        "none.yaml: cannot be read: No such file or directory; give a YAML",
+    ),
     (["import", "tune", "good.yaml"], f"import tune: no such format (choices: {', '.join(TRAINERS)})"),
-    (["import", "llamafactory", "good.yaml"], "data.path=data: data/dataset_info.json cannot be read: No such file"),
+    (["import", "llamafactory", "merge.yaml"], "dataset: missing, so LLaMA-Factory itself would not train this file"),
     (["import", "transformers", "good.yaml", "--out", "good.yaml"], "good.yaml: exists already; give another --out"),
     (["import", "transformers", "good.yaml", "--out", "a/b.yml"], "--out a/b.yml: a sweep file is called NAME.yaml"),
-    (["import", "llamafactory", "dpo.yaml"], "stage='dpo': trials do supervised fine-tuning only; set stage: sft"),
+    (
+        ["import", "llamafactory", "dpo.yaml", "--engine", "ours"],
+        "stage='dpo': trials do supervised fine-tuning only; set stage: sft",
+    ),
 ]
 
 
@@ -132,6 +195,7 @@ BAD: list[tuple[list[str], str]] = [
 def test_a_bad_import_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arguments: list[str], said: str) -> None:
     (tmp_path / "good.yaml").write_text(MINE)
     (tmp_path / "dpo.yaml").write_text(MINE.replace("stage: sft", "stage: dpo"))
+    (tmp_path / "merge.yaml").write_text("model_name_or_path: m\nadapter_name_or_path: saves\n")
     before = sorted(tmp_path.rglob("*"))
     run = lrsweep(*arguments, cwd=tmp_path)
     assert run.returncode == 2, run.stderr
@@ -178,7 +242,10 @@ def test_every_dialect_takes_the_default_sweeps_best(
         (["--to", "hydra", "--target-version", "1.3"], "--target-version: has no meaning for hydra"),
         (["--to", "hydra", "--base", "x.yaml"], "--base: has no meaning for hydra"),
         (["--to", "axolotl", "--target-version", "1.3"], "--target-version 1.3: axolotl's keys do not depend on it"),
-        (["--to", "trl", "--base", "x.yaml"], "x.yaml: cannot be read: No such file or directory; give a YAML file"),
+        (
+            ["--to", "trl", "--base", "x.yaml"],
+            "x.yaml: cannot be read: No such file or directory; give a YAML",
+        ),
         (["--to", "tensorflow"], f"--to tensorflow: no such format (choices: {', '.join(DIALECTS)})"),
     ],
 )

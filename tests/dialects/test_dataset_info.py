@@ -118,7 +118,7 @@ def test_turns_that_do_not_alternate_are_left_out_and_counted(tmp_path: Path, ca
         (
             {},
             {"instruction": "a", "output": "b"},
-            "d.json:1: field 'input' is missing (the row has: instruction, output)",
+            "d.json:1: field 'input' is missing, in every row of d",
         ),
         ({}, {"instruction": "a", "input": 3, "output": "b"}, "d.json:1: "),
         (

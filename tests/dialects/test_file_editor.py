@@ -1,5 +1,6 @@
 """`--base`: the user's file with the tuned keys changed; every other byte stays."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from lrsweep import dialects
 from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.dialects import json_editor
 from lrsweep.dialects.file_editor import edited, with_changes
 from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.mapping import changed
@@ -149,7 +151,7 @@ def test_places_in_the_text(before: str, changes: dict[str, Any], after: str) ->
     assert with_changes(before, changes) == after
 
 
-@pytest.mark.parametrize("text", ["learning_rate: &r 1e-4\nx: *r\n", "{learning_rate: 1e-4}\n"])
+@pytest.mark.parametrize("text", ["learning_rate: &r 1e-4\nlogging_steps: *r\n", "{learning_rate: 1e-4}\n"])
 def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> None:
     changes = {"optimizer.lr": 3e-5, "optimizer.weight_decay": 0.5}
     with pytest.raises(
@@ -163,7 +165,9 @@ def test_what_cannot_be_changed_alone_is_refused(tmp_path: Path, text: str) -> N
     ("name", "text", "said"),
     [
         ("a.yaml", "learning_rate: 1e-4\n---\nseed: 1\n", r"a\.yaml:2: not valid YAML: but found another document"),
-        ("a.json", '{"learning_rate": 1e-4}\n', r"a\.json: JSON has no comments"),
+        ("a.json", '{"learning_rate": 1e-4,}\n', r"a\.json:1: not valid JSON: "),
+        ("a.json", '{"seed": 1, "seed": 2}\n', r"a\.json: seed is given twice"),
+        ("a.yaml", "learning_rate:\t1e-4\n", r"a\.yaml:1: a tab, which YAML does not take there; write spaces"),
     ],
 )
 def test_a_file_that_cannot_be_a_base_is_said(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -230,3 +234,34 @@ def test_whatever_the_layout_all_else_stays(data: st.DataObject) -> None:
         assert place > 0, part
     assert [line for line in out.split(newline) if line.startswith("#")] == comments
     assert out.count("\n") == out.count(newline), "one kind of line ends"
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ('{"lr": 1e-4, "seed": 1}', {"lr": 2e-5}, '{"lr": 2e-05, "seed": 1}'),
+        (
+            '{\n\t"a": [1,  2],\n\t"lr": "1e-4"\n}\n',
+            {"lr": 0.5, "b": True},
+            '{\n\t"a": [1,  2],\n\t"lr": 0.5,\n\t"b": true\n}\n',
+        ),
+        ('{"a": {"lr": 1}, "lr": 1}', {"lr": 2}, '{"a": {"lr": 1}, "lr": 2}'),
+        ('{"a": "x, \\"lr\\": 3", "b": 1}', {"b": None}, '{"a": "x, \\"lr\\": 3"}'),
+        ('{"b": 1 , "a": 2}', {"b": None}, '{ "a": 2}'),
+        ('{"模型": "m", "lr": 1}', {"lr": 3}, '{"模型": "m", "lr": 3}'),
+    ],
+)
+def test_json_is_changed_in_place(before: str, changes: dict[str, Any], after: str) -> None:
+    assert json_editor.with_changes(before, changes) == after
+    json.loads(after)
+
+
+@pytest.mark.parametrize(("dialect", "example"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_a_json_base_is_exported_as_json(tmp_path: Path, dialect: str, example: str) -> None:
+    file = tmp_path / "mine.json"
+    mine = {"learning_rate": 1e-4, "seed": 3}
+    file.write_text(json.dumps(mine, indent=2))
+    best = best_of(dialect, example, {"optimizer.lr": 3e-5})
+    text = edited(dialects.TRAINERS[dialect], file, best, {"optimizer.lr"}, None, "# header\n")
+    assert json.loads(text) == mine | {"learning_rate": 3e-5}
+    assert text.count("\n") == file.read_text().count("\n")

@@ -67,6 +67,12 @@ def test_axolotl(tree: dict[str, Any]) -> None:
     survives("axolotl", tree)
 
 
+@QUICK
+@given(tree=CONFIGS["ms-swift"])
+def test_ms_swift(tree: dict[str, Any]) -> None:
+    survives("ms-swift", tree)
+
+
 @pytest.mark.parametrize(("dialect", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_examples_come_back_as_they_were(dialect: str, text: str) -> None:
     tree = load_yaml(text, "example")

@@ -4,7 +4,7 @@ import pytest
 
 from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.dialects.importer import from_tree
-from lrsweep.dialects.mapping import Dialect, Row, Tree, differences, edits, values_of, written
+from lrsweep.dialects.mapping import Dialect, Row, TheirRun, Tree, differences, edits, values_of, written
 from lrsweep.dialects.rows import exact, fixed, key, number, pair
 from lrsweep.errors import InputError
 from tests.recorder import tiny
@@ -13,7 +13,14 @@ from tests.recorder import tiny
 def dialect(always: Tree) -> Dialect:
     """A trainer with one key."""
     table = (key("rate", "optimizer.lr", 1e-4, number), fixed("toy", always))
-    return Dialect("toy", lambda version: table, (), (), lambda config: {"out": "run"})
+    return Dialect(
+        "toy",
+        lambda version: table,
+        (),
+        "",
+        lambda tree, command: TheirRun("toy {config}"),
+        lambda config: {"out": "run"},
+    )
 
 
 ALWAYS = dialect({"optimizer.name": "adamw", "optimizer.betas": [0.9, 0.999], "scheduler.warmup_steps": None})

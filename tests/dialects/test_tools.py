@@ -85,7 +85,7 @@ def test_llamafactory(tmp_path: Path, text: str, keep: bool) -> None:
     assert found["data"][:3] == [names, best.data.path, best.data.template]
     targets = best.finetune.target_modules
     if best.finetune.mode == "lora":
-        assert found["lora"] == ["lora", best.finetune.r, best.finetune.alpha, list(targets)]
+        assert found["lora"] == ["lora", best.finetune.r, best.finetune.alpha, list(targets or ())]
     assert found["length"] == ([-1, 3.0] if keep and "max_steps" not in text else [best.training.schedule_steps, 3.0])
 
 

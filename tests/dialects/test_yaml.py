@@ -133,7 +133,7 @@ def test_numbers_are_read_as_the_tools_read_them() -> None:
         (b"a: 1\nlr: 2\na: 3\n", "f.yaml:3: not valid YAML: a is given twice"),
         (b"- a\n", "f.yaml: a config is a mapping of keys to values; give such a file"),
         (b"", "f.yaml: a config is a mapping"),
-        (b"\xff\xfe", "f.yaml: cannot be read: not UTF-8; give a YAML file"),
+        (b"\xff\xfe", "f.yaml: cannot be read: not UTF-8; give a YAML or JSON file"),
         (None, "f.yaml: cannot be read: No such file or directory"),
     ],
 )

@@ -237,7 +237,7 @@ def test_all_engines_and_trainers_are_listed() -> None:
     commands = [row[0] for row in rows_of_table(others, "| `engine.dialect` | `engine.command` |")]
     assert sorted(commands) == sorted(TRAINERS)
     spoken = others.read_text(encoding="utf-8").split("\n\n")[1]
-    assert sorted(re.findall(r"`(\w+)`", spoken)) == sorted(TRAINERS)
+    assert sorted(re.findall(r"`([\w-]+)`", spoken)) == sorted(TRAINERS)
 
 
 def test_the_options_of_each_group_are_listed() -> None:

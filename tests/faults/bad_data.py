@@ -24,6 +24,7 @@ def talk(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+REFUSE = "data.on_bad_row=refuse"
 ROWS = [
     third("bad JSON: ", "alpaca", '{"instruction": "torn'),
     third("bad JSON: ", "alpaca", "instruction,output"),
@@ -31,8 +32,8 @@ ROWS = [
     third("a row must be an object with named fields, not null", "alpaca", "null"),
     third("a row must be an object with named fields, not int", "alpaca", "42"),
     third("field 'output' is missing (the row has: instruction)", "alpaca", {"instruction": "Say yes"}),
-    third("field 'output' is null", "alpaca", ALPACA | {"output": None}),
-    third("field 'output' is empty", "alpaca", ALPACA | {"output": " \n"}),
+    third("field 'output' is null", "alpaca", ALPACA | {"output": None}, REFUSE),
+    third("field 'output' is empty", "alpaca", ALPACA | {"output": " \n"}, REFUSE),
     third("field 'output' must be a string, not int", "alpaca", ALPACA | {"output": 42}),
     third("field 'instruction' is empty", "alpaca", ALPACA | {"instruction": ""}),
     third("history[0] must be a pair", "alpaca", ALPACA | {"history": [["only a question"]]}),
@@ -48,10 +49,10 @@ ROWS = [
     ),
     third("messages[1].role is 'bot', an unknown role", "messages", talk(("user", "Say yes"), ("bot", "yes"))),
     third("field 'messages[1].content' is null", "messages", talk(("user", "Say yes"), ("assistant", None))),
-    third("no assistant turn to learn", "messages", talk(("user", "Say yes"))),
+    third("no assistant turn to learn", "messages", talk(("user", "Say yes")), REFUSE),
     third("field 'completion' is missing", "prompt_completion", {"prompt": "Say yes"}),
     third("field 'prompt' must be a list, not str", "prompt_completion", {"prompt": "Say", "completion": ["yes"]}),
-    third("field 'text' is empty", "text", {"text": ""}),
+    third("field 'text' is empty", "text", {"text": ""}, REFUSE),
     of_rows(
         "rows.jsonl:1: field 'question' is missing",
         "alpaca",
@@ -159,7 +160,7 @@ DATASET_INFO = [
     info("mine.num_samples: ", {"mine": {"file_name": "a.jsonl", "num_samples": "many"}}),
     info("mine.file_name: ", {"mine": {"file_name": 5}}),
     info("dataset mine=data/mine.jsonl: no such file", MINE),
-    info("data/mine.jsonl:1: field 'input' is missing", MINE, mine__jsonl=lines(good=ALPACA)),
+    info("data/mine.jsonl:1: field 'input' is missing, in every row of mine", MINE, mine__jsonl=lines(good=ALPACA)),
     info(
         "data.name=mine: no usable rows",
         {"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrsweep.errors import InputError
+from lrsweep.errors import InputError, NotFoundError
 from lrsweep.training.data.formats import BadRowError
 from lrsweep.training.data.reading import Rows, Source
 
@@ -28,6 +28,8 @@ _TAGS = {
     "system_tag": "system",
 }
 _ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+# Columns that some rows may lack.
+_OPTIONAL = ("query", "history", "system", "tools")
 _OTHER_DATA = ("images", "videos", "audios", "kto_tag", "chosen", "rejected")
 
 # Makes the error for a key of an entry, given the reason.
@@ -91,7 +93,8 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else f"bad JSON: {fault}"
-        raise InputError(f"data.path={folder}: {path} cannot be read: {reason}; give the folder of a {FILE}") from None
+        kind = NotFoundError if isinstance(fault, OSError) else InputError
+        raise kind(f"data.path={folder}: {path} cannot be read: {reason}; give the folder of a {FILE}") from None
     found = []
     for name in (part.strip() for part in names.split(",")):
         if not isinstance(info, Mapping) or name not in info:
@@ -135,14 +138,16 @@ def open_sets(folder: str, names: str, key: str, first: int | None, seed: int) -
     for number, part in enumerate(parts):
         sample = part.sample(seed)
         chosen = sample if first is None else sample[:first]
-        rows = [(number, index) for index in chosen if not part.broken(index)]
-        if len(rows) < len(chosen):
+        broken = [reason for index in chosen if (reason := part.broken(index))]
+        left_out = {index for index, _ in broken}
+        part.check_columns(chosen)
+        if broken and len(broken) == len(chosen):
+            raise InputError(f"{key}={part.entry.name}: no usable rows in it: {broken[0][1]}")
+        if broken:
             logging.getLogger(__name__).warning(
-                "dataset %s: %d row(s) left out, as in LLaMA-Factory: their turns do not alternate",
-                part.entry.name,
-                len(chosen) - len(rows),
+                "dataset %s: %d row(s) left out, as in LLaMA-Factory: %s", part.entry.name, len(broken), broken[0][1]
             )
-        places += rows
+        places += [(number, index) for index in chosen if index not in left_out]
     if not places:
         raise InputError(f"{key}={names}: no usable rows in it; it needs at least one")
     return _Joined(parts, places)
@@ -181,16 +186,31 @@ class _Part:
             index -= len(file)
         raise IndexError(index)
 
-    def broken(self, index: int) -> bool:
-        """Whether LLaMA-Factory leaves this row out. Raises InputError for a bad row."""
+    def broken(self, index: int) -> tuple[int, str] | None:
+        """The number of a row that LLaMA-Factory leaves out, and why; None for others. Raises InputError."""
         try:
             self.row(index)
-        except _BrokenRowError:
-            return True
+        except _BrokenRowError as reason:
+            file, at = self.place(index)
+            return index, f"{file.where(at)}: {reason}"
         except BadRowError as fault:
             file, at = self.place(index)
             raise InputError(f"{file.where(at)}: {fault}") from None
-        return False
+        return None
+
+    def check_columns(self, indices: Sequence[int]) -> None:
+        """Checks that each optional column of the entry is in some row: in the others it is null. Raises InputError."""
+        read = _OPTIONAL if self.alpaca else ("system", "tools")
+        missing = {column for name, column in self.entry.columns.items() if name in read}
+        for index in indices:
+            if not missing:
+                return
+            file, at = self.place(index)
+            row = next(iter(file.read([at])))
+            missing -= set(row) if isinstance(row, Mapping) else set()
+        if missing and indices:
+            file, at = self.place(indices[0])
+            raise InputError(f"{file.where(at)}: field '{min(missing)}' is missing, in every row of {self.entry.name}")
 
     def row(self, index: int) -> dict[str, Any]:
         """The row in the format `messages`. Raises BadRowError, or _BrokenRowError for one that is left out."""
@@ -292,16 +312,19 @@ def _alpaca(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
     columns = entry.columns
     _no_tools(row, entry)
     messages = _system(row, entry)
-    history = _field(row, columns["history"]) if "history" in columns else None
+    history = row.get(columns["history"]) if "history" in columns else None
     for pair in history or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRowError(f"{columns['history']} must hold pairs [question, answer]")
         messages += [_message("user", pair[0]), _message("assistant", pair[1])]
-    asked = [_field(row, columns[name]) for name in ("prompt", "query") if name in columns]
+    asked = [_field(row, columns["prompt"])] if "prompt" in columns else []
+    asked += [row.get(columns["query"])] if "query" in columns else []
     messages.append(_message("user", "\n".join(_message("user", part)["content"] for part in asked if part)))
     answer = _field(row, columns["response"]) if "response" in columns else None
     if not isinstance(answer, str):
-        raise _BrokenRowError
+        raise _BrokenRowError(f"field '{columns.get('response', 'response')}' is not a string")
+    if not answer.strip():
+        raise _BrokenRowError(f"field '{columns['response']}' is empty, so there is nothing to learn")
     return [*messages, _message("assistant", answer)]
 
 
@@ -325,16 +348,21 @@ def _turns(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
             raise BadRowError(
                 "has tool calls, which its chat template may render differently from LLaMA-Factory; leave such rows out"
             )
-        if roles.get(speaker) != ("user", "assistant")[number % 2]:
-            raise _BrokenRowError
+        if speaker not in roles:
+            raise _BrokenRowError(
+                f"its turns are by {speaker!r}, and the tags of {entry.name} name {', '.join(map(repr, roles))}; "
+                f"correct the tags in {FILE}"
+            )
+        if roles[speaker] != ("user", "assistant")[number % 2]:
+            raise _BrokenRowError("its turns do not alternate")
         messages.append(_message(roles[speaker], turn.get(tags["content_tag"])))
     if not turns or len(turns) % 2:
-        raise _BrokenRowError
+        raise _BrokenRowError("its turns do not alternate")
     return messages
 
 
 def _system(row: Mapping[str, Any], entry: Entry) -> list[dict[str, str]]:
-    system = _field(row, entry.columns["system"]) if "system" in entry.columns else None
+    system = row.get(entry.columns["system"]) if "system" in entry.columns else None
     return [_message("system", system)] if system else []
 
 

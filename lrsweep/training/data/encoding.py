@@ -1,19 +1,21 @@
 """Tokenises rows, through the chat template or as plain text, and labels the tokens to learn."""
 
 import bisect
+import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.errors import InputError
 from lrsweep.training.data import chat_templates
 from lrsweep.training.data.collate import IGNORED, Example
-from lrsweep.training.data.formats import BadRowError, Chat, Message, Plain, parse
+from lrsweep.training.data.formats import BadRowError, Chat, Message, NothingToLearnError, Plain, parse
 from lrsweep.training.data.reading import Rows, first_line
 
 if TYPE_CHECKING:
@@ -25,7 +27,12 @@ CHUNK = 1000
 TEMPLATE_DATE = datetime(2025, 1, 1)
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(?P<format>.*?)\1\s*\)""")
 
+# The largest share of rows with nothing to learn that is left out.
+MOST_BAD = 0.05
+
 Span = tuple[int, int]
+Tools = tuple[Any, ...]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Encoder:
                 f"data.format={config.format}: conversations need a chat template and this model's tokenizer has none; "
                 "use a chat (instruct) model, add a chat_template.jinja to its folder, or use format prompt_completion"
             )
-        if config.template is not None:
+        if config.template is not None and config.format == "llamafactory":
             chat_templates.check(config.template, tokenizer, template)
         marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
@@ -92,7 +99,8 @@ class Encoder:
         Raises:
             InputError: A row is bad, or nothing is left to learn in any of them.
         """
-        texts = self._texts(rows, sorted(indices))
+        bad: list[str] = []
+        texts = self._texts(rows, sorted(indices), bad)
         examples: list[Example] = []
         dropped = cut = 0
         while chunk := list(islice(texts, CHUNK)):
@@ -104,21 +112,39 @@ class Encoder:
                 return_token_type_ids=False,
                 verbose=False,
             )
-            for (_, spans, plain), ids, offsets in zip(
+            for (text, spans, plain), ids, offsets in zip(
                 chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
+                if isinstance(spans, int):
+                    ids, offsets, spans = self._apart(text, spans)
                 example, whole = self._example(ids, offsets, spans, plain)
-                if any(label != IGNORED for label in example.labels):
+                if not whole and self.config.drop_long_rows:
+                    dropped += 1
+                elif any(label != IGNORED for label in example.labels):
                     examples.append(example)
                     cut += not whole
                 else:
                     dropped += 1
+        if bad:
+            log.warning("%s set: %d row(s) left out, which have nothing to learn: %s", part, len(bad), bad[0])
+        if not examples and not dropped:
+            raise InputError(bad[0])
         if not examples:
             raise InputError(
                 f"data.max_length={self.config.max_length}: it cuts off all there is to learn in every {part} row; "
                 "raise it"
             )
         return examples, dropped, cut
+
+    def _apart(self, text: str, at: int) -> tuple[list[int], list[Span], list[Span]]:
+        """The tokens and offsets of a text whose two parts are tokenised one by one, and the span of the second."""
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for start, part in ((0, text[:at]), (at, text[at:])):
+            encoded = self.tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids += encoded["input_ids"]
+            offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
+        return ids, offsets, [(at, len(text))]
 
     def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> tuple[Example, bool]:
         """The row's Example, and whether all of the row is in it."""
@@ -137,17 +163,31 @@ class Encoder:
         longest = self.config.max_length
         return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
-    def _texts(self, rows: Rows, indices: list[int]) -> Iterator[tuple[str, list[Span], bool]]:
-        """Each row's text, the character spans to learn, and whether it is plain text, without a template's markers."""
+    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span] | int, bool]]:
+        """Each row's text, what of it to learn, and whether it is plain text, without a template's markers.
+
+        What to learn are character spans, or the index from which on all is learned and which no token crosses.
+        Rows that have nothing to learn are left out, and `bad` gets what is wrong with each.
+        """
+        at_most = max(1, math.ceil(MOST_BAD * len(indices))) if self.config.on_bad_row == "drop" else 0
         for index, row in zip(indices, rows.read(indices), strict=True):
             try:
-                form = parse(row, self.config.format, self.config.columns, has_template=self.template is not None)
+                form = parse(
+                    row, self.config.format, self.config.columns, self.template is not None, self.config.template
+                )
                 if isinstance(form, Plain):
                     text = form.prompt + form.completion
+                    if form.apart:
+                        yield text, len(form.prompt), True
+                        continue
                     yield text, [(len(form.prompt), len(text))], True
                 else:
                     for text, spans in self._conversation(form):
                         yield text, spans, False
+            except NothingToLearnError as fault:
+                bad.append(f"{rows.where(index)}: {fault}")
+                if len(bad) > at_most:
+                    raise InputError(_too_many(bad, at_most, len(indices))) from None
             except BadRowError as fault:
                 raise InputError(f"{rows.where(index)}: {fault}") from None
 
@@ -158,40 +198,44 @@ class Encoder:
         with the prompt that the model would have seen for it.
         """
         messages = list(chat.messages)
+        if self.config.train_on_prompt:
+            text = self._render(messages, chat.tools)
+            return [(text, [(0, len(text))])]
         if self.marks_answers:
-            return [self._marked(messages, chat.context)]
-        whole = self._render(messages)
+            return [self._marked(messages, chat)]
+        whole = self._render(messages, chat.tools)
         texts = []
         for number in range(chat.context, len(messages)):
             if messages[number]["role"] == "assistant":
-                text = self._render(messages[: number + 1]) if number + 1 < len(messages) else whole
-                texts.append((text, [(self._prompt_end(messages[:number], text), len(text))]))
+                text = self._render(messages[: number + 1], chat.tools) if number + 1 < len(messages) else whole
+                texts.append((text, [(self._prompt_end(messages[:number], text, chat.tools), len(text))]))
         if all(whole.startswith(text) for text, _ in texts):
             return [(whole, [span for _, spans in texts for span in spans])]
         return texts
 
-    def _marked(self, messages: list[Message], context: int) -> tuple[str, list[Span]]:
+    def _marked(self, messages: list[Message], chat: Chat) -> tuple[str, list[Span]]:
         """The conversation's text, and the spans that the template's {% generation %} blocks mark."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         with _template_errors():
             [text], [spans] = render_jinja_template(
                 conversations=[messages],
+                tools=list(chat.tools) or None,
                 chat_template=self.template,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
         answers = sum(message["role"] == "assistant" for message in messages)
-        learned = sum(message["role"] == "assistant" for message in messages[context:])
+        learned = sum(message["role"] == "assistant" for message in messages[chat.context :])
         if not spans or (learned < answers and len(spans) != answers):
             raise BadRowError(f"the chat template's {{% generation %}} blocks mark {len(spans)} of {answers} answers")
         return text, spans if learned == answers else spans[-learned:]
 
-    def _prompt_end(self, before: list[Message], text: str) -> int:
+    def _prompt_end(self, before: list[Message], text: str, tools: Tools) -> int:
         """The index in `text` of the first character of the answer to the messages `before`."""
-        asked = self._render(before, ask=True)
+        asked = self._render(before, tools, ask=True)
         end = len(asked) if text.startswith(asked) else 0
-        if not end and text.startswith(self._render(before)):
+        if not end and text.startswith(self._render(before, tools)):
             # The generation prompt may end in what the full text lacks (DeepSeek-R1's <think>): use the common prefix.
             end = next((at for at, (one, other) in enumerate(zip(asked, text, strict=False)) if one != other), 0)
         if not 0 < end < len(text):
@@ -201,12 +245,25 @@ class Encoder:
             )
         return end
 
-    def _render(self, messages: list[Message], ask: bool = False) -> str:
+    def _render(self, messages: list[Message], tools: Tools, ask: bool = False) -> str:
         with _template_errors():
             text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=ask
+                messages,
+                tools=list(tools) or None,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=ask,
             )
         return str(text)
+
+
+def _too_many(bad: list[str], at_most: int, rows: int) -> str:
+    if not at_most:
+        return bad[0]
+    return (
+        f"{bad[0]}; more than {at_most} of {rows} rows are like that; correct them, as a sweep leaves out at most "
+        f"{MOST_BAD:.0%}"
+    )
 
 
 def _end(offset: Span) -> int:

@@ -1,7 +1,8 @@
 """The formats of fine-tuning rows. Each row becomes a `Chat`, for the tokenizer's chat template, or a `Plain` text."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrsweep.config.trial_schema import DataFormat
@@ -10,7 +11,7 @@ from lrsweep.errors import InputError
 FIELDS: dict[DataFormat, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "sharegpt": ("conversations", "system"),
-    "messages": ("messages",),
+    "messages": ("messages", "tools"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
     "llamafactory": (),  # its dataset_info.json names the columns
@@ -32,6 +33,10 @@ class BadRowError(ValueError):
     """A row cannot be used. Callers add its file and line, and raise an InputError."""
 
 
+class NothingToLearnError(BadRowError):
+    """A row has no answer. It may be left out (`data.on_bad_row`)."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """A conversation, whose assistant messages are learned.
@@ -39,10 +44,12 @@ class Chat:
     Attributes:
         messages: The messages, as chat templates take them: `role`, `content` and further keys.
         context: How many of the first messages are not learned.
+        tools: The tools that the chat template describes to the model, as it takes them.
     """
 
     messages: tuple[Message, ...]
     context: int
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Plain:
     Attributes:
         prompt: The text before `completion`, not learned; may be empty.
         completion: The text to learn. It follows the prompt directly.
+        apart: Whether the two are tokenised one by one.
     """
 
     prompt: str
     completion: str
+    apart: bool = False
 
 
 def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
@@ -68,7 +77,9 @@ def check_columns(row_format: DataFormat, columns: Mapping[str, str]) -> None:
             )
 
 
-def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool) -> Chat | Plain:
+def parse(
+    row: object, row_format: DataFormat, columns: Mapping[str, str], has_template: bool, template: str | None = None
+) -> Chat | Plain:
     """Turns a row into a `Chat` or a `Plain`.
 
     Args:
@@ -76,6 +87,7 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
         row_format: Its format.
         columns: The data's column for each field whose name differs from the format's.
         has_template: Whether the tokenizer has a chat template.
+        template: For `alpaca` rows `alpaca`, the prompt of Stanford's Alpaca, instead of a chat template.
 
     Raises:
         BadRowError: The row does not have the format, or has nothing to learn.
@@ -85,15 +97,16 @@ def parse(row: object, row_format: DataFormat, columns: Mapping[str, str], has_t
     fields = _Fields(row, columns)
     match row_format:
         case "alpaca":
-            return _alpaca(fields, has_template)
+            return _alpaca(fields, has_template) if template is None else _stanford_alpaca(fields)
         case "sharegpt":
             return _sharegpt(fields)
         case "messages" | "llamafactory":
-            return _chat(_messages(fields.list_of("messages"), fields.column("messages")))
+            chat = _chat(_messages(fields.list_of("messages"), fields.column("messages")))
+            return replace(chat, tools=_tools(fields)) if fields.has("tools") else chat
         case "prompt_completion":
             return _prompt_completion(fields, has_template)
         case "text":
-            return Plain("", _filled(fields.text("text"), fields.column("text")))
+            return Plain("", _answer(fields, "text"))
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,7 @@ def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
     request = "\n".join(part for part in (instruction, fields.optional_text("input")) if part)
     if not request:
         raise BadRowError(f"field '{fields.column('instruction')}' is empty")
-    answer = _filled(fields.text("output"), fields.column("output"))
+    answer = _answer(fields, "output")
     system = fields.optional_text("system")
     history = _history(fields) if fields.has("history") else []
     if has_template:
@@ -153,6 +166,37 @@ def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
             "them; use a chat model or leave them out"
         )
     return Plain("".join(part + "\n" for part in (system, request) if part), answer)
+
+
+def _stanford_alpaca(fields: _Fields) -> Plain:
+    """The row with the prompt of Stanford's Alpaca, tokenised as Axolotl does: prompt and answer one by one."""
+    given = fields.optional_text("input")
+    about = ", paired with an input that provides further context" if given else ""
+    prompt = (
+        f"Below is an instruction that describes a task{about}. Write a response that appropriately completes the "
+        f"request.\n\n### Instruction:\n{fields.text('instruction')}\n\n"
+    )
+    prompt += f"### Input:\n{given}\n\n" if given else ""
+    return Plain(f"{prompt}### Response:\n", _answer(fields, "output"), apart=True)
+
+
+def _answer(fields: _Fields, name: str) -> str:
+    """A field that is to be learned."""
+    column = fields.column(name)
+    if column in fields.row and fields.row[column] is None:
+        raise NothingToLearnError(f"field '{column}' is null")
+    return _filled(fields.text(name), column)
+
+
+def _tools(fields: _Fields) -> tuple[Any, ...]:
+    """The row's tools: a list, or JSON text of one."""
+    column, value = fields.column("tools"), fields.get("tools")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise BadRowError(f"field '{column}' is not a list of tools as JSON") from None
+    return tuple(_list(value, column))
 
 
 def _history(fields: _Fields) -> list[Message]:
@@ -181,7 +225,7 @@ def _sharegpt(fields: _Fields) -> Chat:
 def _prompt_completion(fields: _Fields, has_template: bool) -> Chat | Plain:
     prompt, completion = fields.get("prompt"), fields.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
-        return Plain(fields.text("prompt"), _filled(fields.text("completion"), fields.column("completion")))
+        return Plain(fields.text("prompt"), _answer(fields, "completion"))
     before = _messages(fields.list_of("prompt"), fields.column("prompt"))
     after = _messages(fields.list_of("completion"), fields.column("completion"))
     if not has_template:
@@ -193,7 +237,7 @@ def _chat(messages: list[Message], context: int = 0) -> Chat:
     # A first message from the assistant is not learned, because it has no prompt.
     first = max(context, 1)
     if not any(message["role"] == "assistant" for message in messages[first:]):
-        raise BadRowError("no assistant turn to learn (one that follows another message)")
+        raise NothingToLearnError("no assistant turn to learn (one that follows another message)")
     return Chat(tuple(messages), first)
 
 
@@ -211,8 +255,25 @@ def _messages(turns: list[Any], column: str) -> list[Message]:
 def _message(role: str, turn: Mapping[str, Any], key: str, at: str) -> Message:
     if key not in turn:
         raise BadRowError(f"{at} has no '{key}'")
-    content = _text(_not_null(turn[key], f"{at}.{key}"), f"{at}.{key}")
-    return {"role": role, "content": _filled(content, f"{at}.{key}") if role == "assistant" else content}
+    calls_tools = role == "assistant" and bool(turn.get("tool_calls"))
+    if turn[key] is None and calls_tools:
+        return {"role": role, "content": ""}  # templates would write None as text
+    content = _joined(_not_null(turn[key], f"{at}.{key}"), f"{at}.{key}")
+    learned = role == "assistant" and not calls_tools
+    return {"role": role, "content": _filled(content, f"{at}.{key}") if learned else content}
+
+
+def _joined(content: Any, name: str) -> str:
+    """A message's text, from a list of its parts too."""
+    if not isinstance(content, list):
+        return _text(content, name)
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+        if kind != "text" or not isinstance(part, Mapping):
+            raise BadRowError(f"field '{name}[{number}]' is of type {kind}; trials learn from text alone")
+        texts.append(_text(part.get("text"), f"{name}[{number}].text"))
+    return "".join(texts)
 
 
 def _role(turn: object, key: str, at: str, known: tuple[str, ...]) -> str:
@@ -251,7 +312,7 @@ def _text(value: Any, name: str) -> str:
 
 def _filled(text: str, name: str) -> str:
     if not text.strip():
-        raise BadRowError(f"field '{name}' is empty, so there is nothing to learn")
+        raise NothingToLearnError(f"field '{name}' is empty, so there is nothing to learn")
     return text
 
 

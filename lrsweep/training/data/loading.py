@@ -109,6 +109,12 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
     )
 
 
+def held_out_rows(config: DataConfig, rows: int) -> int:
+    """How many of `rows` rows are held out for evaluation, at least one."""
+    share = config.eval_fraction
+    return int(share) if share >= 1 else max(1, round(rows * share))
+
+
 def count_rows(config: DataConfig) -> int | None:
     """How many rows `data.path` has in all. None if they are on the hub.
 
@@ -184,7 +190,7 @@ def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:
     numbers = _shuffled(len(train))
     if evaluation is not None:
         return train, numbers, evaluation, _shuffled(len(evaluation))
-    held_out = max(1, round(len(train) * config.eval_fraction))
+    held_out = held_out_rows(config, len(train))
     if held_out >= len(train):
         raise InputError(
             f"data.path={config.path}: {len(train)} row(s) with data.eval_fraction={config.eval_fraction} leave "

@@ -5,15 +5,18 @@ null, the answer "42" a number), adds missing fields and does not keep line numb
 """
 
 import csv
+import gzip
 import io
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lrsweep.errors import InputError
+from lrsweep.errors import InputError, NotFoundError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -58,7 +61,7 @@ class Source:
         """The file or folder, which may not exist; None for an id on the hub."""
         path = Path(self.path).expanduser()
         looks_local = (
-            path.is_absolute() or self.path.startswith(".") or len(path.parts) > 2 or path.suffix.lower() in SUFFIXES
+            path.is_absolute() or self.path.startswith(".") or len(path.parts) > 2 or _suffix(path) in SUFFIXES
         )
         return path if looks_local or path.exists() else None
 
@@ -68,14 +71,14 @@ class Source:
         if path is None:
             return
         if not path.exists():
-            raise InputError(
+            raise NotFoundError(
                 f"{self}: no such file or folder; give a file ({', '.join(SUFFIXES)}), a folder or a hub id"
             )
         if path.is_dir():
-            if not any(_is_data_file(file, path) for file in path.rglob("*")):
+            if not is_saved(path) and not any(_is_data_file(file, path) for file in path.rglob("*")):
                 raise InputError(f"{self}: the folder holds no data file ({', '.join(SUFFIXES)})")
             return
-        if path.suffix.lower() not in SUFFIXES:
+        if _suffix(path) not in SUFFIXES:
             raise InputError(f"{self}: unknown extension {path.suffix or '(none)'}; use one of {', '.join(SUFFIXES)}")
         if path.stat().st_size == 0:
             raise InputError(f"{self}: the file is empty; it needs at least one row")
@@ -90,7 +93,7 @@ class Source:
         if path is None:
             rows = self._open_hub()
         elif path.is_dir():
-            rows = self._open_folder(path)
+            rows = self._open_saved(path) if is_saved(path) else self._open_folder(path)
         else:
             rows = self._open_files([path])
         if not len(rows):
@@ -103,11 +106,30 @@ class Source:
         lines: list[_Line] = []
         for file in files:
             try:
-                content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+                content = file.read_bytes()
             except OSError as fault:
                 raise InputError(f"{self}: {file} cannot be read: {fault.strerror}") from None
-            lines += _csv(file, content) if file.suffix.lower() == ".csv" else _json(file, content)
+            if file.suffix.lower() == ".gz":
+                try:
+                    content = gzip.decompress(content)
+                except (OSError, EOFError, zlib.error):
+                    raise InputError(f"{self}: {file} is not a whole gzip file; compress it again") from None
+            content = content.removeprefix(b"\xef\xbb\xbf")
+            lines += _csv(file, content) if _suffix(file) == ".csv" else _json(file, content)
         return _Lines(lines)
+
+    def _open_saved(self, folder: Path) -> Rows:
+        import datasets
+
+        try:
+            table = datasets.load_from_disk(str(folder))
+        except Exception as fault:
+            raise InputError(f"{self}: {first_line(fault)}") from None
+        if isinstance(table, datasets.DatasetDict):
+            if self.split not in table:
+                raise InputError(f"{self}: no split {self.split} in it (there: {', '.join(table)})")
+            table = table[self.split]
+        return TableRows(str(folder), table)
 
     def _open_folder(self, folder: Path) -> Rows:
         import datasets
@@ -167,11 +189,24 @@ class Source:
 
 @dataclass(frozen=True)
 class _Line:
-    """A row of a text file and its line number. `content` is the row, or a JSON line that is not parsed yet."""
+    """A row of a text file, and where it is.
+
+    Attributes:
+        file: The file.
+        number: The line that it starts on.
+        content: The row, or a JSON line that is not parsed yet.
+        row: The row's number from 1, if its line does not say which row it is; else 0.
+    """
 
     file: Path
     number: int
     content: object
+    row: int = 0
+
+    @property
+    def where(self) -> str:
+        """FILE:LINE, or FILE and the row's number from 1 if several rows share lines."""
+        return f"{self.file}: row {self.row}" if self.row else f"{self.file}:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -184,8 +219,8 @@ class _Lines:
         return len(self.lines)
 
     def where(self, index: int) -> str:
-        """FILE:LINE."""
-        return f"{self.lines[index].file}:{self.lines[index].number}"
+        """FILE:LINE, or FILE and the row's number."""
+        return self.lines[index].where
 
     def read(self, indices: Sequence[int]) -> Iterator[object]:
         """The rows with these numbers. Raises InputError for a line that is not JSON."""
@@ -219,8 +254,10 @@ class TableRows:
 
 
 def _json(file: Path, content: bytes) -> list[_Line]:
-    """The rows of a JSON array, or of JSON lines. Raises InputError."""
+    """The rows of a JSON array, of JSON lines, or of {"data": [row, ...]}. Raises InputError."""
     if content.lstrip()[:1] != b"[":
+        if (under_data := _under_data(content)) is not None:
+            return [_Line(file, 1, row, number) for number, row in enumerate(under_data, start=1)]
         lines = enumerate(content.split(b"\n"), start=1)
         return [_Line(file, number, line) for number, line in lines if line.strip()]
     text = _decode(file, content)
@@ -246,7 +283,20 @@ def _json(file: Path, content: bytes) -> list[_Line]:
     rest = _skip_space(text, at + 1)
     if rest < len(text):
         raise InputError(f"{file}:{text.count(chr(10), 0, rest) + 1}: bad JSON: text after the array's end")
+    if len({line.number for line in rows}) < len(rows):
+        return [replace(line, row=number) for number, line in enumerate(rows, start=1)]
     return rows
+
+
+def _under_data(content: bytes) -> list[object] | None:
+    """The rows of one JSON object that has them under `data`; None for other content."""
+    if not re.match(rb'\s*\{\s*"data"\s*:\s*\[', content):
+        return None
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError):
+        return None  # JSON lines whose rows have a field `data`
+    return list(tree["data"]) if list(tree) == ["data"] else None
 
 
 def _csv(file: Path, content: bytes) -> list[_Line]:
@@ -310,6 +360,17 @@ def first_line(fault: BaseException) -> str:
     """A library's error message in one line."""
     text = str(fault).strip()
     return text.splitlines()[0].rstrip(".") if text else type(fault).__name__
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what `datasets.save_to_disk` writes."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _suffix(file: Path) -> str:
+    """The extension that says what is in a file, without the .gz of a compressed one."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else file.suffix.lower()
 
 
 def _is_data_file(file: Path, folder: Path) -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -35,7 +36,7 @@ class ExternalEngine:
     """Runs the user's command once for each trial, several at a time.
 
     It reads `trainer_log.jsonl` (LLaMA-Factory) and `trainer_state.json` (transformers) from the output folder, and
-    needs at least one `eval_loss`. A trial is complete when it has an `eval_loss` at step `training.max_steps` or
+    needs at least one value of the metric. A trial is complete when it has one at step `training.max_steps` or
     later, or when its command exits with 0.
 
     Args:
@@ -45,12 +46,24 @@ class ExternalEngine:
         at_once: The most commands to run at the same time.
         gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them. Each command gets an equal share of them; with fewer GPUs
             than commands, CUDA_VISIBLE_DEVICES is left as it is.
+        python: The Python of the command's environment, whose folder comes first on the command's PATH; None leaves it.
+        metric: The metric that the sweep ranks trials by, and its name in their measurements.
     """
 
-    def __init__(self, command: str, text: Callable[[Trial, Path], str], at_once: int, gpus: Sequence[str]) -> None:
-        self._command = command
-        self._text = text
+    def __init__(
+        self,
+        command: str,
+        text: Callable[[Trial, Path], str],
+        at_once: int,
+        gpus: Sequence[str],
+        python: str | None = None,
+        metric: tuple[str, str] = ("eval_loss", "eval_loss"),
+    ) -> None:
+        self.command = command
+        self.text = text
+        self.metric = metric
         self._at_once = at_once
+        self.path = _path_with(python)
         share = len(gpus) // at_once
         self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
@@ -86,7 +99,7 @@ class ExternalEngine:
         taken = {process.gpu for process in running}
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None)
         try:
-            return [_start(trial, self._command, self._text, gpu)]
+            return [_start(self, trial, gpu)]
         except (FileNotFoundError, PermissionError) as fault:
             host.finish(failed(trial, fault))
             return []
@@ -102,6 +115,7 @@ class _Process:
         folder: The command's output folder.
         process: The command.
         console: The file that takes its stdout and stderr.
+        metric: The metric that ranks the trials, and its name in their measurements.
         outcome: How the trial ended, once `has_ended` has returned True.
     """
 
@@ -110,10 +124,13 @@ class _Process:
     folder: Path
     process: subprocess.Popen[bytes]
     console: IO[bytes]
+    metric: tuple[str, str]
     outcome: Outcome = field(default=Outcome(-1, 0, "failed"))
     # The last step reported for each metric, and for any.
     _steps: dict[str, int] = field(default_factory=dict)
     _last: int = 0
+    # The metric's values since the last mean.
+    _recent: list[float] = field(default_factory=list)
     _has_eval: bool = False
     # The exit code, None while it runs.
     _code: int | None = None
@@ -127,17 +144,30 @@ class _Process:
         found: dict[int, dict[str, float]] = {}
         for row in rows:
             step = int(row["step"])
-            for name in _METRICS:
+            for name in (*_METRICS, self.metric[0]):
                 value = row.get(name)
                 # Several logs may have the same step.
                 if isinstance(value, int | float) and step > self._steps.get(name, -1):
                     found.setdefault(step, {})[name] = float(value)
+        if self.metric[0] != self.metric[1]:
+            self._smooth(found)
         for step, metrics in found.items():
             for name in metrics:
                 self._steps[name] = max(step, self._steps.get(name, -1))
             self._last = max(self._last, step)
-            self._has_eval = self._has_eval or "eval_loss" in metrics
+            self._has_eval = self._has_eval or self.metric[1] in metrics
         return [Measurement(self.trial.number, step, found[step]) for step in sorted(found)]
+
+    def _smooth(self, found: dict[int, dict[str, float]]) -> None:
+        """Adds the mean of the metric over the last steps, where an evaluation would be."""
+        name, smoothed = self.metric
+        every, until = self.trial.config.training.eval_every, self.trial.config.training.max_steps
+        for step in sorted(found):
+            if name in found[step] and step <= until:
+                self._recent.append(found[step][name])
+                if len(self._recent) >= every or step == until:
+                    found[step][smoothed] = sum(self._recent) / len(self._recent)
+                    self._recent.clear()
 
     def has_ended(self, measurements: Sequence[Measurement], stop: Container[int]) -> bool:
         """Returns whether the trial has ended or must end, and sets `outcome` if so.
@@ -166,7 +196,8 @@ class _Process:
         elif code != 0:
             self.outcome = Outcome(number, self._last, "failed", self._reason(code), NAME)
         elif not self._has_eval:
-            reason = f"it wrote no eval_loss: neither trainer_log.jsonl nor trainer_state.json in {self.folder} has one"
+            logs = f"neither trainer_log.jsonl nor trainer_state.json in {self.folder} has one"
+            reason = f"it wrote no {self.metric[0]}: {logs}"
             self.outcome = Outcome(number, self._last, "failed", reason, NAME)
         else:
             self.outcome = Outcome(number, self._last, "complete", engine=NAME)
@@ -186,7 +217,7 @@ class _Process:
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def _at_the_end(self) -> bool:
-        return self._steps.get("eval_loss", -1) >= self.trial.config.training.max_steps
+        return self._steps.get(self.metric[1], -1) >= self.trial.config.training.max_steps
 
     def end(self) -> None:
         """Ends the command and all its subprocesses, which may outlive it if it has exited by itself."""
@@ -214,7 +245,13 @@ class _Process:
         return f"the command ended with {code}: {last}; see {self.console.name}"
 
 
-def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: str | None) -> _Process:
+def _path_with(python: str | None) -> str:
+    """The PATH on which a command is looked up, with the folder of its environment's Python first."""
+    usual = os.environ.get("PATH", os.defpath)
+    return usual if python is None else f"{Path(python).expanduser().parent.absolute()}{os.pathsep}{usual}"
+
+
+def _start(engine: ExternalEngine, trial: Trial, gpu: str | None) -> _Process:
     """Starts a trial's command in an output folder without logs of earlier attempts."""
     folder = trial.folder / "run"
     config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
@@ -222,15 +259,16 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
         folder.mkdir(parents=True, exist_ok=True)
         # An earlier attempt's logs are not this one's, and a killed sweep may have left its command running.
         end_left_over(trial.folder)
-        for path in _logs(folder):
-            path.unlink()
+        for log_file in _logs(folder):
+            log_file.unlink()
         console = open(output, "wb")  # noqa: SIM115 - open until the command has ended
-    write_text(config, text(trial, folder))
+    write_text(config, engine.text(trial, folder))
     arguments = [
         word.replace("{config}", str(config.resolve())).replace("{output}", str(folder.resolve()))
-        for word in shlex.split(command)
+        for word in shlex.split(engine.command)
     ]
-    environment = {**os.environ, _TRIAL: str(trial.folder.resolve())}
+    arguments[0] = shutil.which(arguments[0], path=engine.path) or arguments[0]
+    environment = {**os.environ, "PATH": engine.path, _TRIAL: str(trial.folder.resolve())}
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(
@@ -244,7 +282,7 @@ def _start(trial: Trial, command: str, text: Callable[[Trial, Path], str], gpu: 
     except OSError:
         console.close()
         raise
-    return _Process(trial, gpu, folder, process, console)
+    return _Process(trial, gpu, folder, process, console, engine.metric)
 
 
 def _wait_until(done: Callable[[], bool], seconds: float) -> None:

@@ -6,6 +6,7 @@ The engine `external` needs more than a config: see orchestration/preflight.py.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lrsweep.config.objective import EVAL_LOSS
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.files.paths import SweepFolder
@@ -69,6 +70,11 @@ def check_engine(config: SweepConfig) -> None:
     name, choices = config.engine.name, [*ENGINES, "external"]
     if name not in choices:
         raise InputError(f"engine.name={name!r}: no such engine (choices: {', '.join(choices)})")
+    if name != "external" and config.search.metric != EVAL_LOSS:
+        raise InputError(
+            f"search.metric={config.search.metric}: these trials log eval_loss; rank by it, or train with "
+            "engine=external"
+        )
 
 
 def build_engine(workload: Workload) -> Engine:

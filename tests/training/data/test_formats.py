@@ -123,8 +123,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("messages", {"messages": [{"role": "user", "content": None}]}, "field 'messages[0].content' is null"),
     (
         "messages",
-        {"messages": [{"role": "user", "content": []}]},
-        "field 'messages[0].content' must be a string, not list",
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "field 'messages[0].content[0]' is of type image; trials learn from text alone",
     ),
     ("prompt_completion", {"prompt": "a", "completion": []}, "field 'prompt' must be a list, not str"),
     (

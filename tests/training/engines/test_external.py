@@ -234,3 +234,35 @@ def test_another_command_is_another_sweep() -> None:
         for name in ("a", "b")
     )
     assert identity(one, "") != identity(other, "")
+
+
+LOG = """
+import json, sys
+with open(sys.argv[1], "w") as log:
+    for step, reward in enumerate([1.0, 3.0, 5.0, 7.0, 9.0, 11.0], start=1):
+        log.write(json.dumps({"current_steps": step, "reward": reward, "loss": 1.0}) + chr(10))
+"""
+
+
+def test_a_number_of_training_steps_is_smoothed_where_an_evaluation_would_be(tmp_path: Path) -> None:
+    (tmp_path / "log.py").write_text(LOG)
+    command = f"{sys.executable} {tmp_path / 'log.py'} {{output}}/trainer_log.jsonl {{config}}"
+    rewarded = ExternalEngine(command, text, 1, [], None, ("reward", "smoothed_reward"))
+    host = train(rewarded, tmp_path / "trials", tiny("training.eval_every=2"))
+    assert host.curve("smoothed_reward", 0) == {2: 2.0, 4: 6.0, 6: 10.0}
+    assert host.outcomes[0].status == "complete"
+    lossless = train(ExternalEngine(command, text, 1, []), tmp_path / "more", tiny()).outcomes[0]
+    assert (lossless.status, lossless.reason[:21]) == ("failed", "it wrote no eval_loss")
+
+
+def test_the_command_is_found_beside_the_given_python(tmp_path: Path) -> None:
+    folder = tmp_path / "env" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "my-trainer").write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "log.py"} "$@"\n')
+    (folder / "my-trainer").chmod(0o755)
+    (tmp_path / "log.py").write_text(LOG)
+    command = "my-trainer {output}/trainer_log.jsonl {config}"
+    found = ExternalEngine(command, text, 1, [], str(folder / "python"), ("loss", "smoothed_loss"))
+    assert train(found, tmp_path / "trials", tiny()).outcomes[0].status == "complete"
+    missing = ExternalEngine(command, text, 1, [], None, ("loss", "smoothed_loss"))
+    assert train(missing, tmp_path / "more", tiny()).outcomes[0].status == "failed"

@@ -1,0 +1,64 @@
+"""Changes a few keys in the user's own JSON file: the rest of the text stays as it is."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODE = json.JSONDecoder().raw_decode
+
+
+def with_changes(text: str, changes: Mapping[str, Any]) -> str:
+    """Returns the text of a JSON object with keys set or removed.
+
+    Args:
+        text: The text.
+        changes: Values by key; None removes the key. New keys go to the end.
+    """
+    places = _places(text)
+    cuts: list[tuple[int, int, str]] = []
+    for name, (start, value, end) in places.items():
+        if name not in changes:
+            continue
+        if changes[name] is not None:
+            cuts.append((value, end, _text(changes[name])))
+            continue
+        after = _SPACE.match(text, end)
+        comma = after is not None and text[after.end()] == ","
+        # The last member takes the comma before it along.
+        cuts.append((start, after.end() + 1, "") if comma and after else (text.rfind(",", 0, start), end, ""))
+    new = {name: value for name, value in changes.items() if name not in places and value is not None}
+    if new:
+        first, last = min(start for start, _, _ in places.values()), max(end for _, _, end in places.values())
+        space = text[text.index("{") + 1 : first]
+        added = "".join(f",{space}{json.dumps(name)}: {_text(value)}" for name, value in new.items())
+        cuts.append((last, last, added))
+    for start, end, replacement in sorted(cuts, reverse=True):
+        text = text[:start] + replacement + text[end:]
+    return text
+
+
+def _places(text: str) -> dict[str, tuple[int, int, int]]:
+    """For each key of the object, the index of the key, of its value, and of the value's end."""
+    found: dict[str, tuple[int, int, int]] = {}
+    at = text.index("{") + 1
+    while True:
+        start = _skip(text, at)
+        if text[start] == "}":
+            return found
+        name, end = _DECODE(text, start)
+        value = _skip(text, _skip(text, end) + 1)  # after the colon
+        _, end = _DECODE(text, value)
+        found[name] = (start, value, end)
+        at = _skip(text, end)
+        at += text[at] == ","
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return at if space is None else space.end()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

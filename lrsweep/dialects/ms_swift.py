@@ -1,0 +1,346 @@
+"""The dialect of ms-swift: the config that `swift sft FILE` reads."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lrsweep.config.schema import SweepConfig
+from lrsweep.dialects import harmless_keys, lora_keys, optimizer_keys, training_arguments
+from lrsweep.dialects.data_keys import rows_are_ours
+from lrsweep.dialects.mapping import (
+    Dialect,
+    Refusal,
+    Row,
+    TheirRun,
+    Tree,
+    Version,
+    brief,
+    evaluated,
+    saved_at_evaluations,
+)
+from lrsweep.dialects.model_keys import model_folder
+from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.errors import InputError
+
+_FILES = (".json", ".jsonl", ".csv")
+# ms-swift accumulates gradients up to this many rows if the file does not say how many.
+_ROWS_PER_STEP = 16
+# Columns by which ms-swift tells the format of a row, and ours.
+_COLUMNS: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"messages"}),
+    "sharegpt": frozenset({"conversations"}),
+    "alpaca": frozenset({"instruction", "output"}),
+}
+
+
+def _read_model(tree: Tree) -> Tree:
+    if not tree.get("model"):
+        raise InputError("model: missing; give the model")
+    path = word("model", tree["model"])
+    local = Path(path).expanduser().exists() or path.startswith((".", "/", "~"))
+    if not local and not flag("use_hf", given(tree, "use_hf", False)):
+        raise InputError(f"model={path}: it is on ModelScope; trials load from folders and Hugging Face's hub")
+    revision, attention = tree.get("model_revision"), tree.get("attn_impl")
+    return {
+        "model.path": path,
+        "model.revision": None if revision is None else word("model_revision", revision),
+        "model.attn_implementation": "flash_attention_2" if attention == "flash_attn" else attention,
+    }
+
+
+def _write_model(config: SweepConfig) -> Tree:
+    model = config.model
+    return {
+        "model": model_folder(model.path),
+        "use_hf": True,
+        **({"model_revision": model.revision} if model.revision else {}),
+        **({"attn_impl": model.attn_implementation} if model.attn_implementation else {}),
+    }
+
+
+def _read_tuner(tree: Tree) -> Tree:
+    """The mode, and the precision: full fine-tuning keeps its weights in the model's dtype there."""
+    mode = word("tuner_type", given(tree, "tuner_type", given(tree, "train_type", "lora")))
+    if mode not in ("lora", "full"):
+        raise InputError(f"tuner_type={mode}: trials train lora or full; choose one of them")
+    dtype = tree.get("torch_dtype") or ("bfloat16" if flag("bf16", given(tree, "bf16", False)) else None)
+    if dtype not in (None, "bfloat16", "float32"):
+        raise InputError(f"torch_dtype={dtype}: trials train in bf16 or float32; choose one of them")
+    if mode == "full" and dtype != "float32":
+        raise InputError(
+            f"torch_dtype={dtype}: ms-swift then trains the weights in it, and trials keep them in float32; set it to "
+            "float32"
+        )
+    bits = tree.get("quant_bits")
+    if bits is not None and (tree.get("quant_method") != "bnb" or bits not in (4, 8)):
+        raise InputError(f"quant_bits={bits}: trials quantize with bitsandbytes to 4 or 8 bits; set quant_method: bnb")
+    found = {
+        "model.dtype": dtype or "auto",
+        "model.quantization": None if bits is None else f"{bits}bit",
+        "finetune.mode": mode,
+    }
+    if mode == "full":
+        return found
+    return {
+        **found,
+        **lora_keys.read(tree, ("lora_rank", 8), alpha=32, dropout=0.05, prefix="use"),
+        "finetune.target_modules": lora_keys.read_targets(given(tree, "target_modules", "all-linear"), "all-linear"),
+    }
+
+
+def _write_tuner(config: SweepConfig) -> Tree:
+    finetune, model = config.finetune, config.model
+    found: dict[str, Any] = {"tuner_type": finetune.mode} | (
+        {} if model.dtype == "auto" else {"torch_dtype": model.dtype}
+    )
+    if finetune.mode == "full":
+        return found
+    if model.quantization:
+        found |= {"quant_method": "bnb", "quant_bits": int(model.quantization[0])}
+    targets = finetune.target_modules
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        raise InputError(f"finetune.target_modules={targets!r}: the export to ms-swift writes names; list them")
+    named = {"target_modules": [targets] if isinstance(targets, str) else list(targets)}
+    return {**found, **lora_keys.write(finetune, "lora_rank", "use", named, "ms-swift")}
+
+
+def _read_data(tree: Tree) -> Tree:
+    named = given(tree, "dataset", [])
+    sets = [named] if isinstance(named, str) else list(named)
+    if len(sets) != 1 or not str(sets[0]).lower().endswith(_FILES):
+        raise InputError(f"dataset={brief(named)}: trials read one local file here; give one ({', '.join(_FILES)})")
+    columns = given(tree, "columns", {})
+    columns = json.loads(columns) if isinstance(columns, str) else dict(columns)
+    if columns:
+        raise InputError(f"columns={brief(columns)}: trials read ms-swift's usual columns; rename them in the file")
+    if given(tree, "truncation_strategy", "delete") not in ("delete", "right"):
+        raise InputError(f"truncation_strategy={tree['truncation_strategy']}: trials drop long rows or cut their end")
+    if tree.get("max_length") is None:
+        raise InputError("max_length: missing, so it is the model's; give the rows' length in tokens")
+    return {
+        "data.path": str(sets[0]),
+        "data.max_length": whole("max_length", tree["max_length"]),
+        "data.drop_long_rows": given(tree, "truncation_strategy", "delete") == "delete",
+    }
+
+
+def _write_data(config: SweepConfig) -> Tree:
+    data = config.data
+    if data.format not in _COLUMNS:
+        raise InputError(
+            f"data.format={data.format}: the export to ms-swift supports {', '.join(_COLUMNS)}; convert the rows"
+        )
+    if data.columns:
+        raise InputError(f"data.columns={dict(data.columns)}: ms-swift needs the format's own names; rename them")
+    strategy = "delete" if data.drop_long_rows else "right"
+    return {"dataset": [data.path], "max_length": data.max_length, "truncation_strategy": strategy}
+
+
+def _read_template(tree: Tree) -> Tree:
+    if tree.get("template_backend") != "jinja":
+        raise InputError(
+            f"template={tree.get('template') or 'by the model'}: ms-swift writes conversations by its own template, "
+            "trials by the tokenizer's; set template_backend: jinja to use that there too"
+        )
+    return {}
+
+
+def _read_rate(tree: Tree) -> Tree:
+    usual = 1e-5 if given(tree, "tuner_type", given(tree, "train_type", "lora")) == "full" else 1e-4
+    return {"optimizer.lr": number("learning_rate", given(tree, "learning_rate", usual))}
+
+
+def _read_accumulation(tree: Tree) -> Tree:
+    rows = whole("per_device_train_batch_size", given(tree, "per_device_train_batch_size", 1))
+    usual = max(1, math.ceil(_ROWS_PER_STEP / max(1, rows)))
+    return {
+        "training.batch_size": rows,
+        "training.gradient_accumulation_steps": whole(
+            "gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", usual)
+        ),
+    }
+
+
+def _read_evaluation_set(tree: Tree) -> Tree:
+    named = given(tree, "val_dataset", [])
+    sets = [named] if isinstance(named, str) else list(named)
+    if len(sets) > 1:
+        raise InputError(f"val_dataset={brief(named)}: trials evaluate on one file; give one")
+    if sets:
+        return {"data.eval_path": str(sets[0])}
+    share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
+    return {"data.eval_fraction": share} if share > 0 else {}
+
+
+def _write_evaluation_set(config: SweepConfig) -> Tree:
+    data = config.data
+    return {"val_dataset": [data.eval_path]} if data.eval_path else {"split_dataset_ratio": data.eval_fraction}
+
+
+_LORA = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
+_ROWS = (
+    Row(
+        ("model", "use_hf", "model_revision", "attn_impl"),
+        ("model.path", "model.revision", "model.attn_implementation"),
+        _read_model,
+        _write_model,
+    ),
+    Row(
+        (
+            "tuner_type",
+            "train_type",
+            "torch_dtype",
+            "bf16",
+            "quant_method",
+            "quant_bits",
+            "lora_rank",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "use_dora",
+            "use_rslora",
+        ),
+        ("model.dtype", "model.quantization", *(f"finetune.{name}" for name in _LORA)),
+        _read_tuner,
+        _write_tuner,
+    ),
+    Row(
+        ("dataset", "columns", "max_length", "truncation_strategy"),
+        ("data.path", "data.format", "data.max_length", "data.drop_long_rows"),
+        _read_data,
+        _write_data,
+    ),
+    Row(("template", "template_backend"), (), _read_template, lambda config: {"template_backend": "jinja"}),
+    Row(
+        ("val_dataset", "split_dataset_ratio"),
+        ("data.eval_path", "data.eval_fraction"),
+        _read_evaluation_set,
+        _write_evaluation_set,
+        keep_file_value=True,
+    ),
+    key("packing", "data.packing", False, flag),
+    Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
+    optimizer_keys.row(beta2=0.95),
+    key("weight_decay", "optimizer.weight_decay", 0.1, number),
+    key("max_grad_norm", "training.max_grad_norm", 1.0, number),
+    training_arguments.scheduler("lr_scheduler_type", "cosine"),
+    training_arguments.WARMUP_RATIO,
+    Row(
+        ("per_device_train_batch_size", "gradient_accumulation_steps"),
+        ("training.batch_size", "training.gradient_accumulation_steps"),
+        _read_accumulation,
+        lambda config: {
+            "per_device_train_batch_size": config.training.batch_size,
+            "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
+        },
+    ),
+    training_arguments.length("num_train_epochs"),
+    training_arguments.evaluation(1),
+    training_arguments.checkpointing(True),
+    key("seed", "training.seed", 42, whole),
+)
+
+
+def _rows(version: Version | None) -> Sequence[Row]:
+    return _ROWS
+
+
+def _check(config: SweepConfig, version: Version | None) -> None:
+    if config.finetune.mode == "freeze":
+        raise InputError("finetune.mode=freeze: ms-swift freezes by parameter names; sweep with finetune=lora or full")
+    if config.finetune.mode == "full" and config.model.dtype != "float32":
+        raise InputError(
+            f"model.dtype={config.model.dtype}: ms-swift would train the weights in it; set model.dtype=float32"
+        )
+
+
+def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    method = tree.get("rlhf_type")
+    name = next((name for name in ("rlhf", "pt") if f" {name} " in f" {command} "), "rlhf" if method else "sft")
+    run = TheirRun(command or f"swift {name} {{config}}")
+    if name == "sft":
+        return run
+    if name == "pt":
+        return replace(run, method="swift pt")
+    method = str(method or "dpo")
+    run = replace(run, method=f"swift rlhf {method}", lr=None)
+    if method in ("grpo", "ppo", "gkd"):
+        metric = "loss" if method == "gkd" else "reward"
+        return replace(run, metric=metric, direction="minimize" if metric == "loss" else "maximize", evaluates=False)
+    best = {"dpo": "eval_rewards/accuracies", "rm": "eval_accuracy"}.get(method)
+    return run if best is None else replace(run, metric=best, direction="maximize")
+
+
+def _does_not_train(tree: Tree) -> str | None:
+    if tree.get("lr") is not None or tree.get("micro_batch_size") is not None:
+        return (
+            "lr, micro_batch_size: keys of `megatron sft`, whose logs lrsweep does not read; use those of `swift sft`"
+        )
+    for names in (("model",), ("dataset", "cached_dataset")):
+        if not any(tree.get(name) for name in names):
+            return f"{names[0]}: missing, so ms-swift itself would not train this file; give it"
+    return None
+
+
+def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
+    changes: dict[str, Any] = {} if model is None else {"model": model}
+    if data_dir is not None:
+        for name in ("dataset", "val_dataset"):
+            sets = tree.get(name)
+            if sets:
+                changes[name] = [str(Path(data_dir, str(part))) for part in ([sets] if isinstance(sets, str) else sets)]
+    return {**tree, **changes}
+
+
+def _evaluation_keys(tree: Tree, config: SweepConfig) -> Tree:
+    held_out = tree.get("val_dataset") or tree.get("split_dataset_ratio")
+    return {
+        **({} if held_out else {"split_dataset_ratio": config.data.eval_fraction or 0.1}),
+        **evaluated(tree, config),
+    }
+
+
+_METHOD = "trials train plain LoRA or all weights"
+DIALECT = Dialect(
+    "ms-swift",
+    _rows,
+    (
+        Refusal("rlhf_type", "trials do supervised fine-tuning only", "remove it"),
+        Refusal("task_type", "trials train causal models", "remove it", ("causal_lm",)),
+        Refusal("tuner_backend", "trials train with PEFT", "set it to peft", ("peft",)),
+        Refusal("adapters external_plugins custom_register_path", "it may change the training", "remove it", ([],)),
+        Refusal("optimizer use_galore lorap_lr_ratio vit_lr aligner_lr", "it is another optimizer", "remove it"),
+        Refusal("init_weights", _METHOD, "remove it", ("true", True)),
+        Refusal("lora_bias", _METHOD, "set it to none", ("none",)),
+        Refusal(
+            "modules_to_save target_regex target_parameters freeze_parameters freeze_parameters_regex "
+            "trainable_parameters trainable_parameters_regex lisa_activated_layers",
+            _METHOD,
+            "remove it",
+            ([], 0),
+        ),
+        Refusal("freeze_parameters_ratio", _METHOD, "set it to 0", (0, 0.0)),
+        Refusal("freeze_llm freeze_vit freeze_aligner max_pixels", "trials learn from text alone", "remove it"),
+        Refusal("system", "trials add no system message", "put it into the rows"),
+        Refusal("enable_thinking preserve_thinking", "trials render rows as the template does", "remove it"),
+        Refusal("loss_scale", "trials learn the answers, each token alike", "set it to default", ("default",)),
+        Refusal("streaming interleave_prob cached_dataset", "trials draw whole rows at random", "remove it"),
+        Refusal("rope_scaling new_special_tokens router_aux_loss_coef", "it changes the model", "remove it", ([], 0)),
+        Refusal("enable_dft_loss enable_channel_loss", "trials use the cross-entropy loss", "set it to false"),
+        *training_arguments.REFUSALS,
+    ),
+    harmless_keys.TRAINING_ARGUMENTS + harmless_keys.MS_SWIFT,
+    _their_run,
+    lambda config: {"output_dir": f"{config.name}-run"},
+    _check,
+    training_arguments.notes,
+    not_here=rows_are_ours,
+    formats=_COLUMNS,
+    trial_keys=lambda tree, config, output: {**saved_at_evaluations(tree, config, output), "add_version": False},
+    evaluation_keys=_evaluation_keys,
+    does_not_train=_does_not_train,
+    relocated=_relocated,
+)

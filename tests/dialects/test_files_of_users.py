@@ -1,0 +1,323 @@
+"""Configs and data as users have them: what each is imported as, and what is said of it."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrsweep.config.trial_schema import DataConfig, ModelConfig
+from lrsweep.dialects.imported_run import Imported
+from lrsweep.dialects.importer import imported
+from lrsweep.errors import InputError
+from lrsweep.training.data.formats import Chat, parse
+from lrsweep.training.data.loading import count_rows, load
+from lrsweep.training.model import load_tokenizer
+from tests.training.data.test_loading import tokenizer_with
+
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}."}]}
+    for n in range(12)
+]
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": "x"}]} for n in range(12)
+]
+ALPACA = [{"instruction": f"Say {n}", "input": "", "output": f"Number {n}."} for n in range(12)]
+LLAMAFACTORY = {
+    "model_name_or_path": "m",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_target": "all",
+    "dataset": "demo",
+    "learning_rate": 1e-4,
+    "cutoff_len": 128,
+}
+AXOLOTL = {
+    "base_model": "m",
+    "datasets": [{"path": "train.jsonl", "ds_type": "json", "type": "chat_template"}],
+    "val_set_size": 0.1,
+    "adapter": "lora",
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "sequence_len": 128,
+    "learning_rate": 2e-4,
+    "lora_target_linear": True,
+}
+TRL = {"model_name_or_path": "m", "learning_rate": 2e-5, "max_length": 128}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    lines("train.jsonl", CHAT)
+    dataset("demo", ALPACA)
+    return tmp_path
+
+
+def lines(name: str, rows: list[Any]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def dataset(name: str, rows: list[Any], **entry: Any) -> None:
+    Path("data").mkdir(exist_ok=True)
+    Path("data", f"{name}.json").write_text(json.dumps(rows))
+    Path("data/dataset_info.json").write_text(json.dumps({name: {"file_name": f"{name}.json", **entry}}))
+
+
+def llamafactory(**changes: Any) -> Imported:
+    return imported("llamafactory", LLAMAFACTORY | changes, "train.yaml")
+
+
+def axolotl(**changes: Any) -> Imported:
+    return imported("axolotl", AXOLOTL | changes, "train.yml")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "tree", "because"),
+    [
+        ("llamafactory", LLAMAFACTORY | {"use_eaft_loss": True}, "use_eaft_loss=True"),
+        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True, "asft_alpha": 0.05}, "use_asft_loss=True"),
+        ("axolotl", AXOLOTL | {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}, "kd_trainer=True"),
+        ("axolotl", AXOLOTL | {"kd_ce_alpha": 0.1}, "kd_ce_alpha=0.1"),
+        ("axolotl", AXOLOTL | {"use_onebitllms": True}, "use_onebitllms=True"),
+        ("axolotl", AXOLOTL | {"spectrum_top_fraction": 0.5}, "spectrum_top_fraction=0.5"),
+        ("axolotl", AXOLOTL | {"model_config": {"output_router_logits": True}}, "model_config="),
+        (
+            "trl",
+            TRL | {"dtype": "bfloat16", "datasets": [{"path": "json", "data_files": "train.jsonl"}]},
+            "dtype=bfloat16",
+        ),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_another_training_is_never_imported_in_silence(dialect: str, tree: dict[str, Any], because: str) -> None:
+    run = imported(dialect, tree, "f.yaml")
+    assert run.config.engine.name == "external"
+    assert any(reason.startswith(because) for reason in run.reasons), run.reasons
+
+
+def test_harmless_sections_stay() -> None:
+    run = llamafactory(ray_num_workers=4, resources_per_worker={"GPU": 1})
+    assert (run.reasons, set(run.kept) >= {"ray_num_workers", "resources_per_worker"}) == ((), True)
+
+
+def test_fp16_is_trained_with_a_note() -> None:
+    run = llamafactory(fp16=True)
+    assert run.reasons == ()
+    assert any(note.startswith("fp16 stays; trials train in bf16 or float32") for note in run.notes)
+
+
+def test_lists_are_read_as_llamafactory_reads_them() -> None:
+    run = llamafactory(dataset=["demo"], lora_target=["q_proj", "v_proj"]).config
+    assert (run.data.name, run.finetune.target_modules) == ("demo", ("q_proj", "v_proj"))
+
+
+def test_a_number_of_rows_is_held_out() -> None:
+    run = llamafactory(val_size=3, per_device_train_batch_size=1, num_train_epochs=1.0).config
+    assert (run.data.eval_fraction, run.training.horizon) == (3, 9)
+    assert axolotl(val_set_size=5).config.data.eval_fraction == 5
+    found = load(data("train.jsonl", "messages", eval_fraction=3), tokenizer_with(CHATML))
+    assert (len(found.train), len(found.evaluation)) == (9, 3)
+
+
+def test_trl_learns_whole_conversations_from_a_file_and_from_the_hub() -> None:
+    local = imported("trl", TRL | {"datasets": [{"path": "json", "data_files": "train.jsonl"}]}, "f").config
+    hub = imported("trl", TRL | {"dataset_name": "trl-lib/Capybara"}, "f")
+    assert (local.data.format, local.data.train_on_prompt) == ("messages", True)
+    assert (hub.missing, hub.config.data.train_on_prompt) == (("data.format",), True)
+    whole, answers = (
+        load(data("train.jsonl", "messages", train_on_prompt=whole), tokenizer_with(CHATML)) for whole in (True, False)
+    )
+    assert [sum(label >= 0 for label in example.labels) for example in whole.train] == [
+        len(example.input_ids) - 1 for example in whole.train
+    ]
+    assert [example.input_ids for example in whole.train] == [example.input_ids for example in answers.train]
+    assert whole.train[0].labels != answers.train[0].labels
+
+
+def test_axolotls_regular_expression_of_targets_stays_one() -> None:
+    regex = r"model.layers.[\d]+.(mlp|self_attn).(up|down|gate|q|k|v|o)_proj"
+    run = axolotl(lora_target_linear=None, lora_target_modules=regex)
+    assert (run.reasons, run.config.finetune.target_modules) == ((), regex)
+    trl = TRL | {"use_peft": True, "lora_target_modules": [regex], "dataset_name": "a/b"}
+    assert imported("trl", trl, "f").config.finetune.target_modules == regex
+    assert imported("trl", TRL | {"use_peft": True, "dataset_name": "a/b"}, "f").config.finetune.target_modules is None
+
+
+def test_axolotls_older_spelling_of_the_mapping_is_read() -> None:
+    lines("sg.jsonl", SHAREGPT)
+    entry = {"path": "sg.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "conversations"}
+    run = axolotl(datasets=[entry | {"message_field_role": "from", "message_field_content": "value"}])
+    assert (run.reasons, run.config.data.format) == ((), "sharegpt")
+
+
+def test_an_evaluation_set_of_another_form_goes_their_way() -> None:
+    lines("sg.jsonl", SHAREGPT)
+    entry = {
+        "path": "sg.jsonl",
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "conversations",
+        "message_property_mappings": {"role": "from", "content": "value"},
+    }
+    assert (
+        axolotl(test_datasets=[entry], val_set_size=None).reasons[0].startswith("test_datasets: its rows have another")
+    )
+
+
+# The data
+
+CHATML = (
+    "{% if tools %}<|tools|>{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def data(path: str, form: Any, **more: Any) -> DataConfig:
+    return DataConfig(path=path, format=form, **{"eval_fraction": 0.2, **more})
+
+
+def refused(config: DataConfig) -> str:
+    with pytest.raises(InputError) as fault:
+        load(config, tokenizer_with(CHATML))
+    return str(fault.value)
+
+
+def test_a_row_of_an_array_on_one_line_has_its_number() -> None:
+    Path("rows.json").write_text(json.dumps([*ALPACA, {"instruction": "x", "input": "", "output": None}]))
+    said = refused(data("rows.json", "alpaca", on_bad_row="refuse"))
+    assert said == "rows.json: row 13: field 'output' is null"
+
+
+def test_rows_without_an_answer_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    lines("rows.jsonl", [*({"text": f"Number {n}."} for n in range(12)), {"text": ""}])
+    found = load(data("rows.jsonl", "text"), tokenizer_with())
+    assert len(found.train) + len(found.evaluation) == 12
+    assert "1 row(s) left out, which have nothing to learn: rows.jsonl:13: field 'text' is empty" in caplog.text
+    lines("rows.jsonl", [*({"text": f"Number {n}."} for n in range(12)), *[{"text": ""}] * 6])
+    said = refused(data("rows.jsonl", "text"))
+    assert "more than 1 of " in said
+    assert said.startswith("rows.jsonl:1")
+    assert "\n" not in said
+
+
+def test_an_empty_answer_is_told_by_the_files_own_column(caplog: pytest.LogCaptureFixture) -> None:
+    dataset("demo", [*ALPACA, {"instruction": "x", "input": "", "output": ""}])
+    assert count_rows(data("data", "llamafactory", name="demo")) == 12
+    assert "data/demo.json: row 13: field 'output' is empty, so there is nothing to learn" in caplog.text
+
+
+def test_an_optional_column_may_be_missing_in_some_rows() -> None:
+    rows = [row | ({"system": "Be brief."} if number % 2 else {}) for number, row in enumerate(ALPACA)]
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+    dataset("demo", rows, columns=columns)
+    assert llamafactory().reasons == ()
+    assert count_rows(data("data", "llamafactory", name="demo")) == 12
+    dataset("demo", ALPACA, columns=columns)
+    with pytest.raises(InputError, match=r"demo\.json: row 1: field 'system' is missing, in every row of demo$"):
+        count_rows(data("data", "llamafactory", name="demo"))
+
+
+def test_roles_that_no_tag_names_are_named() -> None:
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "user", "assistant_tag": "assistant"}
+    dataset("demo", SHAREGPT, formatting="sharegpt", columns={"messages": "conversations"}, tags=tags)
+    with pytest.raises(InputError) as refusal:
+        count_rows(data("data", "llamafactory", name="demo"))
+    assert "its turns are by 'human', and the tags of demo name 'user', 'assistant'; correct the tags in " in str(
+        refusal.value
+    )
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_may_be_under_data(indent: int | None) -> None:
+    Path("rows.json").write_text(json.dumps({"data": CHAT}, indent=indent))
+    found = load(data("rows.json", "messages"), tokenizer_with(CHATML))
+    assert len(found.train) + len(found.evaluation) == 12
+
+
+def test_a_compressed_file_is_read() -> None:
+    Path("rows.jsonl.gz").write_bytes(gzip.compress(Path("train.jsonl").read_bytes()))
+    plain, packed = (load(data(name, "messages"), tokenizer_with(CHATML)) for name in ("train.jsonl", "rows.jsonl.gz"))
+    assert plain.fingerprint == packed.fingerprint
+    Path("rows.jsonl.gz").write_bytes(b"not gzip")
+    assert "is not a whole gzip file; compress it again" in refused(data("rows.jsonl.gz", "messages"))
+
+
+def test_a_folder_of_save_to_disk_is_read() -> None:
+    import datasets
+
+    datasets.Dataset.from_list(CHAT).save_to_disk("saved")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(CHAT)}).save_to_disk("split")
+    for name in ("saved", "split"):
+        found = load(data(name, "messages"), tokenizer_with(CHATML))
+        assert len(found.train) + len(found.evaluation) == 12
+
+
+def test_content_in_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "Say "}, {"type": "text", "text": "5"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "5."}]}
+    form = parse(row, "messages", {}, has_template=True)
+    assert isinstance(form, Chat)
+    assert form.messages[0]["content"] == "Say 5"
+    lines("rows.jsonl", [*CHAT, {"messages": [{"role": "user", "content": [{"type": "image"}]}, row["messages"][1]]}])
+    assert refused(data("rows.jsonl", "messages")).endswith("is of type image; trials learn from text alone")
+
+
+def test_null_content_beside_tool_calls_reaches_the_template() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "w", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+        {"role": "assistant", "content": "Sunny."},
+    ]
+    form = parse({"messages": turns}, "messages", {}, has_template=True)
+    assert isinstance(form, Chat)
+    assert form.messages[1]["tool_calls"] == [call]
+    lines("rows.jsonl", [*CHAT, {"messages": turns}])
+    found = load(data("rows.jsonl", "messages"), tokenizer_with(CHATML))
+    assert len(found.train) + len(found.evaluation) == 13
+
+
+def test_tools_reach_the_template() -> None:
+    tools = [{"type": "function", "function": {"name": "w", "description": "weather", "parameters": {}}}]
+    lines("rows.jsonl", [row | {"tools": tools} for row in CHAT])
+    lines("text.jsonl", [row | {"tools": json.dumps(tools)} for row in CHAT])
+    without, given, as_text = (
+        load(data(name, "messages"), tokenizer_with(CHATML)).fingerprint
+        for name in ("train.jsonl", "rows.jsonl", "text.jsonl")
+    )
+    assert given == as_text != without
+
+
+def test_axolotls_alpaca_prompt_and_answer_are_tokenised_one_by_one() -> None:
+    entry = {"path": "data/demo.json", "ds_type": "json", "type": "alpaca"}
+    run = axolotl(datasets=[entry])
+    assert (run.reasons, run.config.data.format, run.config.data.template) == ((), "alpaca", "alpaca")
+    tokenizer = tokenizer_with(CHATML)
+    dataset("demo", [{"instruction": "Add", "input": given, "output": " 3"} for given in ("1 2", "", "4")])
+    found = load(data("data/demo.json", "alpaca", template="alpaca", max_length=999), tokenizer)
+    for example in (*found.train, *found.evaluation):
+        text = tokenizer.decode(example.input_ids)
+        at = text.index("### Response:\n") + len("### Response:\n")
+        assert text.startswith("<s>Below is an instruction that describes a task")
+        assert ("### Input:" in text) == (", paired with an input that provides further context." in text)
+        prompt = tokenizer(text[3:at], add_special_tokens=False)["input_ids"]
+        answer = tokenizer(" 3", add_special_tokens=False)["input_ids"]
+        assert list(example.input_ids) == [tokenizer.bos_token_id, *prompt, *answer, tokenizer.eos_token_id]
+        assert [label for label in example.labels if label >= 0] == [*answer, tokenizer.eos_token_id]
+
+
+def test_other_special_tokens_of_the_vocabulary_are_taken() -> None:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    run = axolotl(special_tokens=tokens)
+    assert (run.reasons, dict(run.config.model.special_tokens)) == ((), {k: tokens[k] for k in list(tokens)[:3]})
+    embedded = load_tokenizer(ModelConfig(path="embedded"))
+    other = next(token for token, number in sorted(embedded.get_vocab().items()) if number == 9)
+    changed = load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": other}))
+    assert (changed.eos_token, len(changed)) == (other, len(embedded))
+    with pytest.raises(InputError, match=r"^model\.special_tokens\.eos_token=<none>: takes a bos"):
+        load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": "<none>"}))

@@ -24,6 +24,8 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command line and exits with its code; an error is one line on stderr."""
+    # Figures are files. A notebook's `!lrsweep` would inherit a backend that works in its own process only.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         code = run(sys.argv[1:])
     except LrsweepError as fault:

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
+from lrsweep.config.synonyms import meant
 from lrsweep.config.trial_schema import (
     Count,
     DataConfig,
@@ -308,7 +309,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def did_you_mean(key: str) -> str:
-    """A hint with the schema's nearest key; empty if no key is near."""
+    """A hint with the key that is called so elsewhere, or with the schema's nearest key; empty if there is none."""
+    if elsewhere := meant(key):
+        return elsewhere
     known = keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:

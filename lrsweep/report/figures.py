@@ -216,12 +216,21 @@ def png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+class SweepFigure(Figure):
+    """A figure that Jupyter shows, although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
 def _figure() -> tuple[Figure, Axes]:
     """An empty figure in the report's style."""
     with mpl.rc_context(
         {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
     ):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = SweepFigure(figsize=(7.2, 4.2), layout="constrained")
         plot = figure.add_subplot()
     plot.spines[["top", "right"]].set_visible(False)
     plot.grid(color=GRID, linewidth=0.8)

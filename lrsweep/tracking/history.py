@@ -1,5 +1,6 @@
 """Reads a run's curves from MLflow."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,16 @@ from lrsweep.errors import InputError
 from lrsweep.tracking.store import Store, default_uri
 
 _NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+
+
+def tag_active_run(tags: Mapping[str, str]) -> None:
+    """Sets tags of the MLflow run that the calling program has open. Does nothing if it has none."""
+    if "mlflow" not in sys.modules:
+        return
+    import mlflow
+
+    if mlflow.active_run() is not None:
+        mlflow.set_tags(dict(tags))
 
 
 def run_history(run_id: str, uri: str | None = None) -> list[Mapping[str, Any]]:

@@ -13,12 +13,16 @@ from lrsweep.files.redaction import mask
 COMMANDS = {
     "export": "lrsweep.cli.export",
     "import": "lrsweep.cli.import_config",
+    "list": "lrsweep.cli.list_sweeps",
+    "new": "lrsweep.cli.new",
     "report": "lrsweep.cli.report",
     "diagnose": "lrsweep.cli.diagnose",
     "find-lr": "lrsweep.cli.find_lr",
     "sync": "lrsweep.cli.sync",
     "ui": "lrsweep.cli.ui",
     "doctor": "lrsweep.cli.doctor",
+    "completion": "lrsweep.cli.completion",
+    "help": "lrsweep.cli.help",
 }
 
 

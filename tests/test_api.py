@@ -16,6 +16,9 @@ from lrsweep.api.overrides import override
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
+from lrsweep.files.paths import SweepFolder
+from lrsweep.report.markdown import sweep_description, trial_description
+from lrsweep.report.summary import read_summary
 
 ROWS = [{"prompt": f"{i} and two make", "completion": f" {i + 2}, as everybody knows"} for i in range(24)]
 # A sweep of two trials of a few steps, in this process.
@@ -113,6 +116,15 @@ def test_the_summary_has_the_schema_in_docs(from_objects: lrsweep.SweepResult) -
     jsonschema.validate(summary, schema)
     assert summary.keys() == schema["properties"].keys()
     assert summary["trials"][0].keys() == schema["properties"]["trials"]["items"]["properties"].keys()
+
+
+def test_descriptions_say_the_answer_and_each_trials_remedy(from_objects: lrsweep.SweepResult) -> None:
+    summary = read_summary(SweepFolder("objects"))
+    described = sweep_description(summary)
+    assert described.startswith("**Best so far: optimizer.lr=0.01 with eval loss ")
+    assert described.endswith("![Final eval loss](artifact:loss_over_axis.png)")
+    texts = [trial_description(summary, result) for result in summary.results]
+    assert [text.split("**")[1].replace(" ", "_") for text in texts] == from_objects.trials.label.tolist()
 
 
 @pytest.mark.parametrize("given", ["objects", "outputs/objects", "outputs/objects/", "absolute"])

@@ -51,8 +51,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     for line in sentences(summary):
         console.print(line, highlight=False, soft_wrap=True)
     console.print()
-    name, origin = summary.config.name, summary.config.origin
-    dialect = origin.dialect if origin else summary.config.engine.dialect or "transformers"
+    name, dialect = summary.config.name, trainer(summary)
     for what, text in (
         ("Report", str(folder.report)),
         ("Config", str(folder.best / "recommended.yaml")),
@@ -62,6 +61,12 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     ):
         if text:
             console.print(f"{f'{what}:' if what else '':<8} {text}", highlight=False, soft_wrap=True)
+
+
+def trainer(summary: Summary) -> str:
+    """The dialect of the user's trainer, as far as the sweep shows it."""
+    origin = summary.config.origin
+    return origin.dialect if origin else summary.config.engine.dialect or "transformers"
 
 
 def sentences(summary: Summary) -> list[str]:

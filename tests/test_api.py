@@ -13,6 +13,7 @@ import pytest
 
 import lrsweep
 from lrsweep.api.overrides import override
+from lrsweep.cli import report
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
@@ -138,7 +139,7 @@ def test_load_says_which_sweeps_there_are(from_objects: lrsweep.SweepResult) -> 
         lrsweep.load("nothing")
 
 
-def test_an_interrupted_sweep_goes_on_with_the_same_call(folder: Path) -> None:
+def test_an_interrupted_sweep_goes_on_with_the_same_call(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = folder / "outputs" / "interrupted" / "trials" / "0000" / "metrics.jsonl"
 
     def interrupt() -> None:
@@ -154,6 +155,9 @@ def test_an_interrupted_sweep_goes_on_with_the_same_call(folder: Path) -> None:
         run()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not lrsweep.load("interrupted").complete
+    if len(lrsweep.load("interrupted").trials):
+        report.run(["interrupted"])
+        assert "interrupted is not complete: " in capsys.readouterr().out
     result = run()
     assert result.complete
     assert list(result.trials.steps) == [30, 30]

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class SweepFolder:
         """Returns whether the sweep was marked as complete with this many trials."""
         mark = self.path / ".concluded"
         return mark.is_file() and mark.read_text() == f"{trials}\n"
+
+    def check_writable(self) -> None:
+        """Raises StorageError if files cannot be written where the folder is, or will be. Leaves nothing."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
+        with disk_faults(there.absolute()), tempfile.TemporaryFile(dir=there):
+            pass
 
     def create(self) -> None:
         """Creates the folder. Raises StorageError if the disk fails."""

@@ -254,6 +254,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     check_executor(config)
     fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
     folder = SweepFolder(config.name)
+    folder.check_writable()
     automatic = config.search.method == "auto" and not fresh
     config, searched = search_space.settle(config, method_before(config, folder.path) if automatic else None)
     axes = search_space.axes(config)

@@ -50,9 +50,9 @@ def loss_over_axis(summary: Summary) -> Figure:
             style |= {"linestyle": "none", "alpha": 0.7}
         plot.plot([places(c.result) for c in ordered], [c.mean for c in ordered], **style)
         for c in ordered:
-            # A point of its own for each trial, which the page can name.
+            # A point of its own for each trial above all else, which the page can name.
             at = _gid("point", c.result)
-            plot.plot([places(c.result)], [c.mean], marker="o", markersize=9, alpha=0, color=style["color"], gid=at)
+            plot.plot([places(c.result)], [c.mean], marker="o", markersize=9, alpha=0, zorder=9, gid=at)
     _draw_ties(plot, summary, places, axis)
     _mark_ended_early(plot, summary, places)
     if summary.base_loss is not None:

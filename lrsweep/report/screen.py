@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.formatting import format_duration, format_loss, format_value
@@ -197,7 +198,18 @@ class LiveScreen:
                 row.status,
                 style=_STYLES.get(row.status),
             )
-        return Group(table, self._progress)
+        return Group(table, Text(self._best()), self._progress)
+
+    def _best(self) -> str:
+        """The trial with the lowest loss so far: of the complete ones, or else of those that run."""
+        measured = [(number, row) for number, row in self._rows.items() if row.eval_loss is not None]
+        finite = [entry for entry in measured if entry[1].status not in ("diverged", "failed")]
+        complete = [entry for entry in finite if entry[1].status == "complete"]
+        if not finite:
+            return ""
+        number, row = min(complete or finite, key=lambda entry: entry[1].eval_loss or 0.0)
+        values = " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in row.values.items())
+        return f"best so far: trial {number} {values}, eval loss {format_loss(row.eval_loss)}"
 
 
 class PlainScreen:

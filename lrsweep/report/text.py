@@ -15,6 +15,8 @@ from lrsweep.report.lengths import lengths
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
+# Characters that no table has in one line.
+_WHOLE = 1000
 _BATCH_KEYS = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
@@ -46,7 +48,8 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
             style=_style(result, best),
         )
     console.print()
-    console.print(table)
+    # In a file or a pipe nothing limits the length of a line.
+    console.print(table, width=None if console.is_terminal else _WHOLE)
     console.print()
     for line in sentences(summary):
         console.print(line, highlight=False, soft_wrap=True)

@@ -36,11 +36,12 @@ def compare_url(server: str, experiment_id: str, sweep_id: str = "") -> str:
         experiment_id: MLflow's experiment id.
         sweep_id: Shows the runs of this sweep only, not those of an earlier one of the same name; empty shows all.
     """
-    mine = f"&searchFilter={quote(f'tags.`lrsweep.sweep_id` = {sweep_id!r}')}" if sweep_id else ""
+    # Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
+    shown = "tags.trial LIKE '%'" + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
         f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey=metrics.%60eval_loss%60&orderByAsc=true"
-        f"{mine}"
+        f"&searchFilter={quote(shown)}"
     )
 
 

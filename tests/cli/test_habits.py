@@ -98,6 +98,19 @@ def test_completion_knows_commands_sweeps_groups_and_keys() -> None:
     assert candidates(["help"], "doc") == ["doctor"]
 
 
+def test_help_lists_every_command_and_ones_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("conf/model").mkdir(parents=True)
+    Path("conf/model/tiny.yaml").write_text("path: ./tiny\n")
+    new.run(["mine"])
+    main.run(["--help"])
+    shown = capsys.readouterr().out
+    assert [command for command in main.COMMANDS if f"  lrsweep {command} " not in shown] == []
+    assert "smollm2_135m, tiny\n" in shown
+    assert "mine, " in shown
+    assert "  weight_decay: " in shown
+    assert "$" not in shown.replace("${", "")
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_the_part_after_the_equals_sign() -> None:
     script = f"""

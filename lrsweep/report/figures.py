@@ -226,9 +226,11 @@ def _gid(kind: str, result: Result) -> str:
 
 
 def _legend_below(figure: Figure, plot: Axes, columns: int) -> None:
-    """The legend below the axes, where it hides nothing."""
+    """The legend below the axes, where it hides nothing, in at most so many columns."""
     handles, labels = plot.get_legend_handles_labels()
     if handles:
+        # The figure is as wide as about 110 of its letters, and a line before each label as 8.
+        columns = max(1, min(columns, 110 // (8 + max(map(len, labels)))))
         figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
         )

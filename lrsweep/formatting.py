@@ -17,6 +17,11 @@ def format_loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def format_factor(value: float) -> str:
+    """A factor with two significant digits, and no exponent: 9.1, 230."""
+    return str(int(float(f"{value:.2g}"))) if value >= 10 else f"{value:.2g}"
+
+
 def format_duration(seconds: float) -> str:
     """Seconds as 2:05 or 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)

@@ -15,6 +15,7 @@ from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import ModelConfig
 from lrsweep.embedded import folder_of
+from lrsweep.formatting import format_factor
 
 _TINKER = (
     "the formula of tinker-cookbook's get_lr, fitted to LoRA runs of Llama and Qwen at batch size 128 and alpha 32"
@@ -153,7 +154,9 @@ def check(prior: Prior, verdict: Verdict) -> PriorCheck:
         )
     factor, side = (ratio, "high") if ratio > 1 else (1 / ratio, "low")
     return PriorCheck(
-        False, ratio, f"was off: {prior.lr:g} is {factor:.2g} times too {side}; the best is {recommended_lr:.4g}"
+        False,
+        ratio,
+        f"was off: {prior.lr:g} is {format_factor(factor)} times too {side}; the best is {recommended_lr:.4g}",
     )
 
 

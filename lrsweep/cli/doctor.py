@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lrsweep import hardware
 from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.errors import StorageError
+from lrsweep.files.paths import SweepFolder
 from lrsweep.libraries import PACKAGES, version
 
 
@@ -46,7 +48,12 @@ def run(argv: Sequence[str]) -> int:
     line("4-bit base", "yes" if quantized else "no: needs CUDA and the extra lrsweep[bnb]")
     line("engine", "auto: packed, many trials over one base; trials that cannot be packed go to the trainer")
     disk = shutil.disk_usage(Path.cwd())
-    line("outputs", f"{Path.cwd() / 'outputs'}, {_gb(disk.free)} free")
+    try:
+        SweepFolder("doctor").check_writable()
+        writable = ""
+    except StorageError as fault:
+        writable = f"; cannot be written: {fault}"
+    line("outputs", f"{Path.cwd() / 'outputs'}, {_gb(disk.free)} free{writable}")
     store = Path.cwd() / "mlflow.db"
     line("MLflow", f"sqlite:///{store} ({'exists' if store.exists() else 'created by the first sweep'})")
     line("versions", ", ".join(f"{name} {version(name) or 'not installed'}" for name in PACKAGES))

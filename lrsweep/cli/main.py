@@ -13,17 +13,23 @@ from lrsweep.files.redaction import mask
 COMMANDS = {
     "export": "lrsweep.cli.export",
     "import": "lrsweep.cli.import_config",
+    "list": "lrsweep.cli.list_sweeps",
+    "new": "lrsweep.cli.new",
     "report": "lrsweep.cli.report",
     "diagnose": "lrsweep.cli.diagnose",
     "find-lr": "lrsweep.cli.find_lr",
     "sync": "lrsweep.cli.sync",
     "ui": "lrsweep.cli.ui",
     "doctor": "lrsweep.cli.doctor",
+    "completion": "lrsweep.cli.completion",
+    "help": "lrsweep.cli.help",
 }
 
 
 def main() -> None:
     """Runs the command line and exits with its code; an error is one line on stderr."""
+    # Figures are files. A notebook's `!lrsweep` would inherit a backend that works in its own process only.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         code = run(sys.argv[1:])
     except LrsweepError as fault:

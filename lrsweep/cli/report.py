@@ -23,5 +23,10 @@ def run(argv: Sequence[str]) -> int:
     if not summary.results:
         raise InputError(f"{arguments.name}: no trial has ended yet; resume the sweep")
     conclude(summary, folder)
+    if not folder.concluded(len(summary.results)):
+        print(
+            f"{arguments.name} is not complete: {len(summary.results)} trials have ended so far; if it does not run, "
+            "the same lrsweep +sweep command resumes it"
+        )
     print_summary(Console(markup=False), summary, folder)
     return 0

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from lrsweep.config.schema import did_you_mean
+from lrsweep.config.synonyms import meant
 
 
 def first_line(fault: Exception) -> str:
@@ -38,7 +39,7 @@ def one_line(fault: Exception, conf: Path, sweeps: Sequence[str], overrides: Seq
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         groups = [path.name for path in conf.iterdir() if path.is_dir() and "." not in key]
-        near = difflib.get_close_matches(key, groups, n=1)
+        near = [] if meant(key) else difflib.get_close_matches(key, groups, n=1)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else did_you_mean(key))
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = match[1].partition("=")

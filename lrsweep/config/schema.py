@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from lrsweep.config.key_facts import KeyFacts, facts_of, leaves, run_key, sweep_key
 from lrsweep.config.objective import Objective
+from lrsweep.config.synonyms import meant
 from lrsweep.config.trial_schema import (
     Count,
     DataConfig,
@@ -339,26 +340,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What other trainers call our keys.
-_ELSEWHERE = {
-    "learning_rate": "optimizer.lr",
-    "lora_r": "finetune.r",
-    "lora_rank": "finetune.r",
-    "lora_alpha": "finetune.alpha",
-    "lr_scheduler_type": "scheduler.name",
-    "per_device_train_batch_size": "training.batch_size",
-    "micro_batch_size": "training.batch_size",
-    "model_name_or_path": "model.path",
-    "base_model": "model.path",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-}
-
-
 def did_you_mean(key: str) -> str:
-    """A hint with the schema's nearest key; empty if no key is near."""
-    if (ours := _ELSEWHERE.get(key.rsplit(".", 1)[-1])) is not None:
-        return f"; did you mean {ours}?"
+    """A hint with the key that is called so elsewhere, or with the schema's nearest key; empty if there is none."""
+    if elsewhere := meant(key):
+        return elsewhere
     known = keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:

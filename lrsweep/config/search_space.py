@@ -23,6 +23,15 @@ LR = "optimizer.lr"
 GRIDS = ("grid", "refine")
 # The most trials and the most ranges for which `auto` picks a Gaussian process: its cost grows with both.
 _GP_TRIALS, _GP_AXES = 24, 2
+# The groups that people search, each with the key in which its options differ most.
+_OPTIONS = {
+    "optimizer": "optimizer.name",
+    "scheduler": "scheduler.name",
+    "finetune": "finetune.mode",
+    "model": "model.path",
+    "data": "data.path",
+    "training": "training.max_steps",
+}
 # The fewest rates that `refine` starts with over a range.
 _FEWEST_RATES = 6
 
@@ -257,6 +266,11 @@ def _axes(config: SweepConfig, tree: Mapping[str, Any], prefix: str) -> list[Axi
 
 
 def _check_key(key: str) -> None:
+    if key in _OPTIONS:
+        raise InputError(
+            f"space.{key}: is a group, and an axis is one key: write space.{_OPTIONS[key]}=[...], or run a sweep for "
+            f"each option ({key}=...)"
+        )
     parents = {key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)}
     if key not in keys() and not any(parent in keys() and parent.endswith(".kwargs") for parent in parents):
         raise InputError(f"space.{key}: the config has no such key{did_you_mean(key)}")

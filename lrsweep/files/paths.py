@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,12 @@ class SweepFolder:
         mark = self.path / ".concluded"
         return mark.is_file() and mark.read_text() == f"{trials}\n"
 
+    def check_writable(self) -> None:
+        """Raises StorageError if files cannot be written where the folder is, or will be. Leaves nothing."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
+        with disk_faults(there.absolute()), tempfile.TemporaryFile(dir=there):
+            pass
+
     def create(self) -> None:
         """Creates the folder. Raises StorageError if the disk fails."""
         with disk_faults(self.path):
@@ -73,15 +80,26 @@ class SweepFolder:
 def existing_sweep(name: str) -> SweepFolder:
     """The folder of a finished or running sweep.
 
+    Args:
+        name: The sweep's name, or the path of its folder, such as `outputs/lora_lr/`.
+
     Raises:
         InputError: There is no such sweep (the message lists the existing ones), or its folder contains a symlink.
     """
-    folder = SweepFolder(name)
-    if not re.fullmatch(NAME, name) or not folder.config.is_file():
-        there = sorted(path.parent.name for path in OUTPUTS.glob("*/config.yaml"))
+    path = Path(name)
+    # The name of a sweep here, so that messages are as short as they are for the name.
+    here = path.parent == OUTPUTS or path.parent == OUTPUTS.resolve()
+    folder = SweepFolder(path.name if here else str(path.absolute()) if path.parent.name else name)
+    if not re.fullmatch(NAME, path.name) or not folder.config.is_file():
+        there = existing_names()
         raise InputError(f"{name}: no such sweep in {OUTPUTS}/ (choices: {', '.join(there) or 'none yet'})")
     refuse_symlinks(folder.path)
     return folder
+
+
+def existing_names() -> list[str]:
+    """The names of the sweeps in this working folder, sorted."""
+    return sorted(path.parent.name for path in OUTPUTS.glob("[!.]*/config.yaml"))
 
 
 def remove_checkpoints(trial_folder: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -78,7 +79,10 @@ class Interrupt:
         self.signum: int | None = None
 
     def __enter__(self) -> "Interrupt":
-        self._before = {s: signal.signal(s, self._received) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Python allows handlers in the main thread only; a program may run a sweep in another.
+        own = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if own else ()
+        self._before = {s: signal.signal(s, self._received) for s in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -250,6 +254,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     check_executor(config)
     fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
     folder = SweepFolder(config.name)
+    folder.check_writable()
     automatic = config.search.method == "auto" and not fresh
     config, searched = search_space.settle(config, method_before(config, folder.path) if automatic else None)
     axes = search_space.axes(config)

@@ -20,6 +20,8 @@ from lrsweep.report.summary import Summary
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
+# The height of a label of a parallel coordinate, as a share of the axis.
+_LABEL_HEIGHT = 0.045
 # `svg` replaces these two by the page's own colours, light or dark.
 INK, GRID = "#111827", "#e5e7eb"
 
@@ -47,6 +49,10 @@ def loss_over_axis(summary: Summary) -> Figure:
         else:
             style |= {"linestyle": "none", "alpha": 0.7}
         plot.plot([places(c.result) for c in ordered], [c.mean for c in ordered], **style)
+        for c in ordered:
+            # A point of its own for each trial above all else, which the page can name.
+            at = _gid("point", c.result)
+            plot.plot([places(c.result)], [c.mean], marker="o", markersize=9, alpha=0, zorder=9, gid=at)
     _draw_ties(plot, summary, places, axis)
     _mark_ended_early(plot, summary, places)
     if summary.base_loss is not None:
@@ -55,7 +61,7 @@ def loss_over_axis(summary: Summary) -> Figure:
     _limit_y(plot, summary)
     plot.set_xlabel(axis)
     plot.set_ylabel("final eval loss")
-    plot.legend(frameon=False, fontsize=9, labelcolor=INK)
+    _legend_below(figure, plot, 3)
     return figure
 
 
@@ -123,6 +129,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             [row[objective.key] for row in rows],
             color=colours(0.92 * i / max(len(ordered) - 1, 1)),
             linewidth=3.2 if is_best else 1.4,
+            gid=_gid("curve", result),
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )
     if tops and summary.base_loss is not None:
@@ -132,7 +139,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
     plot.set_xlabel("step")
     plot.set_ylabel(objective.name)
     if len(ordered) <= 16:
-        plot.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2 if len(ordered) > 8 else 1)
+        _legend_below(figure, plot, 4)
     return figure
 
 
@@ -157,9 +164,10 @@ def parallel(summary: Summary) -> Figure | None:
             color=INK if is_best else colours(1 - 0.9 * height),
             linewidth=3 if is_best else 1.2,
             alpha=1 if is_best else 0.8,
+            gid=_gid("line", result),
         )
     for i, (_, column) in enumerate(columns):
-        for text, place in column.items():
+        for text, place in _apart(column):
             plot.annotate(
                 text, (i, place), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center", color=INK
             )
@@ -202,6 +210,32 @@ def _column(key: str, results: Sequence[Result]) -> dict[str, float]:
     return {text: (number - low) / span for text, number in numbers.items()}
 
 
+def _apart(column: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The labels of a column that do not touch: from the bottom up, and the top one in any case."""
+    ordered = sorted(column.items(), key=lambda label: label[1])
+    kept = ordered[:1]
+    for text, place in ordered[1:-1]:
+        if place - kept[-1][1] >= _LABEL_HEIGHT and ordered[-1][1] - place >= _LABEL_HEIGHT:
+            kept.append((text, place))
+    return kept + ordered[1:][-1:]
+
+
+def _gid(kind: str, result: Result) -> str:
+    """The id of a trial's part of a figure, by which the page's script finds it."""
+    return f"{kind}-trial-{result.number}"
+
+
+def _legend_below(figure: Figure, plot: Axes, columns: int) -> None:
+    """The legend below the axes, where it hides nothing, in at most so many columns."""
+    handles, labels = plot.get_legend_handles_labels()
+    if handles:
+        # The figure is as wide as about 110 of its letters, and a line before each label as 8.
+        columns = max(1, min(columns, 110 // (8 + max(map(len, labels)))))
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
+        )
+
+
 def svg(figure: Figure) -> str:
     """The figure as an SVG element in the page's own colours; the same data give the same text."""
     buffer = io.StringIO()
@@ -216,12 +250,21 @@ def png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+class SweepFigure(Figure):
+    """A figure that Jupyter shows, although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
 def _figure() -> tuple[Figure, Axes]:
     """An empty figure in the report's style."""
     with mpl.rc_context(
         {"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
     ):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = SweepFigure(figsize=(7.2, 4.2), layout="constrained")
         plot = figure.add_subplot()
     plot.spines[["top", "right"]].set_visible(False)
     plot.grid(color=GRID, linewidth=0.8)

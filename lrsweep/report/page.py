@@ -1,50 +1,30 @@
-"""report.html: one self-contained file, without scripts or external resources."""
+"""report.html: one self-contained file, which needs no network. Its script is page.js."""
 
 import html
 import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 
 from matplotlib.figure import Figure
 
+from lrsweep.analysis.ranking import Result
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.formatting import format_value
+from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.report.certainty import chosen_values
 from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
-from lrsweep.report.text import label, ordered, recommendation, sentences, status
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #111827; --paper: #ffffff; --faint: #6b7280; --grid: #e5e7eb; --box: #f3f4f6;
-  --good: #ecfdf5; --bad: #b91c1c; --link: #2563eb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --paper: #111418; --faint: #9ca3af; --grid: #374151;
-  --box: #1f2937; --good: #064e3b; --bad: #f87171; --link: #93c5fd; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-a { color: var(--link); }
-.lead { background: var(--box); border-left: 4px solid var(--link); padding: .8rem 1rem; }
-.lead p { margin: .25rem 0; } .lead p:first-child { font-size: 1.15rem; font-weight: 600; }
-.faint { color: var(--faint); }
-svg { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid var(--grid); }
-th:last-child, td:last-child, .text td, .text th { text-align: left; vertical-align: top; }
-tr.best { font-weight: 600; background: var(--good); } tr.diverged, tr.failed { color: var(--bad); }
-tr.pruned { color: var(--faint); }
-pre { background: var(--box); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
-code { font-size: .9em; }
-"""
+from lrsweep.report.text import label, ordered, recommendation, sentences, status, trainer
 
 
-def write_page(summary: Summary, folder: SweepFolder) -> None:
+def write_page(summary: Summary, folder: SweepFolder, config: str) -> None:
     """Writes report.html, and its figures as PNG.
 
     Args:
         summary: The sweep's summary.
         folder: The sweep's folder.
+        config: The best config for the user's trainer; empty if there is none.
 
     Raises:
         StorageError: The disk is full or fails.
@@ -59,15 +39,16 @@ def write_page(summary: Summary, folder: SweepFolder) -> None:
     with disk_faults(folder.report):
         for name, figure in drawn.items():
             png(figure, folder.path / f"{name}.png")
-    write_text(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}))
+    write_text(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}, config))
 
 
-def page(summary: Summary, figures: Mapping[str, str]) -> str:
+def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:
     """The whole page as HTML.
 
     Args:
         summary: The sweep's summary.
         figures: SVG elements by name; missing ones are left out.
+        config: The best config for the user's trainer; empty if there is none.
     """
     name = html.escape(summary.config.name)
     lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
@@ -79,16 +60,21 @@ def page(summary: Summary, figures: Mapping[str, str]) -> str:
         "parallel_coordinates": "Every complete trial, from its values to its loss",
         "importance": "Importance of each axis",
     }
-    drawn = "".join(f"<h2>{title}</h2>\n{figures[key]}\n" for key, title in titles.items() if key in figures)
+    below = {"eval_curves": _toggles(summary)}
+    drawn = "".join(
+        f'<h2>{title}</h2>\n<div class="figure">{figures[key]}</div>\n{below.get(key, "")}'
+        for key, title in titles.items()
+        if key in figures
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name} - lrsweep</title>
 <meta name="description" content="{html.escape(_description(summary), quote=True)}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_part("page.css")}</style></head><body>
 <h1>{name}</h1>
 <p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}:
 {data.train_rows} training rows, {data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
-<div class="lead">{lead}</div>
-{drawn}<h2>Trials</h2>
+<div class="lead">{lead}{_facts(summary)}</div>
+{drawn}{_config(summary, config)}<h2>Trials</h2>
 <div class="wide">{_table(summary)}</div>
 <h2>What the curves show</h2>
 <div class="wide">{_diagnoses(summary)}</div>
@@ -97,12 +83,79 @@ def page(summary: Summary, figures: Mapping[str, str]) -> str:
 <h2>Config</h2>
 <details><summary>The sweep's whole config</summary>
 <pre>{html.escape(to_yaml(summary.config.masked()))}</pre></details>
+<div id="tip" role="status" hidden></div>
+<script type="application/json" id="facts">{_trial_facts(summary)}</script>
+<script>{_part("page.js")}</script>
 </body></html>
 """
 
 
 def _description(summary: Summary) -> str:
     return recommendation(summary) if summary.verdict.recommended else "No trial completed."
+
+
+def _facts(summary: Summary) -> str:
+    """The result in numbers."""
+    verdict = summary.verdict
+    best = verdict.recommended
+    if best is None:
+        return ""
+    safe = verdict.safe_range
+    steps = sum(result.step for result in summary.results)
+    facts = {
+        "learning rate": format_value(best.result.lr),
+        "safe range": "not known" if safe is None else f"{format_value(safe.low)} to {format_value(safe.high)}",
+        "eval loss": f"{format_loss(best.mean)} ({len(best.losses)} seed{'s' * (len(best.losses) > 1)})",
+        "noise": "not measured" if verdict.noise is None else f"\u00b1{verdict.noise.deviation:.4f}",
+        "tied trials": ", ".join(str(tie.result.number) for tie in verdict.ties[1:]) or "none",
+        "cost": f"{len(summary.results)} trials, {steps} steps, {format_duration(summary.about.seconds)}",
+    }
+    rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _config(summary: Summary, config: str) -> str:
+    """The best config, to copy, and the command that writes it."""
+    if not config:
+        return ""
+    dialect = trainer(summary)
+    command = f"lrsweep export {summary.config.name} --to {dialect} --out best.yaml"
+    return f"""<h2>The best config for {html.escape(dialect)}</h2>
+<div class="copied"><pre id="best">{html.escape(config)}</pre><button type="button" data-copy="best">Copy</button></div>
+<pre>{html.escape(command)}</pre>
+"""
+
+
+def _part(file: str) -> str:
+    """A file of this folder that is put into the page."""
+    return resources.files("lrsweep.report").joinpath(file).read_text(encoding="utf-8")
+
+
+def _toggles(summary: Summary) -> str:
+    """A button for each trial, which hides its curve."""
+    pressed = 'type="button" aria-pressed="true"'
+    buttons = "".join(
+        f'<button {pressed} data-toggle="{result.number}">{html.escape(_named(result))}</button>'
+        for result in ordered(summary)
+    )
+    return f'<div class="toggles">{buttons}</div>\n'
+
+
+def _named(result: Result) -> str:
+    values = ", ".join(
+        f"{key.rsplit('.', 1)[-1]} {format_value(value)}" for key, value in chosen_values(result).items()
+    )
+    return f"{result.number}: {values}"
+
+
+def _trial_facts(summary: Summary) -> str:
+    """What the page shows of a trial under the pointer, as JSON that is safe in HTML."""
+    facts = {
+        str(result.number): f"trial {_named(result)}; eval loss {format_loss(result.eval_loss)} at step {result.step}; "
+        f"{label(summary, result)}; {status(summary, result)}"
+        for result in summary.results
+    }
+    return json.dumps(facts).replace("<", "\\u003c")
 
 
 def _mlflow(summary: Summary) -> str:
@@ -126,8 +179,10 @@ def _table(summary: Summary) -> str:
             str(result.step),
             status(summary, result),
         ]
-        rows.append(f'<tr class="{"best" if is_best else result.status}">{_cells("td", cells)}</tr>')
-    return f"<table><thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        kind = "best" if is_best else result.status
+        rows.append(f'<tr class="{kind}" data-trial="{result.number}">{_cells("td", cells)}</tr>')
+    table = f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<table class="sortable">{table}</table>'
 
 
 def _diagnoses(summary: Summary) -> str:

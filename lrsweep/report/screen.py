@@ -1,8 +1,9 @@
 """The terminal output of a running sweep: a live table, or plain lines if the output is not a terminal."""
 
 import contextlib
+import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.formatting import format_duration, format_loss, format_value
@@ -126,7 +128,16 @@ class LiveScreen:
 
     @contextlib.contextmanager
     def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
-        """Shows the table and the progress bar in this block."""
+        """Shows the table and the progress bar in this block. They stay if it is interrupted."""
+        self._begin(trials, done, steps)
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True) as live:
+            try:
+                yield
+            except BaseException:
+                live.transient = False
+                raise
+
+    def _begin(self, trials: int, done: int, steps: int) -> None:
         self._clock.begin(steps)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -136,8 +147,6 @@ class LiveScreen:
             console=self._console,
         )
         self._task = self._progress.add_task("trials", total=trials, completed=done, left="?")
-        with Live(console=self._console, refresh_per_second=4, get_renderable=self._draw, transient=True):
-            yield
 
     def note(self, text: str) -> None:
         """Prints a line above the table."""
@@ -189,7 +198,18 @@ class LiveScreen:
                 row.status,
                 style=_STYLES.get(row.status),
             )
-        return Group(table, self._progress)
+        return Group(table, Text(self._best()), self._progress)
+
+    def _best(self) -> str:
+        """The trial with the lowest loss so far: of the complete ones, or else of those that run."""
+        measured = [(number, row) for number, row in self._rows.items() if row.eval_loss is not None]
+        finite = [entry for entry in measured if entry[1].status not in ("diverged", "failed")]
+        complete = [entry for entry in finite if entry[1].status == "complete"]
+        if not finite:
+            return ""
+        number, row = min(complete or finite, key=lambda entry: entry[1].eval_loss or 0.0)
+        values = " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in row.values.items())
+        return f"best so far: trial {number} {values}, eval loss {format_loss(row.eval_loss)}"
 
 
 class PlainScreen:
@@ -261,6 +281,60 @@ class PlainScreen:
         return f"trial {number} {values}"
 
 
+class NotebookScreen(LiveScreen):
+    """The live table and the notes as one output of a Jupyter cell, which stays.
+
+    Args:
+        show: Shows HTML in place of what it has shown before.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(Console(file=io.StringIO(), record=True, width=120, force_jupyter=False, markup=False))
+        self._show = show
+        self._notes: list[str] = []
+        self._shown = ""
+
+    @contextlib.contextmanager
+    def running(self, trials: int, done: int, steps: int) -> Iterator[None]:
+        """Shows the table and the progress bar from now on."""
+        self._begin(trials, done, steps)
+        try:
+            yield
+        finally:
+            self.waited()
+
+    def note(self, text: str) -> None:
+        """Shows a line above the table."""
+        self._notes.append(text)
+        self.waited()
+
+    def waited(self) -> None:
+        """Shows what is new."""
+        for note in self._notes:
+            self._console.print(note, highlight=False)
+        if self._rows:
+            self._console.print(self._draw())
+        text = self._console.export_html(inline_styles=True, code_format="<pre style='line-height:1.3'>{code}</pre>")
+        if text != self._shown:
+            self._shown = text
+            self._show(text)
+
+
 def open_screen(console: Console) -> Screen:
     """A live screen if the console is a terminal, else a plain one."""
     return LiveScreen(console) if console.is_terminal else PlainScreen(console)
+
+
+def screen_of_caller(*, quiet: bool) -> Screen:
+    """The screen for a program that runs a sweep: in Jupyter the cell's output, else the terminal or plain lines.
+
+    Args:
+        quiet: Shows nothing.
+    """
+    console = Console(markup=False, quiet=quiet)
+    if quiet or not console.is_jupyter:
+        return PlainScreen(console) if quiet else open_screen(console)
+    from IPython.display import HTML, display
+
+    handle = display(HTML(""), display_id=True)
+    return NotebookScreen(lambda text: handle.update(HTML(text)))

@@ -58,6 +58,8 @@ class About:
     importances: Mapping[str, float] = field(default_factory=dict)
 
 
+# The version of summary.json's schema, docs/summary.schema.json. It grows if a key goes, or changes its meaning.
+SCHEMA = 1
 # Labels that compare a trial with better ones.
 _WORSE = ("too_low", "too_high")
 
@@ -225,6 +227,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
     verdict, about = summary.verdict, summary.about
     best = verdict.recommended
     return {
+        "schema": SCHEMA,
         "name": summary.config.name,
         "lrsweep": __version__,
         "best": None

@@ -15,6 +15,8 @@ from lrsweep.report.lengths import lengths
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
+# Characters that no table has in one line.
+_WHOLE = 1000
 _BATCH_KEYS = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
@@ -46,13 +48,13 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
             style=_style(result, best),
         )
     console.print()
-    console.print(table)
+    # In a file or a pipe nothing limits the length of a line.
+    console.print(table, width=None if console.is_terminal else _WHOLE)
     console.print()
     for line in sentences(summary):
         console.print(line, highlight=False, soft_wrap=True)
     console.print()
-    name, origin = summary.config.name, summary.config.origin
-    dialect = origin.dialect if origin else summary.config.engine.dialect or "transformers"
+    name, dialect = summary.config.name, trainer(summary)
     for what, text in (
         ("Report", str(folder.report)),
         ("Config", str(folder.best / "recommended.yaml")),
@@ -62,6 +64,12 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
     ):
         if text:
             console.print(f"{f'{what}:' if what else '':<8} {text}", highlight=False, soft_wrap=True)
+
+
+def trainer(summary: Summary) -> str:
+    """The dialect of the user's trainer, as far as the sweep shows it."""
+    origin = summary.config.origin
+    return origin.dialect if origin else summary.config.engine.dialect or "transformers"
 
 
 def sentences(summary: Summary) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrsweep.config.schema import TrackingConfig
 from lrsweep.tracking.experiment import check_experiment
-from lrsweep.tracking.history import run_history
+from lrsweep.tracking.history import run_history, tag_active_run
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
 from lrsweep.tracking.store import Store, default_uri
 from lrsweep.tracking.tracker import DatasetInfo, NoTracker, Tracker
@@ -23,6 +23,7 @@ __all__ = [
     "open_tracker",
     "run_history",
     "serve_ui",
+    "tag_active_run",
 ]
 
 

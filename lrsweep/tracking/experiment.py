@@ -10,6 +10,7 @@ from lrsweep.errors import InputError
 from lrsweep.tracking.pending import PendingRun, now
 from lrsweep.tracking.tracker import DatasetInfo
 
+_LONGEST_TAG = 6000
 # The trials' colors, in turn: matplotlib's default ten. MLflow picks colors at random, and similar ones are common.
 _COLORS = (
     "#1f77b4",
@@ -36,6 +37,7 @@ class Experiment:
 
     Attributes:
         id: The experiment's id in MLflow.
+        sweep_id: The sweep's id.
 
     Raises:
         InputError: The experiment was deleted.
@@ -43,7 +45,7 @@ class Experiment:
 
     def __init__(self, client: Any, name: str, artifacts: Path | None, sweep_id: str) -> None:
         self._client = client
-        self._sweep_id = sweep_id
+        self.sweep_id = sweep_id
         self._parent_id = ""
         self.id = self._find_or_create(name, artifacts)
 
@@ -69,7 +71,7 @@ class Experiment:
         Args:
             title: The title of a new run.
         """
-        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.`lrsweep.run` = 'sweep'"
+        mine = f"tags.`lrsweep.sweep_id` = '{self.sweep_id}' AND tags.`lrsweep.run` = 'sweep'"
         found = self._client.search_runs([self.id], mine, max_results=1, order_by=["start_time ASC"])
         if found:
             run = found[0]
@@ -123,27 +125,30 @@ class Experiment:
     def ended_trials(self) -> set[int]:
         """Returns the numbers of the trials whose runs have ended and were not interrupted."""
         mine = (
-            f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
+            f"tags.`lrsweep.sweep_id` = '{self.sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
             "AND attributes.status != 'RUNNING' AND tags.status != 'interrupted'"
         )
         return {int(run.data.tags["trial"]) for run in self._client.search_runs([self.id], mine, max_results=50_000)}
 
-    def label_trials(self, labels: Mapping[int, str]) -> None:
-        """Sets the tag `diagnosis` of the sweep's trials, where it differs.
+    def label_trials(self, tags: Mapping[int, Mapping[str, str]]) -> None:
+        """Sets tags of the sweep's trials, where they differ.
 
         Args:
-            labels: The label by trial number.
+            tags: Tags by trial number.
         """
-        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}'"
+        from mlflow.entities import RunTag
+
+        mine = f"tags.`lrsweep.sweep_id` = '{self.sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}'"
         for run in self._client.search_runs([self.id], mine, max_results=50_000):
-            label = labels.get(int(run.data.tags["trial"]))
-            if label is not None and run.data.tags.get("diagnosis") != label:
-                self._client.set_tag(run.info.run_id, "diagnosis", label)
+            wanted = tags.get(int(run.data.tags["trial"]), {})
+            changed = [RunTag(key, value) for key, value in wanted.items() if run.data.tags.get(key) != value]
+            if changed:
+                self._client.log_batch(run.info.run_id, tags=changed)
 
     def end_stale_trials(self) -> None:
         """Ends runs that a killed process left running. The sweep has ended, so nothing works on them."""
         stale = (
-            f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
+            f"tags.`lrsweep.sweep_id` = '{self.sweep_id}' AND tags.mlflow.parentRunId = '{self._parent_id}' "
             "AND attributes.status = 'RUNNING'"
         )
         for run in self._client.search_runs([self.id], stale):
@@ -152,7 +157,7 @@ class Experiment:
 
     def _create_trial(self, run: PendingRun) -> str:
         """Creates a child run; deletes those of earlier attempts, also of a request whose response was lost."""
-        mine = f"tags.`lrsweep.sweep_id` = '{self._sweep_id}' AND tags.trial = '{run.trial}'"
+        mine = f"tags.`lrsweep.sweep_id` = '{self.sweep_id}' AND tags.trial = '{run.trial}'"
         for earlier in self._client.search_runs([self.id], mine):
             self._client.delete_run(earlier.info.run_id)
         assert run.trial is not None
@@ -165,7 +170,19 @@ class Experiment:
         return str(self._client.create_run(self.id, run.started, tags, run.title).info.run_id)
 
     def _identity(self) -> dict[str, str]:
-        return {"lrsweep.sweep_id": self._sweep_id, "mlflow.source.name": "lrsweep", "mlflow.source.type": "LOCAL"}
+        return {"lrsweep.sweep_id": self.sweep_id, "mlflow.source.name": "lrsweep", "mlflow.source.type": "LOCAL"}
+
+
+def mlflow_tags(tags: Mapping[str, str], run_id: str) -> dict[str, str]:
+    """The tags as MLflow has them: a description is a tag of its own, and links to a run's files by their address.
+
+    Args:
+        tags: Tags by name.
+        run_id: The run that has the linked files.
+    """
+    named = {"mlflow.note.content" if key == "description" else key: value for key, value in tags.items()}
+    files = f"](get-artifact?run_uuid={run_id}&path="
+    return {key: value.replace("](artifact:", files)[:_LONGEST_TAG] for key, value in named.items()}
 
 
 def check_experiment(client: Any, name: str) -> None:

@@ -1,6 +1,7 @@
 """Reads a run's curves from MLflow."""
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,16 @@ from lrsweep.libraries import environment
 from lrsweep.tracking.store import ENVIRONMENT, Store, default_uri, one_line
 
 _NAMES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
+
+
+def tag_active_run(tags: Mapping[str, str]) -> None:
+    """Sets tags of the MLflow run that the calling program has open. Does nothing if it has none."""
+    if "mlflow" not in sys.modules:
+        return
+    import mlflow
+
+    if mlflow.active_run() is not None:
+        mlflow.set_tags(dict(tags))
 
 
 def run_history(run_id: str, uri: str | None = None) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import TrackingConfig
-from lrsweep.tracking.experiment import Experiment
+from lrsweep.tracking.experiment import Experiment, mlflow_tags
 from lrsweep.tracking.pending import PendingRun, now, texts
 from lrsweep.tracking.store import Store, one_line
 from lrsweep.tracking.system_metrics import SystemMetrics
@@ -51,7 +51,7 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._keep_sending, name="lrsweep-tracking", daemon=True)
         self._failures = 0
         self._not_before = 0.0
-        self._labels: Mapping[int, str] = {}
+        self._final_tags: Mapping[int, Mapping[str, str]] = {}
         self._session = contextlib.ExitStack()
 
     @property
@@ -70,7 +70,8 @@ class MlflowTracker:
 
     def compare_url(self) -> str:
         """Returns the URL of the experiment's chart page."""
-        return compare_url(self._store.uri if self._store.is_server else "http://127.0.0.1:5000", self._experiment.id)
+        server = self._store.uri if self._store.is_server else "http://127.0.0.1:5000"
+        return compare_url(server, self._experiment.id, self._experiment.sweep_id)
 
     def start(
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
@@ -122,9 +123,9 @@ class MlflowTracker:
         """Ends a trial's run."""
         self._trials[number].finish(status, tags)
 
-    def label(self, labels: Mapping[int, str]) -> None:
-        """Keeps the diagnoses for `finish`."""
-        self._labels = labels
+    def label(self, tags: Mapping[int, Mapping[str, str]]) -> None:
+        """Keeps the trials' last tags for `finish`."""
+        self._final_tags = {number: mlflow_tags(found, "") for number, found in tags.items()}
 
     def finish(
         self,
@@ -142,7 +143,7 @@ class MlflowTracker:
         # A sweep that is finished again must not log its results a second time.
         self._parent.add({key: value for key, value in metrics.items() if self._parent_metrics.get(key) != value})
         self._parent.artifacts = list(artifacts)
-        self._parent.finish(status, tags or {})
+        self._parent.finish(status, mlflow_tags(tags or {}, self._parent.run_id or ""))
         self._not_before = 0.0
         # The last call may come after an earlier one has closed the session.
         with self._store.session():
@@ -170,7 +171,7 @@ class MlflowTracker:
             try:
                 self._send_all()
                 if last:
-                    self._experiment.label_trials(self._labels)
+                    self._experiment.label_trials(self._final_tags)
                     self._experiment.end_stale_trials()
             # A server, proxy or disk may raise anything, and a tracking failure must not end the training.
             except Exception as fault:

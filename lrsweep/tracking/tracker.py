@@ -108,11 +108,11 @@ class Tracker(Protocol):
             tags: More tags of the run.
         """
 
-    def label(self, labels: Mapping[int, str]) -> None:
-        """Sets the diagnoses of the trials' curves, which `finish` sends.
+    def label(self, tags: Mapping[int, Mapping[str, str]]) -> None:
+        """Sets what the trials' runs say about them in the end, which `finish` sends.
 
         Args:
-            labels: The label by trial number.
+            tags: Tags by trial number. `description` is Markdown, for the run's page.
         """
 
     def finish(
@@ -131,7 +131,8 @@ class Tracker(Protocol):
             status: `complete`, `failed` or `interrupted`.
             metrics: The sweep's results by name.
             artifacts: Files and folders to attach to the run. A folder keeps its name.
-            tags: More tags of the parent run.
+            tags: More tags of the parent run. `description` is Markdown, for the run's page; in it, a file of
+                `artifacts` is linked as `artifact:NAME`.
         """
 
     def ui_command(self) -> str:

@@ -1,11 +1,18 @@
 """MLflow's UI: serves it for a store, and makes links to it."""
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from lrsweep.errors import InputError
 from lrsweep.tracking.store import ENVIRONMENT, Store
@@ -18,7 +25,7 @@ def ui_command(store: Store) -> str:
     return shlex.join(["mlflow", "ui", "--backend-store-uri", store.shown, "--host", "127.0.0.1"])
 
 
-def compare_url(server: str, experiment_id: str) -> str:
+def compare_url(server: str, experiment_id: str, sweep_id: str = "") -> str:
     """Returns the URL of an experiment's chart page.
 
     MLflow would open the GenAI view by default, and would collapse the trials under their parent, where charts leave
@@ -27,19 +34,25 @@ def compare_url(server: str, experiment_id: str) -> str:
     Args:
         server: The UI's address.
         experiment_id: MLflow's experiment id.
+        sweep_id: Shows the runs of this sweep only, not those of an earlier one of the same name; empty shows all.
     """
+    # Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
+    shown = "tags.trial LIKE '%'" + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
         f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey=metrics.%60eval_loss%60&orderByAsc=true"
+        f"&searchFilter={quote(shown)}"
     )
 
 
-def serve_ui(uri: str, port: int = 5000) -> int:
+def serve_ui(uri: str, port: int = 5000, links: Mapping[str, str] | None = None, *, browse: bool = False) -> int:
     """Serves the UI of a database store on 127.0.0.1 until a signal or its own end. Call it in the main thread.
 
     Args:
         uri: The store's tracking URI.
         port: The port to listen on.
+        links: The pages to print, by sweep; the last one is opened.
+        browse: Whether to open it in the browser.
 
     Returns:
         0 after a signal, else the server's exit code.
@@ -60,6 +73,14 @@ def serve_ui(uri: str, port: int = 5000) -> int:
     # The server has its own session: MLflow passes signals on to its workers, and a worker that gets Ctrl-C twice
     # prints tracebacks.
     server = subprocess.Popen(command, env=environment, start_new_session=True)
+    if links:
+        longest = max(map(len, links))
+        print("\n".join(f"{name:<{longest}}  {link}" for name, link in links.items()), flush=True)
+    if links and browse:
+        opener = threading.Thread(
+            target=_open, args=(f"http://127.0.0.1:{port}", list(links.values())[-1]), daemon=True
+        )
+        opener.start()
     stopped = False
 
     def stop(*_: object) -> None:
@@ -74,3 +95,12 @@ def serve_ui(uri: str, port: int = 5000) -> int:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     return 0 if stopped else code
+
+
+def _open(server: str, link: str) -> None:
+    """Opens a page in the browser as soon as the server answers, within a minute."""
+    for _ in range(120):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{server}/health", timeout=2):  # noqa: S310
+            webbrowser.open(link)
+            return
+        time.sleep(0.5)

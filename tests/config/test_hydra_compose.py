@@ -80,6 +80,17 @@ def test_every_group_file_says_every_key() -> None:
         (["+sweep=lora_lr", "optimizr.lr=1"], "optimizr.lr: no such key; did you mean optimizer.lr?"),
         (["+sweep=lora_lr", "optimizer.weight_decy=1"], "did you mean optimizer.weight_decay?"),
         (["+sweep=lora_lr", "optimzer=adamw"], "optimzer: no such key; did you mean optimizer?"),
+        (
+            ["+sweep=lora_lr", "optimizer.learning_rate=1"],
+            "optimizer.learning_rate: no such key; did you mean optimizer.lr?",
+        ),
+        (["+sweep=lora_lr", "training.lr=1"], "training.lr: no such key; did you mean optimizer.lr?"),
+        (["+sweep=lora_lr", "batch_size=4"], "batch_size: no such key; did you mean training.batch_size?"),
+        (
+            ["+sweep=lora_lr", "epochs=3"],
+            "epochs: no such key; did you mean training.max_steps? (a trial's length is in steps",
+        ),
+        (["+sweep=lora_lr", "model_path=x"], "model_path: no such key; did you mean model.path?"),
         (["+sweep=lora_lr", "optimizer=adamv"], "optimizer=adamv: no such option; did you mean adamw?"),
         (["+sweep=lora_lr", "optimizer.lr=0"], "optimizer.lr=0: input should be greater than 0"),
         (["+sweep=lora_lr", "optimizer.lr=nan"], "optimizer.lr=nan: input should be a finite number"),

@@ -113,6 +113,10 @@ def test_trials_that_can_share_a_pack_follow_each_other() -> None:
         ("space.optimizer.lr=[1e-4,-1]", "space.optimizer.lr=-1: input should be greater than 0"),
         ("space.optimizer.lr=[1e-4,nan]", "space.optimizer.lr=nan: input should be a finite number"),
         ("space.optimizer.lr=1e-4", "space.optimizer.lr=0.0001: an axis is a list of choices"),
+        (
+            "space.optimizer=[adamw,sgd]",
+            "space.optimizer: is a group, and an axis is one key: write space.optimizer.name=",
+        ),
         ("space.optimizer.rl=[1]", "space.optimizer.rl: the config has no such key; did you mean optimizer.lr?"),
         ("space.optimizer.lr={low: 1e-4, high: 1e-3}", "add num: 5"),
         ("space.optimizer.lr={low: 1e-3, high: 1e-4, num: 3}", "low (0.001) must be below high (0.0001)"),

@@ -106,3 +106,15 @@ def test_a_folder_that_cannot_be_made_is_a_storage_fault(tmp_path: Path, monkeyp
     (tmp_path / "outputs").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match="outputs"):
         SweepFolder("x").create()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write into")
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    SweepFolder("here").check_writable()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.chdir("/proc/self")
+    with pytest.raises(StorageError, match=r"^/proc/"):
+        SweepFolder("here").check_writable()

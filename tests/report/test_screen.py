@@ -1,12 +1,14 @@
-"""What a sweep prints while it trains, where there is no terminal."""
+"""What a sweep prints while it trains, in a notebook and where there is no terminal."""
 
+import contextlib
 import io
 
 import pytest
 from rich.console import Console
 
 from lrsweep.config.hydra_compose import sweep_config
-from lrsweep.report.screen import Clock, PlainScreen
+from lrsweep.formatting import format_factor
+from lrsweep.report.screen import Clock, NotebookScreen, PlainScreen
 from lrsweep.training.engines import Measurement
 
 CONFIG = sweep_config(["+sweep=lora_lr", "training.max_steps=60"])
@@ -66,3 +68,33 @@ def test_half_a_minute_without_a_line_prints_the_progress(time: Time) -> None:
         time.now += 29
         plain.waited()
         assert out.getvalue().splitlines()[-1] == "a line"
+
+
+def test_a_notebooks_table_says_the_best_so_far_and_stays() -> None:
+    shown: list[str] = []
+    screen = NotebookScreen(shown.append)
+    screen.note("60 steps to train")
+    with contextlib.suppress(KeyboardInterrupt), screen.running(3, 0, 60):
+        for number, loss in ((0, 4.0), (1, 3.0), (2, 1.0)):
+            screen.trial_started(number, {"optimizer.lr": 10.0 ** (number - 4)}, CONFIG)
+            screen.measured(Measurement(number, 60, {"eval_loss": loss}))
+        screen.trial_finished(0, "complete", "")
+        screen.waited()
+        assert "best so far: trial 0 lr=0.0001, eval loss 4.0000" in shown[-1], "the others may still rise"
+        screen.trial_finished(1, "complete", "")
+        screen.trial_finished(2, "diverged", "loss")
+        raise KeyboardInterrupt
+    assert "60 steps to train" in shown[-1]
+    assert "best so far: trial 1 lr=0.001, eval loss 3.0000" in shown[-1]
+    assert "2/3" not in shown[-1]
+    assert "3/3" in shown[-1]
+
+
+def test_factors_have_no_exponent() -> None:
+    assert [format_factor(value) for value in (3.14, 9.06, 23.4, 234.5, 12345.0)] == [
+        "3.1",
+        "9.1",
+        "23",
+        "230",
+        "12000",
+    ]

@@ -168,7 +168,9 @@ def test_a_sweep_reads_back(
     whole_trial(tracker, 1, steps=1200)
     tracker.start_trial(2, "0002 lr=1", {"optimizer.lr": 1.0}, {})
     tracker.finish_trial(2, "diverged", {"reason": "loss"})
-    tracker.finish("complete", {"best_eval_loss": 0.2}, [folder / "config.yaml", best])
+    tracker.label({0: {"diagnosis": "too_low", "description": "**too low**", "rank": "2"}})
+    shown = {"description": "The best.\n\n![figure](artifact:loss.png)"}
+    tracker.finish("complete", {"best_eval_loss": 0.2}, [folder / "config.yaml", best], shown)
     assert tracker.unsent == 0
     assert capfd.readouterr() == ("", "")
 
@@ -192,7 +194,10 @@ def test_a_sweep_reads_back(
     assert len({run.data.tags["mlflow.runColor"] for run in read.children}) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in read.children} == {read.parent.info.run_id}
     assert read.trial(0).data.params == {"optimizer.lr": "0.0001"}
-    assert {"diagnosis": "healthy", "status": "complete"}.items() <= read.trial(0).data.tags.items()
+    wanted = {"diagnosis": "too_low", "status": "complete", "mlflow.note.content": "**too low**", "rank": "2"}
+    assert wanted.items() <= read.trial(0).data.tags.items()
+    address = f"get-artifact?run_uuid={read.parent.info.run_id}&path=loss.png"
+    assert read.parent.data.tags["mlflow.note.content"] == f"The best.\n\n![figure]({address})"
     assert {"reason": "loss", "status": "diverged"}.items() <= read.trial(2).data.tags.items()
     for number, steps in ((0, range(20)), (1, range(1200))):
         for key in ("loss", "eval_loss"):

@@ -1,0 +1,47 @@
+"""`lrsweep.diagnose`: the diagnosis of a loss curve that a program already has."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrsweep.analysis.diagnosis import Curve, Diagnosis, curve
+from lrsweep.analysis.diagnosis import diagnose as diagnose_curve
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def diagnose(
+    log_history: Rows | str | Path,
+    others: Sequence[Rows | str | Path] = (),
+    *,
+    weight_decay: float | None = None,
+) -> Diagnosis:
+    """Diagnoses a run's loss curve: one label, the evidence, and what to change.
+
+    Args:
+        log_history: `trainer.state.log_history`, or any rows with `step` and some of `loss`, `eval_loss`,
+            `learning_rate` and `grad_norm`; or a log file that `lrsweep diagnose` reads.
+        others: Other runs of the same task at other rates, which make the diagnosis surer.
+        weight_decay: The run's weight decay; None if it is not known.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    return diagnose_curve(_curve(log_history, weight_decay), [_curve(other) for other in others])
+
+
+def _curve(given: Rows | str | Path, weight_decay: float | None = None) -> Curve:
+    if isinstance(given, str | Path):
+        from lrsweep.analysis import log_readers
+        from lrsweep.tracking import run_history
+
+        return log_readers.read(str(given), run_history)
+    return curve((_with_eval_loss(row) for row in given), weight_decay)
+
+
+def _with_eval_loss(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row; with several eval sets, the Trainer logs eval_NAME_loss for each, and the first one counts."""
+    if "eval_loss" in row:
+        return row
+    named = next((key for key in row if key.startswith("eval_") and key.endswith("_loss")), None)
+    return row if named is None else {**row, "eval_loss": row[named]}

@@ -36,6 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from lrsweep.config.hydra_compose import sweep_config
     from lrsweep.libraries import quiet
     from lrsweep.report import range_test as shown
+    from lrsweep.report.terminal import Terminal
 
     config = sweep_config(arguments.overrides)
     rates = range_test.rates(arguments.low, arguments.high, arguments.steps)
@@ -43,10 +44,9 @@ def run(argv: Sequence[str]) -> int:
         shown.check_plot(arguments.plot)
     quiet()
     logging.captureWarnings(True)
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True, markup=False)
+    console = Terminal(stderr=True)
 
     def progress(points: "Iterable[RampPoint]") -> "Iterable[RampPoint]":
         quietly = not console.is_terminal

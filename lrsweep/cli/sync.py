@@ -22,12 +22,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--uri", help="the tracking store (default: the sweep's own)")
     parser.add_argument("--storage", metavar="URL", help="the study's database, if its URL has a password")
     arguments = parser.parse_args(argv)
-    from rich.console import Console
 
     from lrsweep.report.screen import open_screen
+    from lrsweep.report.terminal import Terminal
 
     quiet()
-    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console(markup=False))))
+    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Terminal())))
     return 0
 
 

@@ -23,6 +23,7 @@ from lrsweep.files.metrics_log import MetricsLog
 from lrsweep.files.paths import SweepFolder, remove_checkpoints
 from lrsweep.files.row_losses import write_row_losses
 from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.formatting import printable
 from lrsweep.orchestration.liveness import BEAT_EVERY
 from lrsweep.search.records import Record, TrialSpec
 from lrsweep.search.sync_halving import EvalReport
@@ -141,7 +142,7 @@ class Worker:
         if paused or not self.study.owns(number):
             self.study.release(number)
             return
-        reason = self.config.redactor.mask(outcome.reason)
+        reason = printable(self.config.redactor.mask(outcome.reason))
         if outcome.in_company:
             self.study.suspect(number, reason)
             return

@@ -1,8 +1,10 @@
 """The figures of a sweep: final loss over an axis, eval curves, parallel coordinates and importances."""
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#
 _ENDED_EARLY = "#9ca3af"
 # `svg` replaces these two by the page's own colours, light or dark.
 INK, GRID = "#111827", "#e5e7eb"
+
+
+@contextlib.contextmanager
+def literal_text() -> Iterator[None]:
+    """Draws text as it is in this block: a $ starts no formula, and nothing warns of a character that has no glyph."""
+    with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        yield
 
 
 def loss_over_axis(summary: Summary) -> Figure:

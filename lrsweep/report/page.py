@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.formatting import format_loss, format_value
+from lrsweep.formatting import format_loss, format_value, printable
 from lrsweep.report.certainty import chosen_values
-from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
+from lrsweep.report.figures import eval_curves, importance, literal_text, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
 from lrsweep.report.text import label, ordered, recommendation, sentences, status
 
@@ -39,6 +39,7 @@ code { font-size: .9em; }
 """
 
 
+@literal_text()
 def write_page(summary: Summary, folder: SweepFolder) -> None:
     """Writes report.html, and its figures as PNG.
 
@@ -59,7 +60,7 @@ def write_page(summary: Summary, folder: SweepFolder) -> None:
     with disk_faults(folder.report):
         for name, figure in drawn.items():
             png(figure, folder.path / f"{name}.png")
-    write_text(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}))
+    write_text(folder.report, printable(page(summary, {name: svg(figure) for name, figure in drawn.items()})))
 
 
 def page(summary: Summary, figures: Mapping[str, str]) -> str:

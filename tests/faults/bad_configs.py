@@ -255,7 +255,7 @@ SWEEP_FILES = [
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/object/apply:os.system ['touch owned']\n"),
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/name:os.system\n"),
     own("sweeps/mine.yaml: not UTF-8", b"# @package _global_\nname: \xff\xfe\n"),
-    own("sweeps/mine.yaml: a sweep file is a mapping", "- optimizer\n- model\n"),
+    own("sweeps/mine.yaml: a config file is a mapping", "- optimizer\n- model\n"),
     own("just words: no such key", "just words\n"),
     own("sweeps/mine.yaml:5: more than 20000 values", BOMB, process=True),
     own("sweeps/mine.yaml:1: *a contains itself", "a: &a [*a]\n"),
@@ -280,7 +280,11 @@ SWEEP_FILES = [
         ("+sweep=lora_lr", "model=own"),
         {"conf/model/own.yaml": "path: x\npth: x\n"},
     ),
-    Bad("model=['a', 'b']: ", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": "- a\n- b\n"}),
+    Bad(
+        "conf/model/own.yaml: a config file is a mapping",
+        ("+sweep=lora_lr", "model=own"),
+        {"conf/model/own.yaml": "- a\n- b\n"},
+    ),
 ]
 
 PLACES = [

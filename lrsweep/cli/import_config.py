@@ -1,9 +1,8 @@
 """`lrsweep import FORMAT FILE`: turns another trainer's config into a sweep."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.cli.arguments import ArgumentParser, file_path
 
 
 def run(argv: Sequence[str]) -> int:
@@ -12,8 +11,10 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "format", metavar="FORMAT", help="the trainer's name, such as llamafactory, transformers, trl, axolotl"
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the trainer's YAML file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: sweeps/, by FILE's name)")
+    parser.add_argument("file", type=file_path, metavar="FILE", help="the trainer's YAML file")
+    parser.add_argument(
+        "--out", type=file_path, metavar="FILE", help="the file to write (default: sweeps/, by FILE's name)"
+    )
     arguments = parser.parse_args(argv)
     from lrsweep.dialects import importer
     from lrsweep.files.atomic import write_text

@@ -68,7 +68,7 @@ def _failed(fault: LrsweepError) -> int:
     """Prints an error's line, and its traceback if LRSWEEP_DEBUG asks for it; returns its exit code."""
     if isinstance(fault, UnexpectedError) and os.environ.get("LRSWEEP_DEBUG", "0") not in ("", "0"):
         print(printable(fault.traceback), end="", file=sys.stderr)
-    _say(mask(str(fault)))
+    _say(str(fault))
     try:
         _flush_stdout()
     except (OSError, StorageError):
@@ -79,7 +79,7 @@ def _failed(fault: LrsweepError) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"lrsweep: {printable(' '.join(text.splitlines()))}", file=sys.stderr)
+        print(printable(mask(f"lrsweep: {' '.join(text.splitlines())}")), file=sys.stderr)
 
 
 def _discard_stdout() -> None:
@@ -108,7 +108,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from lrsweep.config import hydra_compose
 
-    if any(argument.startswith("-") and "=" not in argument for argument in argv):
+    if any(argument.startswith("-") for argument in argv):
         hydra_compose.hydra_flags(argv)
         return 0
     if not argv:

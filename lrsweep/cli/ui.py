@@ -16,4 +16,4 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(f"ui: --port {arguments.port}: a port is a number from 1 to 65535")
     from lrsweep.tracking import default_uri, serve_ui
 
-    return serve_ui(arguments.uri or default_uri(), port=arguments.port)
+    return serve_ui(default_uri() if arguments.uri is None else arguments.uri, port=arguments.port)

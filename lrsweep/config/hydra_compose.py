@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrsweep.config.hydra_errors import one_line
+from lrsweep.config.hydra_errors import first_line, one_line
 from lrsweep.config.schema import SweepConfig, flatten, validate
 from lrsweep.config.user_files import CONF, own_conf, read_config, sweep_files
 from lrsweep.errors import InputError
@@ -74,6 +74,8 @@ def sweep_config(overrides: Sequence[str]) -> SweepConfig:
 
 def hydra_flags(argv: Sequence[str]) -> None:
     """Handles Hydra's own flags (--help, --cfg job, --info): Hydra prints, and nothing is run. Raises InputError."""
+    # Hydra's parser takes --flag=value too.
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("-") else [word])]
     if "-m" in argv or "--multirun" in argv:
         raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
     _check_flags(argv)
@@ -88,6 +90,8 @@ def hydra_flags(argv: Sequence[str]) -> None:
     try:
         with contextlib.redirect_stdout(printed):
             hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
+    except ValueError as fault:
+        raise InputError(f"{' '.join(flags)}: {first_line(fault)}") from None
     finally:
         print(mask(printed.getvalue()), end="")
 
@@ -104,10 +108,15 @@ def _check_flags(argv: Sequence[str]) -> None:
         values = _FLAGS.get(before, ())
         if values == _SHOWN and argument not in values:
             raise InputError(f"{before} {argument}: needs one of {', '.join(values)}")
-        if argument and argument not in _FLAGS and argument not in values and "=" not in argument:
+        if _is_stray(argument, values):
             known = ", ".join(flag for flag in _FLAGS if flag.startswith("--"))
             raise InputError(f"{argument}: no such flag (choices: {known}); a sweep is run without one")
         before = argument
+
+
+def _is_stray(argument: str, values: Sequence[str]) -> bool:
+    """Whether an argument is neither a flag, nor an override, nor one of the values of the flag before it."""
+    return argument != "" and argument not in _FLAGS and argument not in values and "=" not in argument
 
 
 def _run_nothing(_: DictConfig) -> None:

@@ -65,7 +65,8 @@ def loss_over_axis(summary: Summary) -> Figure:
     _limit_y(plot, summary)
     plot.set_xlabel(axis)
     plot.set_ylabel("final eval loss")
-    plot.legend(frameon=False, fontsize=9, labelcolor=INK)
+    if plot.get_legend_handles_labels()[0]:
+        plot.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -141,7 +142,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
     plot.set_ylabel("eval loss")
-    if len(ordered) <= 16:
+    if len(ordered) <= 16 and plot.get_legend_handles_labels()[0]:
         plot.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2 if len(ordered) > 8 else 1)
     return figure
 

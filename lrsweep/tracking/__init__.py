@@ -18,12 +18,19 @@ __all__ = [
     "DatasetInfo",
     "NoTracker",
     "Tracker",
+    "check_uri",
     "compare_url",
     "default_uri",
     "open_tracker",
     "run_history",
     "serve_ui",
 ]
+
+
+def check_uri(config: TrackingConfig) -> None:
+    """Raises InputError for a tracking URI that is not one. Does not connect."""
+    if config.name != "none" and config.uri is not None:
+        Store(config.uri, Path())
 
 
 def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None) -> Tracker:

@@ -232,4 +232,4 @@ def test_for_an_hour(folder: Path, tried: Try) -> None:
     while time.monotonic() < until:
         health = list(HealthCheck)
         wild = settings(max_examples=2000, deadline=None, database=None, suppress_health_check=health)
-        wild(given(st.data())(one))()  # type: ignore[no-untyped-call]
+        wild(given(st.data())(one))()

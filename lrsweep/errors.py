@@ -37,3 +37,16 @@ class StorageError(LrsweepError):
     """A disk, a database or a lock failed; the same command resumes."""
 
     exit_code = 4
+
+
+class UnexpectedError(LrsweepError):
+    """An error that no code expected: a fault of lrsweep or of a library. `files/logs.py` makes it.
+
+    Args:
+        line: What was being done, the error's first line, and where its traceback is.
+        traceback: The traceback, for LRSWEEP_DEBUG=1.
+    """
+
+    def __init__(self, line: str, traceback: str) -> None:
+        super().__init__(line)
+        self.traceback = traceback

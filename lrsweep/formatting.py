@@ -1,6 +1,16 @@
 """Numbers and values as text for people."""
 
+import re
 from typing import Any
+
+# What a terminal would obey or an encoder refuse: control characters except tab and newline, marks that reverse the
+# direction of text, separators of lines, and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text of others with its control characters and escape sequences shown as escapes."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def format_value(value: Any) -> str:
@@ -9,7 +19,7 @@ def format_value(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ",".join(format_value(part) for part in value)
-    return str(value)
+    return printable(str(value))
 
 
 def format_loss(value: float | None) -> str:

@@ -17,7 +17,7 @@ ALLOWED = {
     "mlflow": {"tracking"},
     "hydra": {"config"},
     "omegaconf": {"config"},
-    "rich": {"cli", "report.screen", "report.text"},
+    "rich": {"cli", "report.screen", "report.terminal", "report.text"},
     "ray": {"orchestration.executors.ray"},
     "submitit": {"orchestration.executors.slurm", "orchestration.executors.slurm_job"},
 }

@@ -1,9 +1,26 @@
 """The arguments of subcommands: argparse, but an invalid argument is an InputError, which is one line."""
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
 
 from lrsweep.errors import InputError
+
+# What file systems allow for one part of a path, in bytes.
+_LONGEST_NAME = 255
+
+
+def file_path(text: str) -> Path:
+    """An argument that names a file, to read or to write. argparse reports the ArgumentTypeError."""
+    path = Path(text)
+    if not text or not path.name or path.name == "..":
+        raise argparse.ArgumentTypeError(f"{text!r} is no file's name")
+    if "\0" in text or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no file's name: it is too long or holds a NUL")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a device or a pipe, not a file")
+    return path
 
 
 class ArgumentParser(argparse.ArgumentParser):

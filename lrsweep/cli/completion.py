@@ -95,8 +95,9 @@ def _arguments(before: Sequence[str]) -> list[str]:
 
 
 def _overrides(current: str) -> list[str]:
-    from lrsweep.config.hydra_compose import CONF, sweep_names
+    from lrsweep.config.hydra_compose import sweep_names
     from lrsweep.config.schema import key_facts, keys
+    from lrsweep.config.user_files import CONF
 
     key, equals, _ = current.partition("=")
     folders = [folder for folder in (CONF, Path("conf")) if folder.is_dir()]

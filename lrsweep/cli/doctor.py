@@ -17,12 +17,12 @@ def run(argv: Sequence[str]) -> int:
     ArgumentParser("doctor", "show what this machine has and what will be used").parse_args(argv)
     import psutil
     import torch
-    from rich.console import Console
 
     from lrsweep.config.trial_schema import ModelConfig
+    from lrsweep.report.terminal import Terminal
     from lrsweep.training.model import resolve_dtype
 
-    console = Console(markup=False)
+    console = Terminal()
 
     def line(name: str, text: str) -> None:
         console.print(f"{name:<12} {text}", highlight=False, soft_wrap=True)

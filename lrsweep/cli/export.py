@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.cli.arguments import ArgumentParser, file_path
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--base",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="your own config: only its tuned keys change, comments and order stay",
     )
@@ -28,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
         metavar="V",
         help="the version of LLaMA-Factory, or of transformers (also under TRL), to write keys for (default: today's)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: the terminal)")
+    parser.add_argument("--out", type=file_path, metavar="FILE", help="the file to write (default: the terminal)")
     arguments = parser.parse_args(argv)
     from lrsweep import dialects
     from lrsweep.dialects.file_editor import is_json

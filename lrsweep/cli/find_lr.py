@@ -3,12 +3,11 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrsweep.analysis import range_test
 from lrsweep.analysis.range_test import Floats, RangeTest
-from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.cli.arguments import ArgumentParser, file_path
 from lrsweep.config.schema import SweepConfig
 from lrsweep.files.redaction import mask
 
@@ -31,11 +30,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--to", dest="high", type=float, default=10.0, metavar="LR", help="last rate (default: 10)")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps, one at each rate (default: 100)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a plot: .png, .svg or .pdf")
+    parser.add_argument("--plot", type=file_path, metavar="FILE", help="write a plot: .png, .svg or .pdf")
     arguments = parser.parse_intermixed_args(argv)
     from lrsweep.config.hydra_compose import sweep_config
     from lrsweep.libraries import quiet
     from lrsweep.report import range_test as shown
+    from lrsweep.report.terminal import Terminal
 
     config = sweep_config(arguments.overrides)
     rates = range_test.rates(arguments.low, arguments.high, arguments.steps)
@@ -43,10 +43,9 @@ def run(argv: Sequence[str]) -> int:
         shown.check_plot(arguments.plot)
     quiet()
     logging.captureWarnings(True)
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(stderr=True, markup=False)
+    console = Terminal(stderr=True)
 
     def progress(points: "Iterable[RampPoint]") -> "Iterable[RampPoint]":
         quietly = not console.is_terminal

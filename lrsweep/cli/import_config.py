@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.cli.arguments import ArgumentParser, file_path
 from lrsweep.errors import InputError
 
 
@@ -19,8 +19,10 @@ def run(argv: Sequence[str]) -> int:
         metavar="FORMAT",
         help="the trainer, such as llamafactory, transformers, trl, axolotl, ms-swift",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", nargs="?", help="the trainer's YAML or JSON file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: sweeps/, by FILE's name)")
+    parser.add_argument("file", type=file_path, metavar="FILE", nargs="?", help="the trainer's YAML or JSON file")
+    parser.add_argument(
+        "--out", type=file_path, metavar="FILE", help="the file to write (default: sweeps/, by FILE's name)"
+    )
     parser.add_argument(
         "--engine",
         choices=("auto", "ours", "theirs"),

@@ -11,11 +11,11 @@ def run(argv: Sequence[str]) -> int:
     parser = ArgumentParser("report", "show a sweep's result and write its report.html again")
     parser.add_sweep_name()
     arguments = parser.parse_args(argv)
-    from rich.console import Console
 
     from lrsweep.files.paths import existing_sweep
     from lrsweep.orchestration.conclusion import conclude
     from lrsweep.report.summary import read_summary
+    from lrsweep.report.terminal import Terminal
     from lrsweep.report.text import print_summary
 
     folder = existing_sweep(arguments.name)
@@ -28,5 +28,5 @@ def run(argv: Sequence[str]) -> int:
             f"{arguments.name} is not complete: {len(summary.results)} trials have ended so far; if it does not run, "
             "the same lrsweep +sweep command resumes it"
         )
-    print_summary(Console(markup=False), summary, folder)
+    print_summary(Terminal(), summary, folder)
     return 0

@@ -11,16 +11,16 @@ def run(argv: Sequence[str]) -> int:
     """Runs the sweep that the overrides in `argv` describe. Raises LrsweepError."""
     config = sweep_config(argv)
     quiet()
-    from rich.console import Console
 
     from lrsweep.files.paths import SweepFolder
     from lrsweep.files.symlinks import refuse_symlinks
     from lrsweep.orchestration import controller
     from lrsweep.report.screen import open_screen
+    from lrsweep.report.terminal import Terminal
     from lrsweep.report.text import print_summary
 
     refuse_symlinks(SweepFolder(config.name).path)
-    console = Console(markup=False)
+    console = Terminal()
     try:
         summary = controller.run(config, open_screen(console))
     except controller.InterruptedSweepError as interrupted:

@@ -6,11 +6,11 @@ from pathlib import Path
 import yaml
 
 from lrsweep.cli.arguments import ArgumentParser
-from lrsweep.config import search_space
-from lrsweep.config.schema import flatten, replace, validate
-from lrsweep.errors import InputError, StorageError
+from lrsweep.config import search_space, yaml_safety
+from lrsweep.config.schema import SweepConfig, flatten, replace, validate
+from lrsweep.errors import InputError, LrsweepError, StorageError
 from lrsweep.files.logs import logging_to
-from lrsweep.files.paths import existing_sweep
+from lrsweep.files.paths import SweepFolder, existing_sweep
 from lrsweep.libraries import quiet
 from lrsweep.report.screen import Screen
 
@@ -22,12 +22,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--uri", help="the tracking store (default: the sweep's own)")
     parser.add_argument("--storage", metavar="URL", help="the study's database, if its URL has a password")
     arguments = parser.parse_args(argv)
-    from rich.console import Console
 
     from lrsweep.report.screen import open_screen
+    from lrsweep.report.terminal import Terminal
 
     quiet()
-    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Console(markup=False))))
+    print(sync(arguments.name, arguments.uri, arguments.storage, open_screen(Terminal())))
     return 0
 
 
@@ -55,7 +55,7 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
     from lrsweep.tracking.tags import tags
 
     folder = existing_sweep(name)
-    config = validate(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    config = _config(folder)
     if uri is not None:
         config = replace(config, {"tracking.uri": uri, "tracking.name": "mlflow"})
     if storage is not None:
@@ -86,3 +86,20 @@ def sync(name: str, uri: str | None, storage: str | None, screen: Screen) -> str
             )
     rest = "" if ended else "; the sweep is not complete: the same lrsweep +sweep command resumes it"
     return f"{name}: sent {sent} trials, {tracker.uri} has all ended trials{rest}"
+
+
+def _config(folder: SweepFolder) -> SweepConfig:
+    """The sweep's config. Raises StorageError if its file is damaged."""
+    try:
+        text = folder.config.read_text(encoding="utf-8")
+        yaml_safety.check(text, str(folder.config))
+        tree = yaml.safe_load(text)
+        if not isinstance(tree, dict):
+            raise InputError("not a mapping")
+        return validate(tree)
+    except LrsweepError as fault:
+        cause = str(fault)
+    # PyYAML lets Python's errors through, for numbers and dates that are none.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as fault:
+        cause = " ".join(str(fault).split())[:200]
+    raise StorageError(f"{folder.config}: damaged ({cause}); run the sweep again to rebuild it")

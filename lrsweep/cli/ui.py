@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
         arguments.name = existing_sweep(arguments.name).path.name
     from lrsweep.tracking import default_uri, serve_ui
 
-    uri = arguments.uri or default_uri()
+    uri = default_uri() if arguments.uri is None else arguments.uri
     links = _links(uri, arguments.port, arguments.name)
     # Without a terminal nobody looks.
     browse = sys.stdout.isatty() and not arguments.no_browser

@@ -1,4 +1,4 @@
-"""Composes the config: argv -> Hydra -> SweepConfig. DictConfig is used in this file only.
+"""Composes the config: argv -> Hydra -> SweepConfig. DictConfig is used here and in `user_files.py` only.
 
 Groups come from the packaged `conf/` and the user's own `./conf`; sweeps from the packaged `sweeps/` and `./sweeps`.
 """
@@ -9,34 +9,21 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrsweep.config import yaml_safety
 from lrsweep.config.hydra_errors import first_line, one_line
 from lrsweep.config.schema import SweepConfig, flatten, is_text, validate
+from lrsweep.config.user_files import CONF, own_conf, read_config, sweep_files
 from lrsweep.errors import InputError
 from lrsweep.files.redaction import mask, masked
 
-_PACKAGE = Path(__file__).parent.parent
-
-
-def _packaged(installed: str, checkout: str) -> Path:
-    """A folder of configs: inside the wheel, or next to the package in a checkout, where editable installs find it."""
-    folder = _PACKAGE / installed
-    return folder if folder.is_dir() else _PACKAGE.parent / checkout
-
-
-CONF = _packaged("_conf", "conf")
-SWEEPS = _packaged("_sweeps", "sweeps")
 _SHOWN = ("job", "hydra", "all")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # Hydra's flags that print something, with the values that may follow them. Its other flags run something, or change
@@ -87,6 +74,8 @@ def sweep_config(overrides: Sequence[str]) -> SweepConfig:
 
 def hydra_flags(argv: Sequence[str]) -> None:
     """Handles Hydra's own flags (--help, --cfg job, --info): Hydra prints, and nothing is run. Raises InputError."""
+    # Hydra's parser takes --flag=value too.
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("-") else [word])]
     if "-m" in argv or "--multirun" in argv:
         raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
     _check_flags(argv)
@@ -99,22 +88,25 @@ def hydra_flags(argv: Sequence[str]) -> None:
     if flags in (["--help"], ["-h"]):
         print(mask(_help(config)), end="")
         return
-    sys.argv = ["lrsweep", *_own_conf(), *overrides, *flags]
+    sys.argv = ["lrsweep", *overrides, *flags]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             hydra_main(version_base="1.3", config_path=str(CONF), config_name="config")(_run_nothing)()
+    except ValueError as fault:
+        raise InputError(f"{' '.join(flags)}: {first_line(fault)}") from None
     finally:
         print(mask(printed.getvalue()), end="")
 
 
 def _help(config: DictConfig) -> str:
     """The help by config.yaml's template. Hydra's own takes three seconds for the same."""
-    shown = _plain(_read_sweep(CONF / "config.yaml"))["hydra"]["help"]
-    folders = [folder for folder in (CONF, Path.cwd() / "conf") if folder.is_dir()]
+    shown = _plain(read_config(CONF / "config.yaml"))["hydra"]["help"]
+    ours = {path.name for path in CONF.iterdir() if path.is_dir()}
     options: dict[str, set[str]] = {"sweep": set(sweep_names())}
-    for path in (path for folder in folders for path in folder.glob("*/*.yaml")):
-        options.setdefault(path.parent.name, set()).add(path.stem)
+    for path in (path for folder in (CONF, own_conf()) if folder.is_dir() for path in folder.glob("*/*.yaml")):
+        if path.parent.name in ours:
+            options.setdefault(path.parent.name, set()).add(path.stem)
     groups = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(options.items()))
     text = str(shown["template"]).replace("$APP_CONFIG_GROUPS", groups).replace("$CONFIG", OmegaConf.to_yaml(config))
     return text.replace("${hydra.help.header}", shown["header"]).replace("${hydra.help.footer}", shown["footer"]) + "\n"
@@ -122,7 +114,7 @@ def _help(config: DictConfig) -> str:
 
 def sweep_names() -> list[str]:
     """Every name that +sweep= accepts in this folder, sorted."""
-    return sorted(_sweep_files())
+    return sorted(sweep_files())
 
 
 # Values that Hydra reads as the user means them: quoted ones, null, missing ones, and interpolations.
@@ -138,10 +130,15 @@ def _check_flags(argv: Sequence[str]) -> None:
         values = _FLAGS.get(before, ())
         if values == _SHOWN and argument not in values:
             raise InputError(f"{before} {argument}: needs one of {', '.join(values)}")
-        if argument and argument not in _FLAGS and argument not in values and "=" not in argument:
+        if _is_stray(argument, values):
             known = ", ".join(flag for flag in _FLAGS if flag.startswith("--"))
             raise InputError(f"{argument}: no such flag (choices: {known}); a sweep is run without one")
         before = argument
+
+
+def _is_stray(argument: str, values: Sequence[str]) -> bool:
+    """Whether an argument is neither a flag, nor an override, nor one of the values of the flag before it."""
+    return argument != "" and argument not in _FLAGS and argument not in values and "=" not in argument
 
 
 def _run_nothing(_: DictConfig) -> None:
@@ -181,12 +178,11 @@ def _refuse_hydras_own_sweeps(override: str, key: str, value: str) -> None:
 def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
     """Hydra's config, and the option chosen in each group. Raises InputError."""
     with warnings.catch_warnings():
-        # Hydra warns about the @package header of sweep files, which _offer_sweeps applies itself.
+        # Hydra warns about folders that it does not find.
         warnings.simplefilter("ignore", UserWarning)
-        _offer_sweeps()
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
-                config = compose("config", overrides=[*_own_conf(), *overrides], return_hydra_config=True)
+                config = compose("config", overrides=list(overrides), return_hydra_config=True)
         # The input is the user's: besides Hydra's own errors, its parsers let Python's through.
         except (
             HydraException,
@@ -203,59 +199,15 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
     return config, choices
 
 
-def _own_conf() -> list[str]:
-    own = Path.cwd() / "conf"
-    if not own.is_dir() or own.resolve() == CONF.resolve():
-        return []
-    for path in sorted(own.rglob("*.yaml")):
-        yaml_safety.check_file(path, _shown(path))
-    return [f"hydra.searchpath=[file://{own}]"]
-
-
 # Sweep files
-
-
-def _sweep_files() -> dict[str, Path]:
-    folders = [SWEEPS, Path.cwd() / "sweeps"]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
-def _offer_sweeps() -> None:
-    """Registers every sweep file as an option of the group `sweep`; skips broken ones.
-
-    If the user asked for a broken one, `_chosen_sweep` has already rejected it.
-    """
-    store = ConfigStore.instance()
-    # Sweeps of a folder that this process worked in before are not offered here.
-    store.repo.pop("sweep", None)
-    for name, path in _sweep_files().items():
-        with contextlib.suppress(InputError):
-            store.store(group="sweep", name=name, node=_read_sweep(path), package="_global_", provider="sweeps")
 
 
 def _chosen_sweep(overrides: Sequence[str]) -> DictConfig | None:
     """The sweep file that the overrides name; None if there is no such file. Raises InputError for a broken one."""
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     names = [value for key, _, value in pairs if key == "sweep"]
-    path = _sweep_files().get(names[-1]) if names else None
-    return None if path is None else _read_sweep(path)
-
-
-def _read_sweep(path: Path) -> DictConfig:
-    yaml_safety.check_file(path, _shown(path))
-    try:
-        node = OmegaConf.load(path)
-    except OSError as fault:
-        raise InputError(f"{_shown(path)}: {fault.strerror}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as fault:
-        raise InputError(f"{_shown(path)}: not valid YAML: {first_line(fault)}") from None
-    if not isinstance(node, DictConfig):
-        raise InputError(f"{_shown(path)}: a sweep file is a mapping of config keys")
-    return node
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    path = sweep_files().get(names[-1]) if names else None
+    return None if path is None else read_config(path)
 
 
 def _ranges_replace_lists(overrides: Sequence[str], sweep: DictConfig) -> list[str]:
@@ -295,12 +247,12 @@ def _refuse_ignored(overrides: Sequence[str], sweep: DictConfig, config: DictCon
 
 def _option(group: str, option: str) -> dict[str, Any]:
     """The dotted keys that an option of a group sets; empty if its file is not found."""
-    for folder in (Path.cwd() / "conf", CONF):
+    for folder in (CONF, own_conf()):
         path = folder / group / f"{option}.yaml"
         if not path.is_file():
             continue
         try:
-            tree = _plain(_read_sweep(path))
+            tree = _plain(read_config(path))
         except InputError:
             return {}  # Hydra has composed it; what it holds is validated later
         found: dict[str, Any] = {}
@@ -314,7 +266,7 @@ def _option(group: str, option: str) -> dict[str, Any]:
 
 def _default_option(group: str, sweep: DictConfig) -> str:
     """The option of a group if the command line gave none: the sweep file's, or the base config's."""
-    base = _plain(_read_sweep(CONF / "config.yaml"))
+    base = _plain(read_config(CONF / "config.yaml"))
     entries = [*base.get("defaults", []), *_plain(sweep).get("defaults", [])]
     found = ""
     for entry in entries:

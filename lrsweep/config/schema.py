@@ -73,7 +73,7 @@ class SearchConfig(Section):
     """What trials are ranked by: any number that they log."""
     direction: Annotated[Literal["minimize", "maximize"], sweep_key()] = "minimize"
     """Whether the lowest or the highest `metric` is best."""
-    storage: Annotated[str | None, run_key()] = None
+    storage: Annotated[Annotated[str, Field(min_length=1)] | None, run_key()] = None
     """The study's database. Null is the sweep's own study.db; workers on several machines need PostgreSQL or MySQL."""
     extend: Annotated[bool, run_key()] = False
     """Adds learning rates to a grid while the best one is the lowest or the highest."""
@@ -180,7 +180,7 @@ class TrackingConfig(Section):
 
     name: Annotated[Literal["mlflow", "none"], run_key()]
     """`mlflow`, or `none`."""
-    uri: Annotated[str | None, run_key()] = None
+    uri: Annotated[Annotated[str, Field(min_length=1)] | None, run_key()] = None
     """MLflow's tracking URI. Null is sqlite:///mlflow.db in the working folder."""
     experiment: Annotated[str | None, run_key()] = None
     """MLflow's experiment. Null is the sweep's name."""
@@ -268,6 +268,9 @@ def validate(tree: Mapping[str, Any]) -> SweepConfig:
     Raises:
         InputError: The tree is invalid. The message names the first bad key, its value, the rule and the nearest name.
     """
+    for key, value in flatten(tree).items():
+        if isinstance(value, str) and "\0" in value:
+            raise InputError(f"{key}={value!r}: holds a NUL character, which no name has; remove it")
     try:
         return SweepConfig.model_validate(dict(tree))
     except ValidationError as fault:

@@ -283,6 +283,8 @@ def _choices(config: SweepConfig, key: str, leaf: Any) -> Choices:
         raise InputError(f"space.{key}={leaf!r}: an axis is a list of choices, or a range {{low: ..., high: ...}}")
     if not leaf:
         raise InputError(f"space.{key}=[]: an axis needs at least one value")
+    if len(leaf) > _MOST_POINTS:
+        raise InputError(f"space.{key}: {len(leaf)} choices, but an axis has at most {_MOST_POINTS}; use a range")
     kept = [to_stored(value) for value in leaf]
     for i, value in enumerate(kept):
         if value in kept[:i]:

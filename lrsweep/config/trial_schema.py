@@ -13,10 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from lrsweep.config.key_facts import run_key, trial_key
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# float32, in which trials compute, has no numbers far beyond these.
+_SMALLEST, _LARGEST = 1e-36, 1e36
+# No run has more steps, and no data set more rows.
+_MOST = 10**9
+# The widest layers of the largest models have some 50,000 columns: no matrix has a higher rank.
+_HIGHEST_RANK = 2**16
+Positive = Annotated[float, Field(gt=0, ge=_SMALLEST, le=_LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 OptimizerName = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adafactor", "rmsprop", "sgd"]
@@ -105,7 +111,7 @@ class DataConfig(Section):
     eval_fraction: Annotated[NonNegative, _ROWS] = 0.1
     """The share of the rows that is held out to evaluate on, or, from 1 on, their number: the same rows for every
     trial."""
-    max_length: Annotated[int, Field(ge=2), _ROWS] = 1024
+    max_length: Annotated[int, Field(ge=2, le=_MOST), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
     on_bad_row: Annotated[Literal["drop", "refuse"], _ROWS] = "drop"
     """What happens to rows without anything to learn, such as an empty answer: they are left out and counted, up to 5 %
@@ -129,7 +135,7 @@ class FinetuneConfig(Section):
 
     mode: Annotated[Literal["lora", "full", "freeze"], _SHAPE]
     """`lora`: adapters. `full`: all weights. `freeze`: the last layers."""
-    r: Annotated[Count, _TUNED] = 8
+    r: Annotated[int, Field(ge=1, le=_HIGHEST_RANK), _TUNED] = 8
     """LoRA's rank."""
     alpha: Annotated[Positive, _TUNED] = 16.0
     """LoRA's alpha: the adapter's output is scaled by alpha / r."""
@@ -171,7 +177,7 @@ class SchedulerConfig(Section):
 
     name: Annotated[SchedulerName, _TUNED]
     """transformers' name."""
-    warmup_steps: Annotated[int | None, Field(ge=0), _TUNED] = None
+    warmup_steps: Annotated[int | None, Field(ge=0, le=_MOST), _TUNED] = None
     """Warm-up in optimizer steps."""
     warmup_ratio: Annotated[Fraction | None, _TUNED] = None
     """Warm-up as a share of the schedule. Set this or `warmup_steps`, not both."""

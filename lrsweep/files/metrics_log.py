@@ -1,6 +1,5 @@
 """A trial's metrics.jsonl: its metrics, one JSON object per line, on disk before the study gets them."""
 
-import contextlib
 import json
 import os
 import time
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from lrsweep.errors import StorageError
 from lrsweep.files.atomic import disk_faults, write_text
 
 
@@ -62,16 +62,35 @@ def read_metrics(trial_folder: Path) -> list[dict[str, float]]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl. Empty if there is no file; an incomplete last line is left out."""
+    """The rows of a metrics.jsonl. Empty if there is no file; lines that are no rows are left out.
+
+    Raises:
+        StorageError: There is something else in the file's place, or it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path}: is not a file; move it away, and the trial is measured again")
+    with disk_faults(path):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except FileNotFoundError:
+            return []
+    return [row for row in map(parse_row, lines) if row is not None]
+
+
+def parse_row(line: str | bytes) -> dict[str, float] | None:
+    """A line's row; None for a line that is cut off or damaged. Values that are no numbers are left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            # A line cut off after its first digits is valid JSON too.
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
-    return rows
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    # A line cut off after its first digits is valid JSON too.
+    if not isinstance(row, dict) or not _is_number(row.get("step")) or not isinstance(row["step"], int):
+        return None
+    return {key: value for key, value in row.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that fits a float."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float)

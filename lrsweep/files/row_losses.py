@@ -37,6 +37,6 @@ def read_row_losses(trial_folder: Path) -> RowLosses | None:
     try:
         tree = json.loads((trial_folder / "eval_rows.json").read_text(encoding="utf-8"))
         losses = RowLosses(tuple(map(float, tree["sums"])), tuple(map(int, tree["tokens"])))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return losses if len(losses.sums) == len(losses.tokens) and sum(losses.tokens) > 0 else None

@@ -39,7 +39,7 @@ from lrsweep.search.followups import followups
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.samplers import check_method, check_search
 from lrsweep.search.study_lifecycle import find_study, method_before, open_study, put_aside
-from lrsweep.tracking import DatasetInfo, Tracker, open_tracker
+from lrsweep.tracking import DatasetInfo, Tracker, check_uri, open_tracker
 from lrsweep.tracking.tags import tags
 from lrsweep.training.engines.external import end_left_over
 from lrsweep.training.engines.factory import check_engine
@@ -252,6 +252,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     check_method(config.search)
     check_engine(config)
     check_executor(config)
+    check_uri(config.tracking)
     fresh, config = config.resume == "fresh", with_keys(config, {"resume": "auto"})
     folder = SweepFolder(config.name)
     folder.check_writable()

@@ -4,7 +4,6 @@ Workers only write files, which the controller reads here, whether the workers a
 machines. MLflow's data can be rebuilt from the files at any time.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from lrsweep.analysis.diagnosis import Curve, curve, diagnose
 from lrsweep.config import search_space
 from lrsweep.config.schema import SweepConfig, flatten
 from lrsweep.errors import InputError
-from lrsweep.files.metrics_log import read_metrics, read_rows
+from lrsweep.files.metrics_log import parse_row, read_metrics, read_rows
 from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_value
 from lrsweep.report.screen import Screen
@@ -59,7 +58,8 @@ class _Tail:
             return False, []
         end = text.rfind(b"\n") + 1
         self.read += end
-        return replaced, [json.loads(line) for line in text[:end].splitlines()]
+        rows = [parse_row(line) for line in text[:end].splitlines()]
+        return replaced, [row for row in rows if row is not None]
 
 
 @dataclass

@@ -23,6 +23,7 @@ from lrsweep.files.metrics_log import MetricsLog
 from lrsweep.files.paths import SweepFolder, remove_checkpoints
 from lrsweep.files.row_losses import write_row_losses
 from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.formatting import printable
 from lrsweep.orchestration.liveness import BEAT_EVERY
 from lrsweep.search.records import Record, TrialSpec
 from lrsweep.search.sync_halving import EvalReport
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _POLL_EVERY = 0.3
 # On a server, the pause grows to this: the queries of hundreds of idle workers would slow down the others.
 _LONGEST_PAUSE = 5.0
+# The keys of a trial's outcome.json.
+_OUTCOME = ("status", "step", "eval_loss", "reason", "engine")
 
 
 @dataclass
@@ -144,7 +147,7 @@ class Worker:
         if paused or not self.study.owns(number):
             self.study.release(number)
             return
-        reason = self.config.redactor.mask(outcome.reason)
+        reason = printable(self.config.redactor.mask(outcome.reason))
         if outcome.in_company:
             self.study.suspect(number, reason)
             return
@@ -191,14 +194,13 @@ def start_beating(study: _StudyWithHeartbeats, worker: str) -> None:
 
 def write_outcome(folder: Path, record: Record) -> None:
     """Writes how a trial ended to its folder, before the study gets it."""
-    names = ("status", "step", "eval_loss", "reason", "engine")
-    write_text(folder / "outcome.json", json.dumps({name: getattr(record, name) for name in names}))
+    write_text(folder / "outcome.json", json.dumps({name: getattr(record, name) for name in _OUTCOME}))
 
 
 def _read_outcome(folder: Path) -> dict[str, Any] | None:
     """The outcome on disk; None if there is none, or it is damaged."""
     try:
-        found: dict[str, Any] = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return found
+    return found if isinstance(found, dict) and found.keys() == set(_OUTCOME) else None

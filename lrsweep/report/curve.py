@@ -7,8 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lrsweep.analysis.diagnosis import Curve, Diagnosis
+from lrsweep.formatting import printable
+from lrsweep.report.figures import literal_text
 
 
+@literal_text()
 def plot_curve(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> None:
     """Plots the losses over the steps as PNG, with the diagnosis and its reason as the title.
 
@@ -44,7 +47,7 @@ def plot_curve(title: str, curve: Curve, diagnosis: Diagnosis, path: Path) -> No
     step = diagnosis.evidence.get("step")
     if isinstance(step, float) and math.isfinite(step):
         plot.axvline(step, color="#dc2626", linestyle="--", linewidth=1)
-    plot.set_title(f"{title}\n{diagnosis.label}: {diagnosis.evidence['reason']}", fontsize=9, loc="left")
+    plot.set_title(f"{printable(title)}\n{diagnosis.label}: {diagnosis.evidence['reason']}", fontsize=9, loc="left")
     plot.set_xlabel("step")
     plot.set_ylabel("loss")
     plot.legend(frameon=False)

@@ -1,8 +1,10 @@
 """The figures of a sweep: final loss over an axis, eval curves, parallel coordinates and importances."""
 
+import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ _ENDED_EARLY = "#9ca3af"
 _LABEL_HEIGHT = 0.045
 # `svg` replaces these two by the page's own colours, light or dark.
 INK, GRID = "#111827", "#e5e7eb"
+
+
+@contextlib.contextmanager
+def literal_text() -> Iterator[None]:
+    """Draws text as it is in this block: a $ starts no formula, and nothing warns of a character that has no glyph."""
+    with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        yield
 
 
 def loss_over_axis(summary: Summary) -> Figure:
@@ -61,7 +71,8 @@ def loss_over_axis(summary: Summary) -> Figure:
     _limit_y(plot, summary)
     plot.set_xlabel(axis)
     plot.set_ylabel("final eval loss")
-    _legend_below(figure, plot, 3)
+    if plot.get_legend_handles_labels()[0]:
+        _legend_below(figure, plot, 3)
     return figure
 
 
@@ -138,7 +149,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
     plot.set_ylabel(objective.name)
-    if len(ordered) <= 16:
+    if len(ordered) <= 16 and plot.get_legend_handles_labels()[0]:
         _legend_below(figure, plot, 4)
     return figure
 

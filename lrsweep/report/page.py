@@ -11,13 +11,14 @@ from lrsweep.analysis.ranking import Result
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.formatting import format_duration, format_loss, format_value
+from lrsweep.formatting import format_duration, format_loss, format_value, printable
 from lrsweep.report.certainty import chosen_values
-from lrsweep.report.figures import eval_curves, importance, loss_over_axis, parallel, png, svg
+from lrsweep.report.figures import eval_curves, importance, literal_text, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
 from lrsweep.report.text import label, ordered, recommendation, sentences, status, trainer
 
 
+@literal_text()
 def write_page(summary: Summary, folder: SweepFolder, config: str) -> None:
     """Writes report.html, and its figures as PNG.
 
@@ -39,7 +40,7 @@ def write_page(summary: Summary, folder: SweepFolder, config: str) -> None:
     with disk_faults(folder.report):
         for name, figure in drawn.items():
             png(figure, folder.path / f"{name}.png")
-    write_text(folder.report, page(summary, {name: svg(figure) for name, figure in drawn.items()}, config))
+    write_text(folder.report, printable(page(summary, {name: svg(figure) for name, figure in drawn.items()}, config)))
 
 
 def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:

@@ -89,7 +89,7 @@ class ControllerStudy:
             self._store.study.set_user_attr("followed", listed)
             self._store.enqueue_followups()
 
-    def record_death(self, worker: str, reason: str) -> list[int]:
+    def record_death(self, worker: str, reason: str, *, killed: bool = False) -> list[int]:
         """Records that a worker died while it trained its trials.
 
         Such a trial is retried, and ends as failed once its worker has died too often after the same evaluation.
@@ -97,6 +97,7 @@ class ControllerStudy:
         Args:
             worker: The worker's name.
             reason: How it died.
+            killed: Whether someone else killed it.
 
         Returns:
             The numbers of its running trials.
@@ -108,7 +109,7 @@ class ControllerStudy:
                 if (claim := claim_of(frozen.user_attrs)) is not None and claim.worker == worker
             ]
             for frozen in found:
-                self._store.suspect(frozen, reason, "the process that trained it died")
+                self._store.suspect(frozen, reason, "the process that trained it died", killed=killed)
             return [frozen.number for frozen in found]
 
     def trials(self) -> list[TrialView]:

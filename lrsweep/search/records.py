@@ -106,6 +106,19 @@ def deaths_of(attributes: Mapping[str, Any]) -> list[tuple[int, str]]:
     return [(step, reason) for step, reason in attributes.get("deaths", [])]
 
 
+def kills_of(attributes: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """The same for each worker that someone else killed, since the trial's last evaluation."""
+    return [(step, reason) for step, reason in attributes.get("kills", [])]
+
+
+def is_suspect(attributes: Mapping[str, Any]) -> bool:
+    """Whether a trial may end its worker, so that it is trained alone.
+
+    The first kill by someone else blames no trial; a second one without progress may have a reason.
+    """
+    return bool(deaths_of(attributes)) or len(kills_of(attributes)) > 1
+
+
 def spec_of(params: Mapping[str, Any], attributes: Mapping[str, Any]) -> TrialSpec:
     """What the trial with these parameters and user attributes tries."""
     return TrialSpec(dict(params), **attributes.get("point", {}))

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 60.0
 # The statement that takes a lock. MariaDB cannot wait forever, so it waits for a day.
 _SERVERS = {"postgresql": "SELECT pg_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, 86400)"}
+_CHOICES = "sqlite:///FILE, postgresql://..., mysql://..."
 # The driver of URLs that name none: SQLAlchemy's default depends on its version.
 _DRIVERS = {"postgresql:": "postgresql+psycopg:"}
 
@@ -75,11 +76,26 @@ class Storage:
         self._kind = self.url.split(":", 1)[0].split("+", 1)[0]
         if self._kind == "sqlite" and self._file is None:
             self._file = Path(self.url.removeprefix("sqlite:///"))
+        self._check_url()
         self._pools: list[sqlalchemy.Engine] = []
         self._opened: list[_ReadOnceStorage] = []
         self._locks: sqlalchemy.Engine | None = None
         # How many `with faults()` blocks are open, in all threads.
         self._counting, self._inside = threading.Lock(), 0
+
+    def _check_url(self) -> None:
+        """Raises InputError for a URL that SQLAlchemy could not use, or a SQLite database in memory."""
+        try:
+            url = sqlalchemy.make_url(self.url)
+        except (SQLAlchemyError, ValueError):
+            raise InputError(f"search.storage={self.shown}: no such database (choices: {_CHOICES})") from None
+        if url.port is not None and not 0 < url.port < 65536:
+            raise InputError(f"search.storage={self.shown}: a port is a number from 1 to 65535")
+        if self._kind == "sqlite" and url.database in (None, "", ":memory:"):
+            raise InputError(
+                f"search.storage={self.shown}: a database in memory, which workers cannot share; name a file: "
+                "sqlite:///FILE"
+            )
 
     @property
     def on_server(self) -> bool:
@@ -106,9 +122,7 @@ class Storage:
         if self._kind == "sqlite":
             return optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}})
         if self._kind not in _SERVERS:
-            raise InputError(
-                f"search.storage={self.shown}: no such database (choices: sqlite:///FILE, postgresql://..., mysql://...)"
-            )
+            raise InputError(f"search.storage={self.shown}: no such database (choices: {_CHOICES})")
         try:
             storage = optuna.storages.RDBStorage(self.url)
         except ImportError:

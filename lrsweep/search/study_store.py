@@ -9,13 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import GRIDS, LR, Axis, grid, with_more_lrs
-from lrsweep.search.records import Record, TrialSpec, deaths_of, record_of
+from lrsweep.search.records import Record, TrialSpec, deaths_of, kills_of, record_of
 from lrsweep.search.storage import Storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# A trial ends as failed once its worker has died this many times after the same evaluation.
-_MOST_DEATHS = 2
+# A trial ends as failed once its worker has died this many times after the same evaluation: by itself, or in any way.
+_MOST_DEATHS, _MOST_ENDS = 2, 3
 
 
 class StudyStore:
@@ -119,22 +119,25 @@ class StudyStore:
         else:
             self.study.tell(trial, state=TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL)
 
-    def suspect(self, frozen: FrozenTrial, reason: str, what: str) -> None:
-        """Records that a trial may have killed its worker; ends it as failed once that has happened too often.
+    def suspect(self, frozen: FrozenTrial, reason: str, what: str, *, killed: bool = False) -> None:
+        """Records that a trial may have ended its worker; ends it as failed once that has happened too often.
 
         Args:
             frozen: The trial.
             reason: How the worker died.
             what: What happened, for the reason of a failed trial.
+            killed: Whether someone else killed the worker, which alone blames no trial.
         """
         step = max(frozen.intermediate_values, default=0)
         # Deaths before an earlier evaluation do not count: the trial has got past that point since.
-        deaths = [*(death for death in deaths_of(frozen.user_attrs) if death[0] == step), (step, reason)]
+        deaths = [death for death in deaths_of(frozen.user_attrs) if death[0] == step]
+        kills = [kill for kill in kills_of(frozen.user_attrs) if kill[0] == step]
+        (kills if killed else deaths).append((step, reason))
         trial = optuna.Trial(self.study, frozen._trial_id)
-        if len(deaths) < _MOST_DEATHS:
-            trial.set_user_attr("deaths", deaths)
+        if len(deaths) < _MOST_DEATHS and len(deaths) + len(kills) < _MOST_ENDS:
+            trial.set_user_attr("kills" if killed else "deaths", kills if killed else deaths)
         else:
-            why = f"{what} {len(deaths)} times: {reason}"
+            why = f"{what} {len(deaths) + len(kills)} times: {reason}"
             self.end(trial, Record(frozen.number, TrialSpec({}), "failed", step, None, why))
 
     def _worse_than_all(self, record: Record) -> float:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lrsweep.analysis.ranking import Role
 from lrsweep.config.search_space import Axis
 from lrsweep.search.distributions import suggest
-from lrsweep.search.records import Record, TrialSpec, claim_of, deaths_of, eval_reports, is_paused, spec_of
+from lrsweep.search.records import Record, TrialSpec, claim_of, eval_reports, is_paused, is_suspect, spec_of
 from lrsweep.search.samplers import sampler, sync_halving
 from lrsweep.search.study_store import StudyStore, beat_key
 from lrsweep.search.sync_halving import EvalReport
@@ -93,7 +93,7 @@ class WorkerStudy:
 
     def _available(self, attributes: Mapping[str, Any]) -> optuna.Trial | None:
         """The trial to claim next, by the rules of `next`."""
-        if any(deaths_of(trial.user_attrs) for trial in self._running.values()):
+        if any(is_suspect(trial.user_attrs) for trial in self._running.values()):
             return None
         study, trials = self._store.study, self._store.trials()
         left = [
@@ -104,8 +104,8 @@ class WorkerStudy:
             and not is_paused(frozen)
             and self._is_orphan(frozen, attributes)
         ]
-        suspects = [frozen for frozen in left if deaths_of(frozen.user_attrs)]
-        unsuspected = [frozen for frozen in left if not deaths_of(frozen.user_attrs)]
+        suspects = [frozen for frozen in left if is_suspect(frozen.user_attrs)]
+        unsuspected = [frozen for frozen in left if not is_suspect(frozen.user_attrs)]
         if unsuspected:
             return optuna.Trial(study, unsuspected[0]._trial_id)
         started = sum(frozen.state != TrialState.WAITING for frozen in trials)

@@ -18,6 +18,7 @@ __all__ = [
     "DatasetInfo",
     "NoTracker",
     "Tracker",
+    "check_uri",
     "compare_url",
     "default_uri",
     "open_tracker",
@@ -25,6 +26,12 @@ __all__ = [
     "serve_ui",
     "tag_active_run",
 ]
+
+
+def check_uri(config: TrackingConfig) -> None:
+    """Raises InputError for a tracking URI that is not one. Does not connect."""
+    if config.name != "none" and config.uri is not None:
+        Store(config.uri, Path())
 
 
 def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None) -> Tracker:

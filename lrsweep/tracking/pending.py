@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrsweep.files.redaction import mask
+from lrsweep.formatting import printable
 from lrsweep.tracking.tracker import DatasetInfo
 from lrsweep.training.engines import Measurement
 
@@ -159,13 +160,13 @@ class PendingRun:
 
 
 def texts(values: Mapping[str, object]) -> dict[str, str]:
-    """Returns names and values in the form that MLflow accepts, with passwords masked.
+    """Returns names and values in the form that MLflow accepts, with passwords masked and control characters escaped.
 
     Values look as in a Hydra override (null, true, [0.9, 0.999]).
     """
 
     def text(value: object) -> str:
-        return mask(value if isinstance(value, str) else json.dumps(value, default=str))[:_MAX_VALUE]
+        return printable(mask(value if isinstance(value, str) else json.dumps(value, default=str)))[:_MAX_VALUE]
 
     return {re.sub(r"[^\w\-. :/]", "_", key): text(value) for key, value in values.items()}
 

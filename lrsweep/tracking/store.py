@@ -71,7 +71,7 @@ class Store:
         path = uri.removeprefix("sqlite:///")
         if (
             scheme not in _DATABASES + _SERVERS
-            or (self.is_server and not urlsplit(uri).hostname)
+            or not _is_url(uri, self.is_server)
             or (scheme == "sqlite" and path in (uri, "", ":memory:"))
         ):
             raise InputError(
@@ -165,6 +165,16 @@ class Store:
             raise
         except Exception as fault:
             raise StorageError(f"tracking.uri={self.shown}: {self._redactor.mask(one_line(fault))}") from fault
+
+
+def _is_url(uri: str, is_server: bool) -> bool:
+    """Whether the URI has a host, if it is a server's, and a port that is one."""
+    try:
+        parts: Any = urlsplit(uri) if is_server else sqlalchemy.make_url(uri)
+        port_fits = parts.port is None or 0 < parts.port < 65536
+        return port_fits and (not is_server or bool(parts.hostname))
+    except (ValueError, sqlalchemy.exc.SQLAlchemyError):
+        return False
 
 
 def one_line(fault: Exception) -> str:

@@ -66,8 +66,8 @@ def serve_ui(uri: str, port: int = 5000, links: Mapping[str, str] | None = None,
     if store.file and not store.file.is_file():
         raise InputError(f"{store.file}: no such store; run a sweep first, or name another store")
     # The URI is passed in the environment: all users could see a password in the arguments. One worker and no job
-    # runner are enough for one person.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **ENVIRONMENT, **os.environ}
+    # runner are enough for one person. A file of the working folder must not be imported, by its workers neither.
+    environment = {"PYTHONSAFEPATH": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **ENVIRONMENT, **os.environ}
     environment["MLFLOW_BACKEND_STORE_URI"] = store.uri
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # The server has its own session: MLflow passes signals on to its workers, and a worker that gets Ctrl-C twice

@@ -106,3 +106,15 @@ def test_help_answers_without_the_heavy_libraries(tmp_path: Path) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("[]\n")
+
+
+def test_the_working_folder_is_not_on_the_path(tmp_path: Path) -> None:
+    for name in ("random", "tokenize", "json", "numpy", "yaml", "hydra"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
+    # The second is refused by a worker.
+    for override, rule in (
+        ("optimizer.lr=0", "optimizer.lr=0: "),
+        ("data.path=./nowhere", "data.path=./nowhere: no such"),
+    ):
+        ended = lrsweep("+sweep=lora_lr", override, cwd=tmp_path)
+        assert ended.stderr.startswith(f"lrsweep: {rule}"), ended.stderr

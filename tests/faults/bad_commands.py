@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tests.faults.bad_configs import BOMB
-from tests.faults.cases import Bad, Content, a_folder, sweep
+from tests.faults.cases import Bad, Content, a_folder, put, sweep
 
 OUT = "outputs/lora_lr"
 NOISE = random.Random(0).randbytes(8192)
@@ -132,6 +132,49 @@ def broken(content: bytes) -> Any:
 
     return make
 
+
+def damaged_config(content: Content) -> Any:
+    """The same with another config.yaml."""
+
+    def make(folder: Path) -> None:
+        a_finished_sweep(folder)
+        put(folder, {"config.yaml": content})
+
+    return make
+
+
+def with_metrics(content: Content) -> Any:
+    """The same with something else in place of a trial's metrics.jsonl."""
+
+    def make(folder: Path) -> None:
+        a_finished_sweep(folder)
+        put(folder, {"trials/0001/metrics.jsonl": content})
+
+    return make
+
+
+_NO_CONFIGS: tuple[Content, ...] = (
+    *(
+        b"\xff\xfe",
+        b"\x00\x01",
+        "",
+        "null\n",
+        "- a\n",
+        "a: [\n",
+        "name: lora_lr\n",
+        "a: !!python/name:os.system\n",
+        BOMB,
+    ),
+    *("x: 2020-99-99\n", f"x: {'9' * 5000}\n", "[" * 3000, "x: !!binary a\n", "a: &a [*a]\n", "? [a]\n: 1\n"),
+)
+
+BROKEN = [
+    *(Bad(f"{OUT}/config.yaml", ("sync", "lora_lr"), {OUT: damaged_config(content)}, 4) for content in _NO_CONFIGS),
+    *(
+        Bad(f"{OUT}/trials/0001/metrics.jsonl: is not a file", ("report", "lora_lr"), {OUT: with_metrics(thing)}, 4)
+        for thing in (a_folder, os.mkfifo)
+    ),
+]
 
 FINE = "learning_rate: 1.0e-5\nmax_steps: 50\n"
 
@@ -293,4 +336,51 @@ OTHERS = [
     Bad("doctor: unrecognized arguments: now", ("doctor", "now")),
 ]
 
-TABLE = [*STORAGE, *TRACKING, *EXPORT, *IMPORT, *DIAGNOSE, *FIND_LR, *OTHERS]
+# Arguments that name no file.
+_NO_FILES = ("", ".", "..", "/", "a/..", "x" * 256, "/dev/zero", "/dev/null")
+_FILE_ARGUMENTS: tuple[tuple[str, ...], ...] = (
+    ("export", "lora_lr", "--to", "trl", "--out"),
+    ("export", "lora_lr", "--to", "trl", "--base"),
+    ("import", "trl", "train.yaml", "--out"),
+    ("import", "trl"),
+    ("find-lr", "--plot"),
+)
+# URLs that no database and no server has.
+_NO_STORES = ("http://[::1", "http://[zz]:5", "http://", "http://h:port", "http://h:0", "http://h:99999")
+_NO_DATABASES = ("postgresql://h:port/x", "postgresql://h:99999/x", "mysql://h:1e3/x")
+_IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+# Hydra's flags that run something or change where configs are found, in the forms that its parser takes.
+_HYDRAS_FLAGS = (
+    *("--run", "-r", "--package=model", "-p=model", "--config-path=/tmp", "-cp=/tmp", "--config-name=x", "-cn=x"),
+    *("--config-dir=/tmp", "-cd=/tmp", "--shell-completion", "-sc=install=bash", "--version", "--conf=x", "-", "--"),
+    *("--experimental-rerun=job.pickle", "--experimental=job.pickle", "--exp=job.pickle", "--e=job.pickle"),
+)
+
+ARGUMENTS = [
+    *(Bad("is ", (*command, name), {"train.yaml": FINE}) for command in _FILE_ARGUMENTS for name in _NO_FILES),
+    *(sweep("a store is sqlite:///FILE", f"tracking.uri='{uri}'") for uri in (*_NO_STORES, *_NO_DATABASES)),
+    *(sweep("a store is sqlite:///FILE", f"tracking.uri='{uri}'") for uri in _IN_MEMORY),
+    *(Bad("a store is sqlite:///FILE", ("ui", "--uri", uri)) for uri in ("", *_NO_STORES, *_NO_DATABASES, *_IN_MEMORY)),
+    *(sweep(f"search.storage={uri}: ", f"search.storage='{uri}'") for uri in (*_NO_DATABASES, *_IN_MEMORY)),
+    sweep("tracking.uri='': ", "tracking.uri=''"),
+    sweep("search.storage='': ", "search.storage=''"),
+    *(Bad(": no such flag", ("+sweep=lora_lr", flag), {"job.pickle": b"\x80\x04."}) for flag in _HYDRAS_FLAGS),
+    *(Bad("--multirun is Hydra's own grid", ("+sweep=lora_lr", flag)) for flag in ("-m", "-m=1", "--multirun=x")),
+    Bad("--resolve: ", ("--resolve",)),
+    Bad("--resolve: ", ("+sweep=lora_lr", "--resolve")),
+    Bad("--cfg x: needs one of job", ("+sweep=lora_lr", "--cfg=x")),
+    Bad("x: no such flag", ("+sweep=lora_lr", "--info=x")),
+    Bad("extra: no such flag", ("+sweep=lora_lr", "--cfg=job", "extra")),
+    Bad("--info all --cfg job: ", ("+sweep=lora_lr", "--info", "all", "--cfg", "job")),
+    # Escape sequences are shown escaped.
+    Bad(r"\x1b[31mx=1: not an override", ("+sweep=lora_lr", "\x1b[31mx=1")),
+    Bad(r"\x1b]0;t\x07: no such command", ("\x1b]0;t\x07",)),
+    Bad(r"a\x1b[2J: no such sweep", ("report", "a\x1b[2J")),
+    Bad(r"a\x9b.jsonl: no such file", ("diagnose", "a\x9b.jsonl")),
+    Bad(r"\udcff: no such file", ("diagnose", "\udcff")),
+    Bad(r"\u202e: no such format", ("export", "lora_lr", "--to", "\u202e"), {OUT: a_finished_sweep}),
+    sweep(r"a\x1b[31m.jsonl: no such file", "data=local", "data.format=text", "data.path='a\x1b[31m.jsonl'"),
+    sweep(r"model.path='a\x00b': holds a NUL", 'model.path="a\x00b"'),
+]
+
+TABLE = [*STORAGE, *TRACKING, *EXPORT, *IMPORT, *DIAGNOSE, *FIND_LR, *OTHERS, *ARGUMENTS, *BROKEN]

@@ -255,7 +255,7 @@ SWEEP_FILES = [
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/object/apply:os.system ['touch owned']\n"),
     own("sweeps/mine.yaml: not valid YAML: ", HEAD + "model: !!python/name:os.system\n"),
     own("sweeps/mine.yaml: not UTF-8", b"# @package _global_\nname: \xff\xfe\n"),
-    own("sweeps/mine.yaml: a sweep file is a mapping", "- optimizer\n- model\n"),
+    own("sweeps/mine.yaml: a config file is a mapping", "- optimizer\n- model\n"),
     own("just words: no such key", "just words\n"),
     own("sweeps/mine.yaml:5: more than 20000 values", BOMB, process=True),
     own("sweeps/mine.yaml:1: *a contains itself", "a: &a [*a]\n"),
@@ -280,7 +280,11 @@ SWEEP_FILES = [
         ("+sweep=lora_lr", "model=own"),
         {"conf/model/own.yaml": "path: x\npth: x\n"},
     ),
-    Bad("model=['a', 'b']: ", ("+sweep=lora_lr", "model=own"), {"conf/model/own.yaml": "- a\n- b\n"}),
+    Bad(
+        "conf/model/own.yaml: a config file is a mapping",
+        ("+sweep=lora_lr", "model=own"),
+        {"conf/model/own.yaml": "- a\n- b\n"},
+    ),
 ]
 
 PLACES = [
@@ -299,4 +303,25 @@ PLACES = [
     sweep("outputs/lora_lr: is a file", files={"outputs/lora_lr": "a file\n"}, code=4),
 ]
 
-TABLE = [*COMMAND_LINE, *KEYS, *VALUES, *SEARCH, *SPACE, *SWEEP_FILES, *PLACES]
+# Whole numbers and floats far beyond what a run can have, for every key that takes one.
+_COUNTS = (
+    *("training.max_steps", "training.horizon", "training.batch_size", "training.gradient_accumulation_steps"),
+    *("training.eval_every", "training.eval_batch_size", "scheduler.warmup_steps", "finetune.r", "data.max_length"),
+    *("finetune.trainable_layers", "data.max_train_rows", "data.max_eval_rows", "search.n_trials", "engine.slots"),
+    *("search.max_failures", "executor.workers", "executor.cpus_per_worker", "training.seed", "search.seed"),
+)
+_FLOATS = ("optimizer.lr", "optimizer.eps", "finetune.alpha")
+BOUNDS = [
+    *(sweep(key, f"{key}={value}") for key in _COUNTS for value in ("100000000000", "1e30")),
+    *(sweep(f"{key}=", f"{key}={value}") for key in _FLOATS for value in ("1e-320", "5e-324", "1e300", "-1e-3")),
+    sweep("training.max_grad_norm=", "training.max_grad_norm=1e300"),
+    sweep("optimizer.weight_decay=", "optimizer.weight_decay=1e300"),
+    sweep("finetune.r=100000000: ", "finetune.r=100000000"),
+    sweep("space.optimizer.lr=5e-324: ", "space.optimizer.lr={low: 5e-324, high: 1e-322, num: 3, log: true}"),
+    own(
+        "space.training.seed: 12000 choices, but an axis has at most 10000",
+        HEAD + f"space: {{training: {{seed: [{', '.join(map(str, range(12_000)))}]}}}}\n",
+    ),
+]
+
+TABLE = [*COMMAND_LINE, *KEYS, *VALUES, *SEARCH, *SPACE, *SWEEP_FILES, *PLACES, *BOUNDS]

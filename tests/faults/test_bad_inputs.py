@@ -12,7 +12,6 @@ from typing import TextIO
 
 import pytest
 from _pytest.logging import LogCaptureHandler
-from hydra.core.config_store import ConfigStore
 
 from lrsweep.cli.main import main
 from tests.conftest import lrsweep
@@ -31,14 +30,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """A working folder, and a process that leaves nothing behind for the next case."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
-    ConfigStore.instance().repo.pop("sweep", None)
     if "lrsweep.training.inputs" in sys.modules:
         # Another case's ./model is another model.
         sys.modules["lrsweep.training.inputs"]._inputs.cache_clear()
     _talk_to(sys.stderr)
     yield tmp_path
     _talk_to(sys.__stderr__)
-    ConfigStore.instance().repo.pop("sweep", None)
     os.environ.clear()
     os.environ.update(before)
     logging.captureWarnings(False)

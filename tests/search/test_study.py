@@ -402,6 +402,35 @@ def test_what_dies_with_its_worker_is_tried_last_and_alone_and_then_given_up(tmp
     assert (ends[1][0], ends[2][0]) == ("complete", "complete")
 
 
+def test_what_is_killed_each_time_is_tried_alone_and_then_given_up(tmp_path: Path) -> None:
+    owner = open_study(config(), search_space.axes(config()), tmp_path, "data")
+
+    def killed(worker: WorkerStudy) -> None:
+        kill(worker)
+        owner.record_death(worker._liveness.worker, "killed by SIGKILL", killed=True)
+
+    for _ in range(2):
+        worker = opened(config(), tmp_path)
+        assert [(worker.next() or (-1,))[0] for _ in range(2)] == [0, 1]
+        killed(worker)
+    # Twice may be a reason: the third time it has a worker of its own.
+    third = opened(config(), tmp_path)
+    assert ((third.next() or (-1,))[0], third.next()) == (2, None)
+    third.tell(Record(2, TrialSpec({}), "complete", 10, 1.0, ""))
+    assert ((third.next() or (-1,))[0], third.next()) == (0, None)
+    killed(third)
+    (given_up, _) = sorted(owner.records(), key=lambda record: record.number)
+    reason = "the process that trained it died 3 times: killed by SIGKILL"
+    assert (given_up.number, given_up.status, given_up.reason) == (0, "failed", reason)
+    # With progress in between, kills do not add up.
+    for step in range(10, 50, 10):
+        worker = opened(config(), tmp_path)
+        assert (worker.next() or (-1,))[0] == 1
+        worker.report([EvalReport(1, step, 60, 6, 1.0)])
+        killed(worker)
+    assert len(owner.records()) == 2
+
+
 def test_what_fails_in_company_is_tried_alone(tmp_path: Path) -> None:
     study = opened(config(), tmp_path)
     for _ in range(2):

@@ -2,8 +2,10 @@
 
 It reads requests from stdin and writes answers to stdout, one JSON object per line:
 
-    {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...} or {"fault": ..., "exit_code": ...}
-    {"start": true}                              train    -> nothing, or {"fault": ..., "exit_code": ...} before it ends
+    {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...}
+    {"start": true}                              train    -> nothing
+
+Instead of either answer, or before it ends: {"fault": ..., "exit_code": ..., "traceback": ...}.
 
 The end of stdin means that the controller has ended: the worker checkpoints and ends, as on SIGTERM.
 """
@@ -24,8 +26,8 @@ from typing import IO, Any
 
 from lrsweep.config import search_space
 from lrsweep.config.schema import validate
-from lrsweep.errors import LrsweepError
-from lrsweep.files.logs import logging_to
+from lrsweep.errors import LrsweepError, UnexpectedError
+from lrsweep.files.logs import logging_to, unexpected
 from lrsweep.files.paths import SweepFolder
 from lrsweep.libraries import quiet
 from lrsweep.orchestration.liveness import Liveness
@@ -47,16 +49,26 @@ def main() -> None:
     try:
         _run(requests, answers, stop)
     except LrsweepError as fault:
-        _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code})
+        if requests.working and isinstance(fault, UnexpectedError):
+            # It ends like a worker that dies: another one tries its trials again.
+            print(fault, file=sys.stderr)
+        else:
+            traceback = fault.traceback if isinstance(fault, UnexpectedError) else ""
+            _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code, "traceback": traceback})
         _exit(fault.exit_code)
     _exit(143 if stop.is_set() else 0)
 
 
 def _run(requests: "_Requests", answers: IO[str], stop: threading.Event) -> None:
     request = requests.next()
-    config = validate(request["config"])
-    axes = search_space.axes(config)
-    engine, dataset = prepare(config, axes, look=request["look"])
+    try:
+        config = validate(request["config"])
+        axes = search_space.axes(config)
+        engine, dataset = prepare(config, axes, look=request["look"])
+    except LrsweepError:
+        raise
+    except Exception as fault:
+        raise unexpected(fault, "checking model and data") from fault
     _answer(answers, {"dataset": asdict(dataset)})
     requests.next()
     folder = SweepFolder(config.name)
@@ -75,19 +87,22 @@ class _Requests(threading.Thread):
 
     Args:
         stop: Makes the worker checkpoint and end.
+
+    Attributes:
+        working: Whether the worker has been told to train.
     """
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__(daemon=True)
         self._stop_work = stop
         self._received: queue.Queue[Mapping[str, Any]] = queue.Queue()
-        self._working = False
+        self.working = False
         self.start()
 
     def next(self) -> Mapping[str, Any]:
         """Waits for the next request and returns it."""
         request = self._received.get()
-        self._working = "start" in request
+        self.working = "start" in request
         return request
 
     def run(self) -> None:
@@ -95,7 +110,7 @@ class _Requests(threading.Thread):
         for line in sys.stdin:
             self._received.put(json.loads(line))
         self._stop_work.set()
-        while not self._working:
+        while not self.working:
             if self._received.empty():
                 os._exit(143)
             time.sleep(0.1)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
-from lrsweep.errors import LrsweepError, WorkerError
+from lrsweep.errors import LrsweepError, UnexpectedError, WorkerError
 from lrsweep.search.controller_study import ControllerStudy
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,10 @@ class WorkerResult:
     Attributes:
         reason: The reason, as text for the terminal.
         stderr: The end of its stderr, for the log.
-        outside: Whether someone else ended it, so that none of its trials is the cause.
+        outside: Whether someone else ended it, so that its trials are hardly the cause.
         fault: The error that it reported before it ended; None if it died.
         exit_code: The error's exit code.
+        traceback: The error's traceback, if no code expected it.
     """
 
     reason: str
@@ -37,11 +38,12 @@ class WorkerResult:
     outside: bool = False
     fault: str | None = None
     exit_code: int = 0
+    traceback: str = ""
 
     def check(self) -> None:
         """Raises the error that the worker reported, if it did."""
         if self.fault is not None:
-            raise reported(self.fault, self.exit_code)
+            raise reported(self.fault, self.exit_code, self.traceback)
 
 
 class WorkerHandle(Protocol):
@@ -133,9 +135,8 @@ class WorkerPool(ABC):
         log.error("a worker died: %s\n%s", result.reason, result.stderr)
         had = [view for view in self._study.trials() if view.claim is not None and view.claim.worker == name != ""]
         running = [str(view.number) for view in had if view.record is None]
-        # If someone else killed the worker, its trials are not suspect.
-        if name and not result.outside:
-            self._study.record_death(name, result.reason)
+        if name:
+            self._study.record_death(name, result.reason, killed=result.outside)
         ended = len(self._study.records())
         self._deaths_without_trial = 0 if had or ended > self._ended else self._deaths_without_trial + 1
         self._ended = ended
@@ -167,8 +168,8 @@ class WorkerPool(ABC):
             worker.close()
 
 
-def reported(fault: str, exit_code: int) -> LrsweepError:
-    """An error that a worker reported, restored from its text and exit code."""
-    error = LrsweepError(fault)
+def reported(fault: str, exit_code: int, traceback: str = "") -> LrsweepError:
+    """An error that a worker reported, restored from its text, its exit code and, if unexpected, its traceback."""
+    error = UnexpectedError(fault, traceback) if traceback else LrsweepError(fault)
     error.exit_code = exit_code
     return error

@@ -13,6 +13,7 @@ from typing import IO, Any
 from lrsweep import hardware
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import WorkerError
+from lrsweep.formatting import printable
 from lrsweep.orchestration.executors.worker_pool import WorkerResult, reported
 from lrsweep.orchestration.liveness import new_worker_name
 from lrsweep.tracking import DatasetInfo
@@ -51,7 +52,8 @@ class WorkerProcess:
         self._oom_kills = hardware.oom_kills()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MAIN],
+            # -P: the working folder's files must not be imported.
+            [sys.executable, "-P", "-m", _MAIN],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -77,7 +79,7 @@ class WorkerProcess:
             return DatasetInfo(**answer["dataset"])
         self._process.wait()
         if "fault" in answer:
-            raise reported(answer["fault"], answer["exit_code"])
+            raise reported(answer["fault"], answer["exit_code"], answer["traceback"])
         raise WorkerError(f"the process that checks model and data died: {self._reason()}")
 
     def start(self) -> None:
@@ -102,7 +104,7 @@ class WorkerProcess:
         for line in self._process.stdout.read().splitlines():
             answer = json.loads(line)
             if "fault" in answer:
-                return WorkerResult(answer["fault"], fault=answer["fault"], exit_code=answer["exit_code"])
+                return WorkerResult(answer["fault"], **answer)
         return WorkerResult(self._reason(), self._stderr_tail(), self._killed_from_outside())
 
     def _stderr_tail(self) -> str:
@@ -113,7 +115,8 @@ class WorkerProcess:
         stderr = self._stderr_tail()
         code = self._process.returncode
         if code >= 0:
-            return f"it exited with {code}: {stderr.splitlines()[-1][:200] if stderr else 'no message'}"
+            last = printable(stderr.splitlines()[-1][:200]) if stderr else "no message"
+            return f"it exited with {code}: {last}"
         name = signal.Signals(-code).name
         return f"killed by {name}{': host memory ran out' if self._out_of_memory() else ''}"
 

@@ -22,6 +22,8 @@ from lrsweep.report.summary import Summary
 
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#65a30d", "#db2777", "#4b5563")
 _ENDED_EARLY = "#9ca3af"
+# The most rows of a legend.
+_LEGEND_ROWS = 4
 # The height of a label of a parallel coordinate, as a share of the axis.
 _LABEL_HEIGHT = 0.045
 # `svg` replaces these two by the page's own colours, light or dark.
@@ -242,6 +244,10 @@ def _legend_below(figure: Figure, plot: Axes, columns: int) -> None:
     if handles:
         # The figure is as wide as about 110 of its letters, and a line before each label as 8.
         columns = max(1, min(columns, 110 // (8 + max(map(len, labels)))))
+        if len(labels) > _LEGEND_ROWS * columns:
+            # It would leave no room for the curves. The page names each trial under the pointer.
+            best = [i for i, label in enumerate(labels) if "best" in label or label == "before training"]
+            handles, labels = [handles[i] for i in best], [labels[i] for i in best]
         figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
         )

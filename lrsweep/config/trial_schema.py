@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from lrsweep.config.key_facts import run_key, trial_key
 
@@ -19,7 +19,15 @@ _SMALLEST, _LARGEST = 1e-36, 1e36
 _MOST = 10**9
 # The widest layers of the largest models have some 50,000 columns: no matrix has a higher rank.
 _HIGHEST_RANK = 2**16
-Positive = Annotated[float, Field(gt=0, ge=_SMALLEST, le=_LARGEST, allow_inf_nan=False)]
+
+
+def _not_denormal(value: float) -> float:
+    if value < _SMALLEST:
+        raise ValueError(f"must be at least {_SMALLEST:g}: float32 has no smaller numbers")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False), AfterValidator(_not_denormal)]
 NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=_MOST)]

@@ -1,7 +1,7 @@
 """Measures the truth of four small tasks: `python benchmarks/tasks.py`, about an hour.
 
 Each task has a model of its own, pretrained here for a minute, its own rows and batch size. It is trained at 10
-learning rates, a third of a decade apart, with 8 seeds each, for 20, 60, 120 and 400 steps. Writes to
+learning rates, a third of a decade apart, with 8 seeds each, for 12 to 400 steps. Writes to
 `results/tasks/NAME.npz`, for each budget, the eval losses [rates, seeds, evaluations] and the last loss on each eval
 row [rates, seeds, rows]. `verdict.py` replays them. Two tasks are for tuning; the other two are set aside, and judge
 the result.
@@ -30,7 +30,7 @@ from lrsweep.embedded import BASE, corpus
 from lrsweep.training.engines import Measurement, Outcome, Stop, Trial
 from lrsweep.training.engines.packed import PackedEngine
 
-BUDGETS, SEEDS = (20, 60, 120, 400), 8
+BUDGETS, SEEDS = (12, 24, 48, 20, 60, 120, 400), 8
 LRS = np.logspace(-4, -1, 10)
 EVALS = 4
 EVAL_ROWS = 128

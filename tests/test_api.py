@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import lrsweep
@@ -69,8 +70,9 @@ def test_objects_give_the_losses_of_the_same_files(folder: Path, from_objects: l
         data="rows.jsonl",
         quiet=True,
     )
-    assert from_files.trials.eval_loss.tolist() == from_objects.trials.eval_loss.tolist()
-    assert from_files.curves(1).equals(from_objects.curves(1))
+    # How many trials share a pass is measured, and changes the last digits.
+    assert from_files.trials.eval_loss.tolist() == pytest.approx(from_objects.trials.eval_loss.tolist(), abs=1e-5)
+    pd.testing.assert_frame_equal(from_files.curves(1), from_objects.curves(1), rtol=0, atol=1e-4)
     assert sorted(path.name for path in (folder / "outputs").glob("[!.]*")) == ["files", "objects"]
 
 

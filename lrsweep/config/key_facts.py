@@ -31,17 +31,19 @@ class KeyFacts:
         tuned: Its best value may lie inside a range, so a best value at the end of the range is worth a warning.
         comparable: Eval losses of trials that differ in it are comparable: it does not change the eval rows or their
             tokens.
+        later: Version 0.1.0 did not have it: with its default, a trial is the one that it was without the key.
     """
 
     scope: Scope
     in_pack: InPack | None = None
     tuned: bool = False
     comparable: bool = True
+    later: bool = False
 
 
-def trial_key(*, in_pack: InPack, tuned: bool = False, comparable: bool = True) -> Any:
+def trial_key(*, in_pack: InPack, tuned: bool = False, comparable: bool = True, later: bool = False) -> Any:
     """Field metadata for a key that changes what a trial measures."""
-    return _field(KeyFacts("trial", in_pack, tuned, comparable))
+    return _field(KeyFacts("trial", in_pack, tuned, comparable, later))
 
 
 def sweep_key() -> Any:

@@ -311,6 +311,20 @@ def _hints() -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
+def default_values() -> dict[str, Any]:
+    """The default of every dotted key that has one."""
+    found: dict[str, Any] = {}
+    for name, section in SweepConfig.model_fields.items():
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
+            fields = section.annotation.model_fields
+            found |= {
+                f"{name}.{key}": field.get_default(call_default_factory=True)
+                for key, field in fields.items()
+                if not field.is_required()
+            }
+    return found
+
+
 def key_facts(key: str) -> KeyFacts:
     """What a dotted key of the config affects."""
     return facts_of(SweepConfig, key)

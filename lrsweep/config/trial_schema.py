@@ -53,6 +53,7 @@ DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "tex
 _BASE = trial_key(in_pack="same", comparable=False)
 _NUMERICS = trial_key(in_pack="same")
 _ROWS = trial_key(in_pack="same", comparable=False)
+_LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
@@ -81,7 +82,7 @@ class ModelConfig(Section):
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
     """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
-    special_tokens: Annotated[dict[str, str], _BASE] = Field(default_factory=dict)
+    special_tokens: Annotated[dict[str, str], _LATER] = Field(default_factory=dict)
     """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
     trust_remote_code: Annotated[bool, _BASE] = False
     """Runs the model repository's own code. Needs `revision` pinned to a commit."""
@@ -121,12 +122,12 @@ class DataConfig(Section):
     trial."""
     max_length: Annotated[int, Field(ge=2, le=_MOST), _ROWS] = 1024
     """Rows are truncated to this many tokens."""
-    on_bad_row: Annotated[Literal["drop", "refuse"], _ROWS] = "drop"
+    on_bad_row: Annotated[Literal["drop", "refuse"], _LATER] = "drop"
     """What happens to rows without anything to learn, such as an empty answer: they are left out and counted, up to 5 %
     of the rows; or the sweep is refused."""
-    drop_long_rows: Annotated[bool, _ROWS] = False
+    drop_long_rows: Annotated[bool, _LATER] = False
     """Leaves rows of more than `max_length` tokens out, instead of truncating them."""
-    train_on_prompt: Annotated[bool, _ROWS] = False
+    train_on_prompt: Annotated[bool, _LATER] = False
     """Learns whole conversations, not only the answers in them. Of `prompt_completion` rows only the completion."""
     max_train_rows: Annotated[Count | None, _BATCHES] = None
     """Trains on at most this many rows."""

@@ -90,9 +90,9 @@ def _readable(dialect: Dialect, tree: Tree, run: TheirRun) -> dict[str, Any]:
             read["optimizer.lr"] = run.lr
         try:
             config_of(found | {name: value for name, value in read.items() if value != "???"})
-        except InputError:
+        except InputError as fault:
             if "optimizer.lr" in row.ours:
-                raise
+                raise InputError(str(fault).replace("optimizer.lr", row.theirs[0], 1)) from None
             continue
         found |= {name: value for name, value in read.items() if value != "???"}
     return found

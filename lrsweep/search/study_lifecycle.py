@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from lrsweep.config.schema import SweepConfig, current_value, flatten, key_facts
+from lrsweep.config.schema import SweepConfig, current_value, default_values, flatten, key_facts
 from lrsweep.config.search_space import GRIDS, Axis, grid
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.atomic import disk_faults
@@ -92,7 +92,10 @@ def _check_empty(folder: Path, storage: Storage) -> None:
 def _check_same(study: optuna.Study, now: Mapping[str, Any]) -> None:
     """Raises InputError with the changed keys if the study was created with another identity."""
     before = {key: current_value(key, value) for key, value in json.loads(study.user_attrs["identity"]).items()}
+    defaults = json.loads(json.dumps(default_values()))
     now = json.loads(json.dumps(now))
+    # An earlier version did not have all keys: a trial that it trained had what is the default now.
+    before |= {key: defaults[key] for key in now.keys() - before.keys() if key in defaults}
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         shown = [f"{key}: was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed[:_SHOWN]]

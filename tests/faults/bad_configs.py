@@ -14,7 +14,7 @@ def own(said: str, content: str | bytes, *overrides: str, process: bool = False)
 
 COMMAND_LINE = [
     Bad("choose a sweep: lrsweep +sweep=NAME", (), process=True),
-    Bad("lora_lr: no such command (choices: export, import, report, ", ("lora_lr",)),
+    Bad("lora_lr: no such command (choices: export, import, list, new, report, ", ("lora_lr",)),
     Bad("sweep=lora: no such option; did you mean lora_lr?", ("+sweep=lora",)),
     Bad("sweep", ("+sweep=",)),
     Bad("sweep", ("+sweep=lora_lr", "+sweep=full_lr")),
@@ -68,7 +68,6 @@ KEYS = [
 
 VALUES = [
     sweep("optimizer.lr=0: ", "optimizer.lr=0"),
-    sweep("optimizer.lr=-0.001: ", "optimizer.lr=-1e-3"),
     sweep("optimizer.lr=nan: ", "optimizer.lr=nan"),
     sweep("optimizer.lr=inf: ", "optimizer.lr=inf"),
     sweep("optimizer.lr=inf: ", "optimizer.lr=1e400"),
@@ -140,7 +139,7 @@ VALUES = [
         "engine.dialect=fairseq",
     ),
     sweep(
-        "engine.command: nosuchtrainer: no such program",
+        "engine.command: nosuchtrainer is not on PATH: set engine.python",
         "engine=external",
         "engine.command='nosuchtrainer {config}'",
         "engine.dialect=trl",

@@ -97,7 +97,6 @@ FILES = [
         lines(good=TEXT),
         "data.eval_path=rows.jsonl",
     ),
-    of_rows("data.eval_fraction=1.0: ", "text", lines(good=TEXT), "data.eval_fraction=1.0"),
     of_rows("data.eval_fraction=0.0: no eval rows", "text", lines(good=TEXT), "data.eval_fraction=0"),
     of_rows("1 row(s) with data.eval_fraction=0.1 leave nothing to train on", "text", lines(TEXT, before=0, after=0)),
     of_rows("data.path=rows.jsonl: a single file has no split test", "text", lines(good=TEXT), "data.split=test"),

@@ -313,6 +313,9 @@ def _scale(plot: Axes, axis: str, results: Sequence[Result], places: Any) -> Non
     tried = [places(result) for result in results]
     if min(tried) > 0 and (axis == LR or max(tried) / min(tried) > 20):
         plot.set_xscale("log")
+        # matplotlib's own labels are formulas, and here text is no formula.
+        plot.xaxis.set_major_formatter(lambda value, _: format_value(float(value)))
+        plot.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _mark_ended_early(plot: Axes, summary: Summary, places: Any) -> None:

@@ -110,6 +110,7 @@ def test_every_trial_carries_its_diagnosis(finished_sweep: FinishedSweep) -> Non
         by_run.setdefault(run, {})[key] = value
     assert {tags["trial"]: tags["diagnosis"] for tags in by_run.values()} == labels
     page = (finished_sweep.outputs / "report.html").read_text()
+    assert "mathdefault" not in page  # a formula's source instead of a number
     assert "raise the learning rate, step by step: <code>optimizer.lr=3e-05</code>" in page
 
 

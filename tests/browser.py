@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -32,6 +33,14 @@ _ARGUMENTS = [
 def chromium() -> str | None:
     """The browser's path, or None where there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+BROWSER = chromium()
+# For tests that look at the shared sweep in it.
+ON_THE_SHARED_SWEEP = [
+    pytest.mark.skipif(BROWSER is None, reason="needs a Chromium in the PATH"),
+    pytest.mark.xdist_group("finished_sweep"),
+]
 
 
 def free_port() -> int:

@@ -53,7 +53,9 @@ def imported(dialect: str, tree: Tree, file: str, request: Request = AS_GIVEN) -
         if request.engine != "auto" or _obstacles(trainer, tree, request):
             raise
         run = theirs([_reason(fault)])
-    notes = (f"{name} is a secret and left out; give it in the environment" for name in secrets)
+    notes = [f"{name} is a secret and left out; give it in the environment" for name in secrets]
+    if guess := _guess(trainer, tree, request):
+        notes.append(guess)
     return dataclasses.replace(run, notes=(*notes, *run.notes))
 
 
@@ -72,6 +74,13 @@ def _obstacles(dialect: Dialect, tree: Tree, request: Request) -> list[InputErro
     if method is not None and not found:
         return [InputError(f"{method}: trials do supervised fine-tuning only; sweep it with --engine theirs")]
     return found
+
+
+def _guess(dialect: Dialect, tree: Tree, request: Request) -> str:
+    try:
+        return dialect.their_run(tree, request.command).guess
+    except InputError:
+        return ""
 
 
 def without_secrets(tree: Tree) -> tuple[dict[str, Any], list[str]]:

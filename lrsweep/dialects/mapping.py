@@ -136,6 +136,7 @@ class TheirRun:
         method: The kind of training if trials of our engines cannot do it, such as `trl dpo`; None for supervised
             fine-tuning.
         evaluates: Whether this kind of training can be evaluated on held-out rows.
+        guess: What the kind of training was taken for, and how to say otherwise; empty if the file tells.
     """
 
     command: str
@@ -144,6 +145,7 @@ class TheirRun:
     lr: float | None = None
     method: str | None = None
     evaluates: bool = True
+    guess: str = ""
 
 
 def evaluated(tree: Tree, config: SweepConfig) -> Tree:

@@ -249,12 +249,19 @@ _SIGNS = (
     ("reward", "center_rewards_coefficient"),
     ("dpo", "beta precompute_ref_log_probs f_divergence_type loss_weights ld_alpha sync_ref_model use_weighting"),
 )
+# Keys that only `trl sft` has.
+_OF_SFT = ("completion_only_loss", "assistant_only_loss", "packing", "dataset_text_field", "chat_template_path")
+_GUESS = (
+    "no key tells which of TRL's commands it is for, so it is taken for trl sft; for another: "
+    "--command 'trl dpo --config {config}'"
+)
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
     if command is None:
         name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
-        return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}")
+        guess = name == "sft" and not any(tree.get(key) is not None for key in _OF_SFT)
+        return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}", guess=_GUESS if guess else "")
     name = next((word for word in command.split() if word in _COMMANDS), "sft")
     return replace(_COMMANDS[name], command=command)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lrsweep.config.trial_schema import DataConfig, ModelConfig
-from lrsweep.dialects.imported_run import Imported
+from lrsweep.dialects.imported_run import Imported, Request
 from lrsweep.dialects.importer import imported
 from lrsweep.errors import InputError
 from lrsweep.training.data.formats import Chat, parse
@@ -120,6 +120,17 @@ def test_a_number_of_rows_is_held_out() -> None:
     assert axolotl(val_set_size=5).config.data.eval_fraction == 5
     found = load(data("train.jsonl", "messages", eval_fraction=3), tokenizer_with(CHATML))
     assert (len(found.train), len(found.evaluation)) == (9, 3)
+
+
+def test_what_kind_of_training_was_guessed_is_said() -> None:
+    """A file for `trl dpo` need have no key that `trl sft` lacks."""
+    both = TRL | {"dataset_name": "d"}
+    assert any("taken for trl sft" in note for note in imported("trl", both, "t.yaml").notes)
+    for told in (both | {"packing": False}, both | {"beta": 0.1}):
+        assert not any("taken for" in note for note in imported("trl", told, "t.yaml").notes)
+    by_command = imported("trl", both, "t.yaml", Request(command="trl dpo --config {config}"))
+    assert by_command.config.engine.command == "trl dpo --config {config}"
+    assert not any("taken for" in note for note in by_command.notes)
 
 
 def test_trl_learns_whole_conversations_from_a_file_and_from_the_hub() -> None:

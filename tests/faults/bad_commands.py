@@ -282,6 +282,7 @@ def diagnosed(said: str, content: Content, name: str = "log.jsonl", code: int = 
 DIAGNOSE = [
     Bad("diagnose: the following arguments are required: FILE", ("diagnose",)),
     Bad("none.jsonl: no such file", ("diagnose", "none.jsonl"), process=True),
+    Bad("/dev/zero: is a device or a pipe, not a file", ("diagnose", "/dev/zero"), process=True),
     Bad("run: is a folder", ("diagnose", "run"), {"run/x": ""}),
     Bad(f"{'0' * 32}: no such file, and no MLflow store", ("diagnose", "0" * 32)),
     diagnosed("log.jsonl: is empty", "\n"),

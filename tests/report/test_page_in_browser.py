@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import browser_page, chromium
+from tests.browser import BROWSER, ON_THE_SHARED_SWEEP, browser_page
 from tests.conftest import FinishedSweep
 
 if TYPE_CHECKING:
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 
-BROWSER = chromium()
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs a Chromium in the PATH"),
-    pytest.mark.xdist_group("finished_sweep"),
-]
+pytestmark = ON_THE_SHARED_SWEEP
 
 
 @pytest.fixture(scope="module")

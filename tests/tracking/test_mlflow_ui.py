@@ -13,7 +13,7 @@ import pytest
 
 from lrsweep.tracking import compare_url, default_uri
 from lrsweep.tracking.store import Store
-from tests.browser import browser_page, chromium, served
+from tests.browser import BROWSER, ON_THE_SHARED_SWEEP, browser_page, served
 from tests.conftest import FinishedSweep
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 
-BROWSER = chromium()
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs a Chromium in the PATH"),
-    pytest.mark.xdist_group("finished_sweep"),
-]
+pytestmark = ON_THE_SHARED_SWEEP
 
 # The data of every chart on the page: run name -> [step, value] pairs, by metric.
 CHARTS = """() => {

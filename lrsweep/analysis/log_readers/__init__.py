@@ -86,6 +86,8 @@ def read_logs(source: str, mlflow_run: MlflowRun) -> list[Log]:
 
 def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any]]:
     """Returns the rows of each run in a file, and the arguments in it."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: is a device or a pipe, not a file")
     if tensorboard.is_event_file(path):
         return {"": tensorboard.event_rows(path)}, {}
     content = _content(path)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lrsweep.analysis.log_readers.rows import Row
@@ -43,14 +43,21 @@ def json_lines(path: Path, text: str) -> Iterator[Row]:
         yield row
 
 
+def _lines(text: str) -> list[str]:
+    # Progress bars write a carriage return where others write a line's end.
+    return text.replace("\r", "\n").split("\n")
+
+
+def _kept(lines: Iterable[str]) -> Iterator[str]:
+    """The lines to read: of very many, one in so many, and those that are rare."""
+    known = list(lines)
+    every = _every(len(known))
+    yield from (line for at, line in enumerate(known, 1) if at % every == 0 or _is_rare(line))
+
+
 def console_rows(text: str) -> Iterator[Row]:
     """Yields the dictionaries with a loss that a program printed among other output."""
-    # Progress bars write a carriage return where others write a line's end.
-    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line and "{" in line]
-    every = _every(len(lines))
-    for at, line in enumerate(lines, 1):
-        if at % every and not _is_rare(line):
-            continue
+    for line in _kept(line for line in _lines(text) if "loss" in line and "{" in line):
         for found in _DICT.findall(line):
             row = {key: text or cast or bare for key, text, cast, bare in _PAIR.findall(found)}
             if any("loss" in key for key in row):
@@ -59,11 +66,7 @@ def console_rows(text: str) -> Iterator[Row]:
 
 def assignments(text: str) -> Iterator[Row]:
     """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
-    lines = [line for line in text.replace("\r", "\n").split("\n") if "loss" in line or "Loss" in line]
-    every = _every(len(lines))
-    for at, line in enumerate(lines, 1):
-        if at % every and not _is_rare(line):
-            continue
+    for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
         row = {re.sub("[ /-]", "_", key.lower()): value for key, value in _ASSIGNED.findall(line)}
         if any("loss" in key for key in row):
             yield row

@@ -1,8 +1,9 @@
 """`lrsweep diagnose FILE ...`: diagnoses loss curves, and advises what to change."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         from lrsweep.report.curve import plot_curve
 
         for log, diagnosis in zip(judged, found, strict=True):
-            plot_curve(log.source, log.curve, diagnosis, Path(f"{log.source.replace(': ', '.')}.png"))
+            plot_curve(log.source, log.curve, diagnosis, _plot_file(log))
     return 2 if faults else 0
 
 
@@ -64,21 +65,25 @@ def _read(sources: Iterable[str]) -> tuple[list["Log"], list[LrsweepError]]:
 
     logs: list[Log] = []
     faults: list[LrsweepError] = []
+    seen: set[str] = set()
 
-    def collect(reader: Callable[[], list["Log"]]) -> None:
+    def collect(source: str) -> None:
+        if (place := os.path.realpath(source)) in seen:
+            return
+        seen.add(place)
         try:
-            logs.extend(reader())
+            logs.extend(read_logs(source, _mlflow_run))
         except LrsweepError as fault:
             faults.append(fault)
 
     for source in sources:
-        if not Path(source).is_dir():
-            collect(lambda source=source: read_logs(source, _mlflow_run))  # type: ignore[misc]
+        if not os.path.isdir(source):  # Path.is_dir raises for a name that is too long
+            collect(source)
             continue
         before, earlier = len(logs), len(faults)
         try:
             for path in logs_in(Path(source)):
-                collect(lambda path=path: read_logs(path, _mlflow_run))  # type: ignore[misc]
+                collect(path)
         except InputError as fault:
             faults.append(fault)
         if len(logs) > before:
@@ -104,6 +109,12 @@ def _overrides(log: "Log", overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     from lrsweep.analysis.diagnosis.remedies import in_training_arguments
 
     return overrides if log.of_lrsweep else in_training_arguments(overrides)
+
+
+def _plot_file(log: "Log") -> Path:
+    """Next to its file; a run in a table of several may be called anything."""
+    file, _, run = log.source.rpartition(": ")
+    return Path(f"{file}.{run.replace('/', '_')}.png" if file else f"{run}.png")
 
 
 def _print(log: "Log", same: Sequence["Log"], diagnosis: "Diagnosis") -> None:

@@ -34,6 +34,8 @@ def write_row_losses(trial_folder: Path, losses: RowLosses) -> None:
 
 def read_row_losses(trial_folder: Path) -> RowLosses | None:
     """Reads eval_rows.json; None if there is none, or it is damaged."""
+    if not (trial_folder / "eval_rows.json").is_file():
+        return None  # a pipe would block
     try:
         tree = json.loads((trial_folder / "eval_rows.json").read_text(encoding="utf-8"))
         losses = RowLosses(tuple(map(float, tree["sums"])), tuple(map(int, tree["tokens"])))

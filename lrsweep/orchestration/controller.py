@@ -309,7 +309,9 @@ def _run(
         write_text(folder.config, to_yaml(config.masked()))
         with _alive(folder, study, dataset):
             tracker.start(config.name, study.sweep_id, flatten(config.masked()), tags(), dataset)
-            about = About(dataset, Links(tracker.ui_command(), tracker.compare_url()), prior, searched)
+            objective = config.search.objective
+            page = tracker.compare_url(objective.key, lowest_first=not objective.maximize)
+            about = About(dataset, Links(tracker.ui_command(), page), prior, searched)
             try:
                 summary = Controller(config, folder, study, executor, tracker, screen, interrupt).run(about)
                 conclude(summary, folder)

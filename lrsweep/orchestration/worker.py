@@ -199,6 +199,8 @@ def write_outcome(folder: Path, record: Record) -> None:
 
 def _read_outcome(folder: Path) -> dict[str, Any] | None:
     """The outcome on disk; None if there is none, or it is damaged."""
+    if not (folder / "outcome.json").is_file():
+        return None  # a pipe would block
     try:
         found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

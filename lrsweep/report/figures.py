@@ -44,6 +44,8 @@ def loss_over_axis(summary: Summary) -> Figure:
     Over the learning rate, it also has the fitted curve with its band and the safe range.
     """
     figure, plot = _figure()
+    objective = summary.config.search.objective
+    value = objective.value
     axis = LR if LR in summary.axes else summary.axes[0]
     places = _places(axis, summary.results)
     if axis == LR:
@@ -60,19 +62,19 @@ def loss_over_axis(summary: Summary) -> Figure:
             style |= {"label": name or None, "linewidth": 1.2 if axis == LR else 1.8}
         else:
             style |= {"linestyle": "none", "alpha": 0.7}
-        plot.plot([places(c.result) for c in ordered], [c.mean for c in ordered], **style)
+        plot.plot([places(c.result) for c in ordered], [value(c.mean) for c in ordered], **style)
         for c in ordered:
             # A point of its own for each trial above all else, which the page can name.
             at = _gid("point", c.result)
-            plot.plot([places(c.result)], [c.mean], marker="o", markersize=9, alpha=0, zorder=9, gid=at)
+            plot.plot([places(c.result)], [value(c.mean)], marker="o", markersize=9, alpha=0, zorder=9, gid=at)
     _draw_ties(plot, summary, places, axis)
     _mark_ended_early(plot, summary, places)
     if summary.base_loss is not None:
-        plot.axhline(summary.base_loss, color=_ENDED_EARLY, linestyle="--", linewidth=1, label="before training")
+        plot.axhline(value(summary.base_loss), color=_ENDED_EARLY, linestyle="--", linewidth=1, label="before training")
     _scale(plot, axis, summary.results, places)
     _limit_y(plot, summary)
     plot.set_xlabel(axis)
-    plot.set_ylabel("final eval loss")
+    plot.set_ylabel(f"final {objective.name}")
     if plot.get_legend_handles_labels()[0]:
         _legend_below(figure, plot, 3)
     return figure
@@ -83,9 +85,11 @@ def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
     fit, safe = summary.verdict.lr_curve, summary.verdict.safe_range
     if fit is None:
         return
-    low, high = fit.mean - 2 * fit.deviation, fit.mean + 2 * fit.deviation
+    sign = summary.config.search.objective.value(1.0)
+    mean = sign * fit.mean
+    low, high = mean - 2 * fit.deviation, mean + 2 * fit.deviation
     plot.fill_between(fit.lr, low, high, color="#93c5fd", alpha=0.3, linewidth=0, label="fit ± 2 deviations")
-    plot.plot(fit.lr, fit.mean, color="#93c5fd", linewidth=1.5)
+    plot.plot(fit.lr, mean, color="#93c5fd", linewidth=1.5)
     if safe is not None:
         label = f"safe range, {safe.tolerance:.0%}"
         plot.axvspan(safe.low, safe.high, color="#059669", alpha=0.1, linewidth=0, label=label)
@@ -93,14 +97,14 @@ def _draw_lr_curve(plot: Axes, summary: Summary) -> None:
 
 def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
     """Marks the best trial, and the trials that are tied with it."""
-    best = summary.verdict.recommended
+    best, value = summary.verdict.recommended, summary.config.search.objective.value
     if best is None:
         return
     ties = [tie for tie in summary.verdict.ties if tie is not best] if summary.verdict.noise else []
     if ties:
         plot.plot(
             [places(tie.result) for tie in ties],
-            [tie.mean for tie in ties],
+            [value(tie.mean) for tie in ties],
             marker="o",
             markersize=12,
             fillstyle="none",
@@ -108,8 +112,10 @@ def _draw_ties(plot: Axes, summary: Summary, places: Any, axis: str) -> None:
             linestyle="none",
             label="tied with the best",
         )
-    note = f"best: {axis.rsplit('.', 1)[-1]} {format_value(best.result.trained[axis])}, {best.mean:.3f}"
-    plot.plot([places(best.result)], [best.mean], marker="*", markersize=17, color=INK, linestyle="none", label=note)
+    note = f"best: {axis.rsplit('.', 1)[-1]} {format_value(best.result.trained[axis])}, {value(best.mean):.3f}"
+    plot.plot(
+        [places(best.result)], [value(best.mean)], marker="*", markersize=17, color=INK, linestyle="none", label=note
+    )
 
 
 def _limit_y(plot: Axes, summary: Summary) -> None:
@@ -118,7 +124,8 @@ def _limit_y(plot: Axes, summary: Summary) -> None:
     if summary.base_loss is None or not means or max(means) <= summary.base_loss:
         return
     span = max(summary.base_loss - min(means), 1e-9)
-    plot.set_ylim(min(means) - 0.1 * span, min(max(means), summary.base_loss + 1.5 * span) + 0.1 * span)
+    ends = min(means) - 0.1 * span, min(max(means), summary.base_loss + 1.5 * span) + 0.1 * span
+    plot.set_ylim(*sorted(map(summary.config.search.objective.value, ends)))
 
 
 def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
@@ -145,7 +152,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             gid=_gid("curve", result),
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )
-    if tops and summary.base_loss is not None:
+    if tops and summary.base_loss is not None and not objective.maximize:
         # Losses that blow up would flatten the other curves, so they are cut off.
         span = summary.base_loss - min(bottoms)
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
@@ -164,6 +171,7 @@ def parallel(summary: Summary) -> Figure | None:
     figure, plot = _figure()
     plot.grid(False)
     columns = [(key, _column(key, summary.results)) for key in summary.axes]
+    objective = summary.config.search.objective
     losses = [candidate.mean for candidate in summary.verdict.candidates]
     # Heights are from the best loss up to the loss before training; all worse losses have the same height.
     worst = max(min(max(losses), summary.base_loss or max(losses)), min(losses) + 1e-9)
@@ -186,11 +194,16 @@ def parallel(summary: Summary) -> Figure | None:
             )
     for place, value in ((0.0, min(losses)), (1.0, worst)):
         plot.annotate(
-            f"{value:.3f}", (len(columns), place), xytext=(5, 0), textcoords="offset points", fontsize=8, color=INK
+            f"{objective.value(value):.3f}",
+            (len(columns), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
         )
     for i in range(len(columns) + 1):
         plot.axvline(i, color=_ENDED_EARLY, linewidth=1)
-    plot.set_xticks(range(len(columns) + 1), [*(key.rsplit(".", 1)[-1] for key, _ in columns), "eval loss"])
+    plot.set_xticks(range(len(columns) + 1), [*(key.rsplit(".", 1)[-1] for key, _ in columns), objective.name])
     plot.set_yticks([])
     plot.spines[["left", "bottom"]].set_visible(False)
     return figure

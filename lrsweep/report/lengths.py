@@ -41,10 +41,12 @@ def _predicted(summary: Summary, longest: int) -> list[str]:
     longer, horizon = summary.longer_run, summary.config.training.horizon
     if longer is not None:
         asked = "" if horizon else " (set training.horizon to your run's steps)"
-        return [
-            f"A run of {longer.steps} steps wants about {_rate(longer)}: the best rate moves as "
-            f"steps^{longer.exponent:.2f}{asked}."
-        ]
+        if len(longer.lengths) == 1:
+            only = f"only for {longer.lengths[0]} steps the best rate lies inside the range"
+            why = f"by a rule of thumb (steps^-0.32), as {only}"
+        else:
+            why = f"as the best rate moves as steps^{longer.exponent:.2f}"
+        return [f"A run of {longer.steps} steps wants about {_rate(longer)}, {why}{asked}."]
     if not summary.config.lengths_searched or (horizon and horizon <= longest):
         return []
     return [

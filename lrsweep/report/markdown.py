@@ -13,7 +13,7 @@ ARTIFACT = "artifact:"
 def sweep_description(summary: Summary) -> str:
     """The result in sentences, the first one bold, with the figure of the loss over the learning rate."""
     first, *others = sentences(summary)
-    figure = f"![Final eval loss]({ARTIFACT}loss_over_axis.png)" if summary.results else ""
+    figure = f"![Final {summary.config.search.objective.name}]({ARTIFACT}loss_over_axis.png)" if summary.results else ""
     return "\n\n".join([f"**{_plain(first)}**", *(f"- {_plain(line)}" for line in others), figure]).strip()
 
 

@@ -11,7 +11,7 @@ from lrsweep.analysis.ranking import Result
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.yaml_writer import to_yaml
-from lrsweep.formatting import format_duration, format_loss, format_value, printable
+from lrsweep.formatting import format_duration, format_value, printable
 from lrsweep.report.certainty import chosen_values
 from lrsweep.report.figures import eval_curves, importance, literal_text, loss_over_axis, parallel, png, svg
 from lrsweep.report.summary import Summary
@@ -56,9 +56,9 @@ def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:
     data = summary.about.dataset
     searched = f"<br>{html.escape(summary.about.searched)}" if summary.about.searched else ""
     titles = {
-        "loss_over_axis": "Final eval loss",
+        "loss_over_axis": f"Final {summary.config.search.objective.name}",
         "eval_curves": "Eval curves, from the lowest learning rate (dark) to the highest",
-        "parallel_coordinates": "Every complete trial, from its values to its loss",
+        "parallel_coordinates": "Every complete trial, from its values to its result",
         "importance": "Importance of each axis",
     }
     below = {"eval_curves": _toggles(summary)}
@@ -97,7 +97,7 @@ def _description(summary: Summary) -> str:
 
 def _facts(summary: Summary) -> str:
     """The result in numbers."""
-    verdict = summary.verdict
+    verdict, objective = summary.verdict, summary.config.search.objective
     best = verdict.recommended
     if best is None:
         return ""
@@ -106,7 +106,7 @@ def _facts(summary: Summary) -> str:
     facts = {
         "learning rate": format_value(best.result.lr),
         "safe range": "not known" if safe is None else f"{format_value(safe.low)} to {format_value(safe.high)}",
-        "eval loss": f"{format_loss(best.mean)} ({len(best.losses)} seed{'s' * (len(best.losses) > 1)})",
+        objective.name: f"{objective.text(best.mean)} ({len(best.losses)} seed{'s' * (len(best.losses) > 1)})",
         "noise": "not measured" if verdict.noise is None else f"\u00b1{verdict.noise.deviation:.4f}",
         "tied trials": ", ".join(str(tie.result.number) for tie in verdict.ties[1:]) or "none",
         "cost": f"{len(summary.results)} trials, {steps} steps, {format_duration(summary.about.seconds)}",
@@ -151,9 +151,10 @@ def _named(result: Result) -> str:
 
 def _trial_facts(summary: Summary) -> str:
     """What the page shows of a trial under the pointer, as JSON that is safe in HTML."""
+    objective = summary.config.search.objective
     facts = {
-        str(result.number): f"trial {_named(result)}; eval loss {format_loss(result.eval_loss)} at step {result.step}; "
-        f"{label(summary, result)}; {status(summary, result)}"
+        str(result.number): f"trial {_named(result)}; {objective.name} {objective.text(result.eval_loss)} at step "
+        f"{result.step}; {label(summary, result)}; {status(summary, result)}"
         for result in summary.results
     }
     return json.dumps(facts).replace("<", "\\u003c")

@@ -4,7 +4,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from lrsweep.config.objective import EVAL_LOSS, Objective
 from lrsweep.config.schema import SweepConfig
 from lrsweep.formatting import format_duration, format_loss, format_value
 from lrsweep.training.engines import Measurement
@@ -76,6 +77,9 @@ class _Row:
     step: int = 0
     loss: float | None = None
     eval_loss: float | None = None
+    # What trials are ranked by, and its last value as a score.
+    objective: Objective = field(default_factory=Objective)
+    score: float | None = None
 
 
 class Clock:
@@ -154,7 +158,7 @@ class LiveScreen:
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
         """Adds a row for the trial."""
-        self._rows[number] = _Row(values, config.training.max_steps)
+        self._rows[number] = _Row(values, config.training.max_steps, objective=config.search.objective)
 
     def measured(self, measurement: Measurement) -> None:
         """Updates the trial's row and the time left."""
@@ -162,6 +166,8 @@ class LiveScreen:
         row.step = measurement.step
         row.loss = measurement.metrics.get("loss", row.loss)
         row.eval_loss = measurement.metrics.get("eval_loss", row.eval_loss)
+        score = row.objective.score(measurement.metrics)
+        row.score = row.score if score is None else score
         self._clock.at(measurement.number, measurement.step)
         self._progress.update(self._task, left=self._clock.left())
 
@@ -201,15 +207,15 @@ class LiveScreen:
         return Group(table, Text(self._best()), self._progress)
 
     def _best(self) -> str:
-        """The trial with the lowest loss so far: of the complete ones, or else of those that run."""
-        measured = [(number, row) for number, row in self._rows.items() if row.eval_loss is not None]
+        """The best trial so far: of the complete ones, or else of those that run."""
+        measured = [(number, row) for number, row in self._rows.items() if row.score is not None]
         finite = [entry for entry in measured if entry[1].status not in ("diverged", "failed")]
         complete = [entry for entry in finite if entry[1].status == "complete"]
         if not finite:
             return ""
-        number, row = min(complete or finite, key=lambda entry: entry[1].eval_loss or 0.0)
+        number, row = min(complete or finite, key=lambda entry: entry[1].score or 0.0)
         values = " ".join(f"{key.rsplit('.', 1)[-1]}={format_value(value)}" for key, value in row.values.items())
-        return f"best so far: trial {number} {values}, eval loss {format_loss(row.eval_loss)}"
+        return f"best so far: trial {number} {values}, {row.objective.name} {row.objective.text(row.score)}"
 
 
 class PlainScreen:
@@ -241,20 +247,23 @@ class PlainScreen:
 
     def trial_started(self, number: int, values: Mapping[str, Any], config: SweepConfig) -> None:
         """Remembers the trial; its first evaluation prints a line."""
-        self._rows[number] = _Row(values, config.training.max_steps)
+        self._rows[number] = _Row(values, config.training.max_steps, objective=config.search.objective)
 
     def measured(self, measurement: Measurement) -> None:
-        """Prints a line if the metrics have an eval loss."""
+        """Prints a line if the metrics have an eval loss, or what trials are ranked by."""
         row = self._rows[measurement.number]
         row.loss = measurement.metrics.get("loss", row.loss)
         self._clock.at(measurement.number, measurement.step)
         # The log of a trial that another worker resumes is read again from its start.
-        if "eval_loss" in measurement.metrics and measurement.step > row.step:
+        score = row.objective.score(measurement.metrics)
+        if ("eval_loss" in measurement.metrics or score is not None) and measurement.step > row.step:
             row.step = measurement.step
-            self.note(
-                f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, "
-                f"loss {format_loss(row.loss)}, eval loss {format_loss(measurement.metrics['eval_loss'])}"
-            )
+            parts = [f"loss {format_loss(row.loss)}"]
+            if "eval_loss" in measurement.metrics:
+                parts.append(f"eval loss {format_loss(measurement.metrics['eval_loss'])}")
+            if score is not None and row.objective.metric != EVAL_LOSS:
+                parts.append(f"{row.objective.name} {row.objective.text(score)}")
+            self.note(f"{self._name(measurement.number)}: step {measurement.step}/{row.max_steps}, {', '.join(parts)}")
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         """Prints a line with the status, the reason, and the time left."""

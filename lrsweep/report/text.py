@@ -42,7 +42,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
             str(result.number),
             *(format_value(value) for value in result.trained.values()),
             summary.config.search.objective.text(result.eval_loss),
-            _difference_to_best(result, best),
+            _difference_to_best(summary, result),
             label(summary, result),
             status(summary, result),
             style=_style(result, best),
@@ -190,12 +190,13 @@ def _batch(summary: Summary) -> int:
     return best.config.training.rows_per_step
 
 
-def _difference_to_best(result: Result, best: Result | None) -> str:
+def _difference_to_best(summary: Summary, result: Result) -> str:
+    best, objective = summary.verdict.best, summary.config.search.objective
     if best is None or best.eval_loss is None or result.eval_loss is None or result.status != "complete":
         return ""
     if result.role == "replicate":
         return ""  # another seed: it compares with the same seed of others only
-    return "" if result is best else f"{result.eval_loss - best.eval_loss:+.4f}"
+    return "" if result is best else f"{objective.value(result.eval_loss) - objective.value(best.eval_loss):+.4f}"
 
 
 def label(summary: Summary, result: Result) -> str:

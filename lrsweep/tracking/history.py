@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrsweep.analysis.diagnosis.curve import MEASURE
 from lrsweep.analysis.log_readers.rows import name
 from lrsweep.errors import InputError
 from lrsweep.libraries import environment
@@ -26,7 +27,7 @@ def tag_active_run(tags: Mapping[str, str]) -> None:
 
 
 def run_history(run_id: str, uri: str | None = None) -> list[Mapping[str, Any]]:
-    """Returns the points of a run's loss, eval loss, learning rate and gradient norm.
+    """Returns the points of a run's losses, learning rate and gradient norm, and of what tells the kind of training.
 
     Args:
         run_id: MLflow's run id.
@@ -71,11 +72,12 @@ def _folder_history(run_id: str, uri: str) -> list[Mapping[str, Any]]:
 
 
 def _rows(client: Any, run_id: str) -> list[Mapping[str, Any]]:
-    names = [key for key in client.get_run(run_id).data.metrics if name(key) in _NAMES or _is_eval_loss(name(key))]
+    names = [key for key in client.get_run(run_id).data.metrics if _is_of_a_curve(name(key))]
     points = [(key, point) for key in names for point in client.get_metric_history(run_id, key)]
     points.sort(key=lambda one: (one[1].timestamp, one[1].step))
     return [{"step": point.step, key: point.value} for key, point in points]
 
 
-def _is_eval_loss(key: str) -> bool:
-    return key.startswith("eval_") and key.endswith("loss")
+def _is_of_a_curve(key: str) -> bool:
+    """Whether a metric shows how the training went: a loss, or what tells which kind of training it is."""
+    return key in _NAMES or (key.startswith("eval_") and key.endswith("loss")) or MEASURE.match(key) is not None

@@ -68,10 +68,10 @@ class MlflowTracker:
         """Returns the shell command that opens MLflow's UI."""
         return ui_command(self._store)
 
-    def compare_url(self) -> str:
+    def compare_url(self, metric: str, *, lowest_first: bool) -> str:
         """Returns the URL of the experiment's chart page."""
         server = self._store.uri if self._store.is_server else "http://127.0.0.1:5000"
-        return compare_url(server, self._experiment.id, self._experiment.sweep_id)
+        return compare_url(server, self._experiment.id, self._experiment.sweep_id, metric, lowest_first=lowest_first)
 
     def start(
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo

@@ -138,8 +138,13 @@ class Tracker(Protocol):
     def ui_command(self) -> str:
         """Returns a shell command that opens the store's UI; empty if there is none."""
 
-    def compare_url(self) -> str:
-        """Returns the URL of the UI's page that compares all trials' curves, best first; empty if there is none."""
+    def compare_url(self, metric: str, *, lowest_first: bool) -> str:
+        """Returns the URL of the UI's page that compares all trials' curves; empty if there is none.
+
+        Args:
+            metric: What to sort the trials by.
+            lowest_first: Whether the lowest comes first, or the highest.
+        """
 
 
 class NoTracker:
@@ -157,7 +162,7 @@ class NoTracker:
         """Returns an empty list: nothing needs to be sent."""
         return []
 
-    def _empty(self) -> str:
+    def _empty(self, *_: object, **__: object) -> str:
         return ""
 
     ui_command = compare_url = _empty

@@ -25,7 +25,9 @@ def ui_command(store: Store) -> str:
     return shlex.join(["mlflow", "ui", "--backend-store-uri", store.shown, "--host", "127.0.0.1"])
 
 
-def compare_url(server: str, experiment_id: str, sweep_id: str = "") -> str:
+def compare_url(
+    server: str, experiment_id: str, sweep_id: str = "", metric: str = "eval_loss", *, lowest_first: bool = True
+) -> str:
     """Returns the URL of an experiment's chart page.
 
     MLflow would open the GenAI view by default, and would collapse the trials under their parent, where charts leave
@@ -35,13 +37,15 @@ def compare_url(server: str, experiment_id: str, sweep_id: str = "") -> str:
         server: The UI's address.
         experiment_id: MLflow's experiment id.
         sweep_id: Shows the runs of this sweep only, not those of an earlier one of the same name; empty shows all.
+        metric: What to sort the runs by.
+        lowest_first: Whether the lowest comes first, or the highest.
     """
     # Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
     shown = "tags.trial LIKE '%'" + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
-        f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey=metrics.%60eval_loss%60&orderByAsc=true"
-        f"&searchFilter={quote(shown)}"
+        f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={quote(f'metrics.`{metric}`')}"
+        f"&orderByAsc={str(lowest_first).lower()}&searchFilter={quote(shown)}"
     )
 
 

@@ -116,7 +116,7 @@ FILES: tuple[tuple[str, bytes | Callable[[Path], bytes], tuple[str, ...]], ...] 
     ("outputs/lora_lr/trials/0001/metrics.jsonl", _METRICS, ("report", "lora_lr")),
     (
         "outputs/lora_lr/trials/0001/eval_rows.json",
-        b'{"losses": [1.0], "tokens": [2]}',
+        b'{"sums": [1.0], "tokens": [2]}',
         ("export", "lora_lr", "--to", "trl"),
     ),
 )

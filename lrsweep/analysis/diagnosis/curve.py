@@ -173,7 +173,7 @@ def confidence(size: float, bound: float) -> float:
 _START = 0.1
 # Parts of the loss that trainers log beside it, named like losses on eval sets.
 _PARTS = re.compile(r"eval_(nll|sft|odds_ratio|aux|router|policy|value|rewards?|logps|logits)(_|/|$)")
-_MEASURE = re.compile(
+MEASURE = re.compile(
     r"(eval_)?(rewards?(/(chosen|rejected|margins|accuracies))?|kl|objective/kl|reward_std|completion_length"
     r"|completions/mean_length|accuracy|mean_token_accuracy|f1|acc)$"
 )
@@ -201,7 +201,7 @@ def curve(rows: Iterable[Mapping[str, Any]], weight_decay: float | None = None) 
         weight_decay=weight_decay,
         eval_name=_set_name(main),
         other_evals={_set_name(key): log.series(key) for key in evals if key != main},
-        measures={key: log.series(key) for key in log.points if _MEASURE.match(key)},
+        measures={key: log.series(key) for key in log.points if MEASURE.match(key)},
         restarts=log.restarts,
         counted=log.counted,
     )
@@ -227,7 +227,7 @@ class _Points:
                     self._rewind(step)
                 self._last[key] = step
         for key, value in row.items():
-            if key in _SERIES or _is_eval(key) or _MEASURE.match(key):
+            if key in _SERIES or _is_eval(key) or MEASURE.match(key):
                 found = _number(value)
                 if found is not None:
                     self.points.setdefault(key, {})[step] = found

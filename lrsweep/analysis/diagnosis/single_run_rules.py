@@ -295,6 +295,9 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     losses = trend(curve.loss)
     if losses is not None and losses.fall > max(0.05, ERRORS * losses.noise):
         return None
+    evals = curve.eval_loss.finite()
+    if len(evals) > 1 and evals.steps[0] == 0 and evals.values[-1] > evals.values[0]:
+        return None  # it is worse than the untrained model
     if _wobbles(curve, losses):
         return None
     flat = max(ERRORS * found.error / 2, _FLAT * abs(found.first))

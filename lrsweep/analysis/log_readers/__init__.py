@@ -4,6 +4,7 @@
 the names and values of the file; `rows` gives them transformers' names; `curve` makes the series.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ __all__ = ["Log", "read", "read_logs"]
 MlflowRun = Callable[[str], Iterable[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True)
+# Compared by identity: two logs may hold the same arrays.
+@dataclass(frozen=True, eq=False)
 class Log:
     """A training log.
 
@@ -62,7 +64,7 @@ def read_logs(source: str, mlflow_run: MlflowRun) -> list[Log]:
         InputError: The file is missing, empty, cut off, or holds no losses.
     """
     path = Path(source)
-    if is_run_id(source) and not path.exists():
+    if is_run_id(source) and not os.path.exists(source):
         raw: Mapping[str, Iterable[Mapping[str, Any]]] = {"": mlflow_run(source)}
         arguments: Mapping[str, Any] = {}
     else:
@@ -86,7 +88,7 @@ def read_logs(source: str, mlflow_run: MlflowRun) -> list[Log]:
 
 def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any]]:
     """Returns the rows of each run in a file, and the arguments in it."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise InputError(f"{path}: is a device or a pipe, not a file")
     if tensorboard.is_event_file(path):
         return {"": tensorboard.event_rows(path)}, {}
@@ -95,7 +97,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         rows, arguments = documents.document(path, content)
         return {"": rows}, arguments
     if tables.is_table(content):
-        return tables.table_runs(content), {}
+        return tables.table_runs(path, content), {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
     return {"": list(text.console_rows(content)) or text.assignments(content)}, {}

@@ -42,7 +42,8 @@ def arguments_beside(path: Path) -> dict[str, Any]:
                 continue
             content = config.read_text(encoding="utf-8-sig")
             tree = json.loads(content) if config.suffix == ".json" else _yaml(content)
-        except (OSError, ValueError, RecursionError):
+        # The file may be another program's, and PyYAML's constructors raise errors of many types.
+        except Exception:  # noqa: S112 - its log is judged all the same
             continue
         if isinstance(tree, dict):
             found |= _plain(tree)
@@ -52,10 +53,10 @@ def arguments_beside(path: Path) -> dict[str, Any]:
 def _yaml(content: str) -> Any:
     import yaml
 
-    try:
-        return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    except yaml.YAMLError:
-        return None
+    from lrsweep.config import yaml_safety
+
+    yaml_safety.check(content, "config")
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
 
 
 def _plain(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

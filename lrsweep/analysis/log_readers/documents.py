@@ -36,6 +36,8 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
         state = json.loads(text)
     except json.JSONDecodeError as fault:
         raise InputError(f"{path}: not JSON, or cut off: {fault.msg} in line {fault.lineno}") from None
+    except ValueError as fault:
+        raise InputError(f"{path}: not a history: {str(fault).partition(';')[0]}") from None
     except RecursionError:
         raise InputError(f"{path}: not a history: nested too deeply") from None
     history = state.get("log_history") if isinstance(state, dict) else state

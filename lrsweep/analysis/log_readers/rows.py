@@ -33,8 +33,11 @@ NAMES = {
 _TRAIN, _EVAL = ("train", "training"), ("eval", "val", "valid", "validation", "dev")
 # A run's own step beats W&B's `_step`, which counts calls of its logger.
 _STEPS = ("step", "current_steps", "global_step", "trainer/global_step", "Step", "iter", "iteration", "_step")
-# The last row of a transformers log has the mean loss of the whole run as train_loss.
+# The last row of a transformers log has the mean loss of the whole run as train_loss. TensorBoard and MLflow have that
+# in a row of its own.
 _FINAL = "train_runtime"
+_MEAN = ("train_loss", "train/train_loss")
+_PLAIN = ("loss", "train/loss")
 _MEASURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
@@ -64,7 +67,10 @@ def number(value: Any) -> float | None:
 
 def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     """Yields rows under transformers' names, with numbers for all that is one, and a step in each if possible."""
-    found = [_renamed(raw) for raw in rows]
+    given = list(rows)
+    if any(key in raw for raw in given for key in _PLAIN):
+        given = [{key: value for key, value in raw.items() if key not in _MEAN} for raw in given]
+    found = [_renamed(raw) for raw in given]
     if not any("loss" in row or "eval_loss" in row for row in found):
         for row in found:
             _sum_parts(row)

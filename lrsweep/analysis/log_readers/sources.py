@@ -38,7 +38,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(parent, name)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 continue  # a pipe would block
             if name in _NAMES or name.startswith(PREFIX) or (name.endswith(_EXTENSIONS) and _mentions_loss(path)):
                 yield path

@@ -2,9 +2,11 @@
 
 import csv
 import re
+from pathlib import Path
 
 from lrsweep.analysis.log_readers.rows import Row, name
 from lrsweep.analysis.log_readers.text import MOST_STEPS
+from lrsweep.errors import InputError
 
 
 def is_table(text: str) -> bool:
@@ -14,8 +16,19 @@ def is_table(text: str) -> bool:
     return "," in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
 
 
-def table_runs(text: str) -> dict[str, list[Row]]:
-    """Returns the rows of each run in a CSV table, by the run's name, which is empty if the table has one run only."""
+def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
+    """Returns the rows of each run in a CSV table, by the run's name, which is empty if the table has one run only.
+
+    Raises:
+        InputError: It is no CSV.
+    """
+    try:
+        return _runs(text)
+    except csv.Error as fault:
+        raise InputError(f"{path}: not CSV: {fault}") from None
+
+
+def _runs(text: str) -> dict[str, list[Row]]:
     lines = text.lstrip().splitlines()
     header = next(csv.reader(lines[:1]))
     columns = [_split(column) for column in header]

@@ -11,7 +11,7 @@ from lrsweep.errors import InputError
 # Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
 MOST_STEPS = 20_000
 _RARE = ("eval", "val_", "NaN", "nan", "Infinity", "inf", "null")
-_DICT = re.compile(r"\{[^{}]*['\"][^{}]*\}")
+_DICT = re.compile(r"\{[^{}]*\}")
 # A value is text, or a number, which may be wrapped as np.float64(1.2) or tensor(1.2).
 _PAIR = re.compile(
     r"""["']([^"']+)["']\s*:\s*(?:["']([^"']*)["']|(?:\w+\.)*(?:float\d+|tensor)\(([^()]*)\)|([^,}\s]+))"""
@@ -19,7 +19,7 @@ _PAIR = re.compile(
 
 _ASSIGNED = re.compile(
     r"(?<!\w)((?:(?:train|training|val|valid|validation|eval)[ _/-]?)?loss|step|iter|iteration|epoch|lr"
-    r"|learning[ _]rate|grad[ _]norm)\s*[=:\s]\s*([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
+    r"|learning[ _]rate|grad[ _]norm)(?:\s{0,9}[=:]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
     re.IGNORECASE,
 )
 
@@ -33,7 +33,7 @@ def json_lines(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             # A killed run may leave an incomplete last line.
             if at == len(lines):
                 return

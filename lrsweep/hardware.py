@@ -1,8 +1,10 @@
-"""This machine: the GPUs and CPUs that this process may use, and the kernel's out-of-memory kills."""
+"""This machine: its name, the GPUs and CPUs that this process may use, and the kernel's out-of-memory kills."""
 
 import contextlib
 import os
+import platform
 import re
+import sys
 from pathlib import Path
 
 
@@ -21,6 +23,33 @@ def gpus() -> list[str]:
             break
         found.append(gpu)
     return found
+
+
+def describe() -> str:
+    """What this process trains on, such as `NVIDIA H100 80GB HBM3`, or `AMD EPYC, 2 cores, AVX2`.
+
+    Call it after torch has been imported: alone, it does not import it, and knows no GPU's name then.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    count = len(gpus())
+    if count:
+        return f"{count} GPU{'s' * (count != 1)}"
+    cores = cpu_count()
+    parts = [_cpu_name(), f"{cores} core{'s' * (cores != 1)}"]
+    # The instruction set that torch's kernels use; much of the speed depends on it.
+    if torch is not None:
+        parts.append(torch.backends.cpu.get_cpu_capability())
+    return ", ".join(parts)
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_count() -> int:

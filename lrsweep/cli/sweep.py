@@ -21,11 +21,11 @@ def run(argv: Sequence[str]) -> int:
 
     refuse_symlinks(SweepFolder(config.name).path)
     console = Terminal()
+    # resume=fresh would start over again.
+    command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
     try:
-        summary = controller.run(config, open_screen(console))
+        summary = controller.run(config, open_screen(console), config.redactor.mask(command))
     except controller.InterruptedSweepError as interrupted:
-        # resume=fresh would start over again.
-        command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
         interrupted.args = (f"interrupted; resume with: {command}",)
         raise
     print_summary(console, summary, SweepFolder(config.name))

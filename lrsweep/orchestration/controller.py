@@ -216,7 +216,13 @@ class Controller:
 
     def _summary(self, about: About) -> Summary:
         """Summarizes the sweep as it is now; writes summary.json."""
-        about = replace(about, seconds=self.study.seconds, importances=self.study.importances())
+        about = replace(
+            about,
+            seconds=self.study.seconds,
+            importances=self.study.importances(),
+            hardware=", ".join(self.study.hardware),
+            ended=self.study.ended,
+        )
         records = sorted([*self.study.records(), *self.study.paused()], key=lambda record: record.number)
         return summarise(self.config, self.study.axes, records, self.folder, about)
 
@@ -232,12 +238,13 @@ class Controller:
         monitor.interrupted()
 
 
-def run(config: SweepConfig, screen: Screen) -> Summary:
+def run(config: SweepConfig, screen: Screen, command: str = "") -> Summary:
     """Runs or resumes the sweep; a complete one is only read.
 
     Args:
         config: The sweep's config.
         screen: Shows progress.
+        command: The command that the user ran; empty if there was none.
 
     Returns:
         The summary, which is on disk too.
@@ -270,7 +277,7 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
     screen.note("loading model and data")
     executor = build_executor(config)
     try:
-        dataset = executor.prepare(existing is None)
+        dataset = executor.prepare(existing is None, screen.note)
         tracker = open_tracker(config.tracking, Path.cwd(), config.name)
         # Only after all checks, so that an invalid config renames nothing.
         if fresh:
@@ -278,7 +285,8 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
             screen.note(
                 f"renamed the earlier {config.name} to {aside}" if aside else f"no earlier {config.name} to rename"
             )
-        return _with_winner(_run(config, axes, searched, folder, executor, screen, tracker, dataset), folder)
+        about = About(dataset, Links("", ""), rule_of_thumb(config, axes), searched, command=command)
+        return _with_winner(_run(config, axes, about, folder, executor, screen, tracker), folder)
     finally:
         executor.end()
 
@@ -286,14 +294,13 @@ def run(config: SweepConfig, screen: Screen) -> Summary:
 def _run(
     config: SweepConfig,
     axes: Sequence[Axis],
-    searched: str,
+    about: About,
     folder: SweepFolder,
     executor: Executor,
     screen: Screen,
     tracker: Tracker,
-    dataset: DatasetInfo,
 ) -> Summary:
-    prior = rule_of_thumb(config, axes)
+    dataset = about.dataset
     folder.create()
 
     def kill() -> None:
@@ -302,8 +309,8 @@ def _run(
 
     with folder.locked(), logging_to(folder, config.redactor), Interrupt(kill) as interrupt:
         wait_for_earlier_workers(folder.path, _LINGER)
-        study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, prior))
-        for note in (searched, *missing_rows(dataset, config.data)):
+        study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, about.prior))
+        for note in (about.searched, *missing_rows(dataset, config.data)):
             if note:
                 screen.note(note)
         write_text(folder.config, to_yaml(config.masked()))
@@ -311,7 +318,7 @@ def _run(
             tracker.start(config.name, study.sweep_id, flatten(config.masked()), tags(), dataset)
             objective = config.search.objective
             page = tracker.compare_url(objective.key, lowest_first=not objective.maximize)
-            about = About(dataset, Links(tracker.ui_command(), page), prior, searched)
+            about = replace(about, links=Links(tracker.ui_command(), page))
             try:
                 summary = Controller(config, folder, study, executor, tracker, screen, interrupt).run(about)
                 conclude(summary, folder)

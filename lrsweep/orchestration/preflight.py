@@ -19,6 +19,7 @@ from lrsweep.training.data.loading import check_paths
 from lrsweep.training.engines import Engine, Trial
 from lrsweep.training.engines.factory import Workload, build_engine
 from lrsweep.training.model_folder import check_path
+from lrsweep.training.phases import NONE, phase
 
 
 def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[Engine, DatasetInfo]:
@@ -51,6 +52,7 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
         _check_packing(trial)
     check_trainable(config.model, config.finetune)
     forget_inputs()
+    phase("reading the data")
     _, data = inputs(config.model, config.data)
     dataset = DatasetInfo(
         config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation), data.dropped, data.cut
@@ -62,7 +64,9 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
         with warnings.catch_warnings():
             # PEFT still uses a deprecated name of transformers, and there is no log file for the warning yet.
             warnings.simplefilter("ignore", FutureWarning)
+            phase("loading the model, to check its gradients")
             check_gradients(config, lrs or [config.optimizer.lr])
+    phase(NONE)
     return engine, dataset
 
 

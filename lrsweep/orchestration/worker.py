@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from lrsweep import hardware
 from lrsweep.config import search_space
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError, LrsweepError
@@ -161,6 +162,7 @@ class Worker:
 
 def work(worker: Worker, engine: Engine) -> None:
     """Trains trials until the controller has closed the study or is dead, or `worker.stop` is set."""
+    worker.study.trains_on(hardware.describe())
     pause = _POLL_EVERY
     while not worker.stop.is_set():
         engine.run(worker)

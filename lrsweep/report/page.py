@@ -14,8 +14,10 @@ from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.formatting import format_duration, format_value, printable
 from lrsweep.report.certainty import chosen_values
 from lrsweep.report.figures import eval_curves, importance, literal_text, loss_over_axis, parallel, png, svg
+from lrsweep.report.next_sweep import next_command
 from lrsweep.report.summary import Summary
 from lrsweep.report.text import label, ordered, recommendation, sentences, status, trainer
+from lrsweep.tracking import trial_url
 
 
 @literal_text()
@@ -75,7 +77,7 @@ def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:
 <p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}:
 {data.train_rows} training rows, {data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
 <div class="lead">{lead}{_facts(summary)}</div>
-{drawn}{_config(summary, config)}<h2>Trials</h2>
+{_next(summary)}{drawn}{_config(summary, config)}<h2>Trials</h2>
 <div class="wide">{_table(summary)}</div>
 <h2>What the curves show</h2>
 <div class="wide">{_diagnoses(summary)}</div>
@@ -110,9 +112,26 @@ def _facts(summary: Summary) -> str:
         "noise": "not measured" if verdict.noise is None else f"\u00b1{verdict.noise.deviation:.4f}",
         "tied trials": ", ".join(str(tie.result.number) for tie in verdict.ties[1:]) or "none",
         "cost": f"{len(summary.results)} trials, {steps} steps, {format_duration(summary.about.seconds)}",
+        "trained on": summary.about.hardware,
+        "ended": summary.about.ended.replace("T", " "),
     }
-    rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items())
+    rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items() if text)
     return f'<dl class="facts">{rows}</dl>'
+
+
+def _next(summary: Summary) -> str:
+    """The command that would make an unclear answer clear."""
+    command = next_command(summary)
+    if not command:
+        return ""
+    return f"""<p>To know more, run:</p>
+<div class="copied"><pre id="next">{html.escape(command)}</pre>{_copy("next")}</div>
+"""
+
+
+def _copy(source: str) -> str:
+    """A button that copies the element with the id `source`."""
+    return f'<button type="button" data-copy="{source}">Copy</button>'
 
 
 def _config(summary: Summary, config: str) -> str:
@@ -122,8 +141,8 @@ def _config(summary: Summary, config: str) -> str:
     dialect = trainer(summary)
     command = f"lrsweep export {summary.config.name} --to {dialect} --out best.yaml"
     return f"""<h2>The best config for {html.escape(dialect)}</h2>
-<div class="copied"><pre id="best">{html.escape(config)}</pre><button type="button" data-copy="best">Copy</button></div>
-<pre>{html.escape(command)}</pre>
+<div class="copied"><pre id="best">{html.escape(config)}</pre>{_copy("best")}</div>
+<div class="copied"><pre id="export">{html.escape(command)}</pre>{_copy("export")}</div>
 """
 
 
@@ -175,16 +194,24 @@ def _table(summary: Summary) -> str:
     for result in ordered(summary):
         is_best = best is not None and result.number == best.number
         cells = [
-            str(result.number),
             *map(format_value, result.trained.values()),
             summary.config.search.objective.text(result.eval_loss),
             str(result.step),
             status(summary, result),
         ]
         kind = "best" if is_best else result.status
-        rows.append(f'<tr class="{kind}" data-trial="{result.number}">{_cells("td", cells)}</tr>')
+        cells_of_row = f"<td>{_link(summary, result)}</td>{_cells('td', cells)}"
+        rows.append(f'<tr class="{kind}" data-trial="{result.number}">{cells_of_row}</tr>')
     table = f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<table class="sortable">{table}</table>'
+
+
+def _link(summary: Summary, result: Result) -> str:
+    """The trial's number, which leads to its run in MLflow if there is one."""
+    page = summary.about.links.compare_url
+    if not page:
+        return str(result.number)
+    return f'<a href="{html.escape(trial_url(page, result.number))}">{result.number}</a>'
 
 
 def _diagnoses(summary: Summary) -> str:

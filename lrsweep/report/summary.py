@@ -48,6 +48,9 @@ class About:
         searched: Which search method lrsweep chose and why; empty unless `search.method` is `auto`.
         seconds: Seconds spent training, over all runs of the sweep.
         importances: Each axis's share in the differences of the losses.
+        hardware: What the workers trained on, such as `AMD EPYC, 2 cores, AVX2`; empty if it is not known.
+        ended: When the last trial ended, such as `2026-05-31T18:02`; empty if none has.
+        command: The command that ran the sweep, with passwords masked; empty if it is not known.
     """
 
     dataset: DatasetInfo
@@ -56,6 +59,9 @@ class About:
     searched: str = ""
     seconds: float = 0.0
     importances: Mapping[str, float] = field(default_factory=dict)
+    hardware: str = ""
+    ended: str = ""
+    command: str = ""
 
 
 # The version of summary.json's schema, docs/summary.schema.json. It grows if a key goes, or changes its meaning.
@@ -163,7 +169,7 @@ def _diagnoses(
 ) -> dict[int, Diagnosis]:
     """Each trial's diagnosis, compared with the trials of the same length, schedule and batch size.
 
-    A trial as good as the best, or recommended, is not called worse than others.
+    A trial as good as the best, or recommended, is not called worse than others; with another seed neither.
     """
     good = {candidate.result.number for candidate in (*verdict.ties, verdict.recommended) if candidate is not None}
     curves = {r.number: curve(rows[r.number], r.config.optimizer.weight_decay) for r in results}
@@ -177,7 +183,8 @@ def _diagnoses(
         for result in group:
             others = [curves[other.number] for other in group if other is not result]
             diagnosis = diagnose(curves[result.number], others)
-            if diagnosis.label in _WORSE and result.number in good:
+            first = result.of if result.role == "replicate" else result.number
+            if diagnosis.label in _WORSE and first in good:
                 diagnosis = Diagnosis("healthy", {"reason": "its final loss is among the best of the sweep"})
             found[result.number] = dataclasses.replace(diagnosis, advice=fitted(diagnosis.advice, result.config))
     return found
@@ -204,6 +211,10 @@ def read_summary(folder: SweepFolder) -> Summary:
             tree["searched"],
             tree["seconds"],
             tree["importances"],
+            # Summaries of earlier versions do not have these.
+            tree.get("hardware", ""),
+            tree.get("ended", ""),
+            tree.get("command", ""),
         )
         base_loss = None if tree["base_loss"] is None else float(tree["base_loss"])
         verdict = judge(results, base_loss)
@@ -268,6 +279,9 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "searched": about.searched,
         "seconds": round(about.seconds, 1),
         "importances": about.importances,
+        "hardware": about.hardware,
+        "ended": about.ended,
+        "command": about.command,
         "trials": [
             {
                 **{key: value for key, value in vars(result).items() if key != "rows"},

@@ -12,6 +12,7 @@ from lrsweep.files.paths import SweepFolder
 from lrsweep.formatting import format_duration, format_value
 from lrsweep.report.certainty import certainty, chosen_values, edge_warnings, own_keys
 from lrsweep.report.lengths import lengths
+from lrsweep.report.next_sweep import next_command
 from lrsweep.report.summary import Summary
 from lrsweep.tracking import DatasetInfo
 
@@ -60,6 +61,7 @@ def print_summary(console: Console, summary: Summary, folder: SweepFolder) -> No
         ("Config", str(folder.best / "recommended.yaml")),
         ("Compare", summary.about.links.ui_command),
         ("", summary.about.links.compare_url),
+        ("Next", next_command(summary)),
         ("Export", f"lrsweep export {name} --to {dialect}"),
     ):
         if text:

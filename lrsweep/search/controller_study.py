@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from lrsweep.config.search_space import Axis
 from lrsweep.search.records import Record, TrialSpec, TrialView, claim_of, is_paused, record_of, spec_of
-from lrsweep.search.study_store import StudyStore
+from lrsweep.search.study_store import HARDWARE, StudyStore
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,18 @@ class ControllerStudy:
     def add_seconds(self, seconds: float) -> None:
         """Adds to the seconds spent training."""
         self._store.set("seconds", self.seconds + seconds)
+
+    @property
+    def hardware(self) -> list[str]:
+        """What the sweep's workers trained on, each machine or device once."""
+        names = self._store.attributes()
+        return sorted(name.removeprefix(HARDWARE) for name in names if name.startswith(HARDWARE))
+
+    @property
+    def ended(self) -> str:
+        """When the last trial ended, such as `2026-05-31T18:02`; empty if none has."""
+        ends = [trial.datetime_complete for trial in self._store.trials() if trial.datetime_complete is not None]
+        return max(ends).isoformat(timespec="minutes") if ends else ""
 
     @property
     def dataset(self) -> dict[str, Any]:

@@ -18,6 +18,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _MOST_DEATHS, _MOST_ENDS = 2, 3
 
 
+# The study's user attributes with what its workers train on begin with this.
+HARDWARE = "hardware "
+
+
 class StudyStore:
     """One sweep's study.
 

@@ -14,7 +14,7 @@ from lrsweep.config.search_space import Axis
 from lrsweep.search.distributions import suggest
 from lrsweep.search.records import Record, TrialSpec, claim_of, eval_reports, is_paused, is_suspect, spec_of
 from lrsweep.search.samplers import sampler, sync_halving
-from lrsweep.search.study_store import StudyStore, beat_key
+from lrsweep.search.study_store import HARDWARE, StudyStore, beat_key
 from lrsweep.search.sync_halving import EvalReport
 from lrsweep.training.engines import Stop
 
@@ -64,6 +64,11 @@ class WorkerStudy:
     def beat(self, worker: str) -> None:
         """Increments a worker's heartbeat, which processes on other machines watch."""
         self._store.beat(worker)
+
+    def trains_on(self, hardware: str) -> None:
+        """Records what this worker trains on, such as `AMD EPYC, 2 cores, AVX2`."""
+        # An attribute for each: workers may record theirs at the same time.
+        self._store.set(f"{HARDWARE}{hardware}", True)
 
     def next(self) -> tuple[int, TrialSpec] | None:
         """Claims a trial: one that a dead worker left, else a new one.

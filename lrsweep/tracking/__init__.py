@@ -12,7 +12,7 @@ from lrsweep.tracking.history import run_history, tag_active_run
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
 from lrsweep.tracking.store import Store, default_uri
 from lrsweep.tracking.tracker import DatasetInfo, NoTracker, Tracker
-from lrsweep.tracking.ui import compare_url, serve_ui
+from lrsweep.tracking.ui import compare_url, serve_ui, trial_url
 
 __all__ = [
     "DatasetInfo",
@@ -25,6 +25,7 @@ __all__ = [
     "run_history",
     "serve_ui",
     "tag_active_run",
+    "trial_url",
 ]
 
 

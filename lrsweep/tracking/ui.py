@@ -25,6 +25,10 @@ def ui_command(store: Store) -> str:
     return shlex.join(["mlflow", "ui", "--backend-store-uri", store.shown, "--host", "127.0.0.1"])
 
 
+# Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
+_TRIALS = "tags.trial LIKE '%'"
+
+
 def compare_url(
     server: str, experiment_id: str, sweep_id: str = "", metric: str = "eval_loss", *, lowest_first: bool = True
 ) -> str:
@@ -40,13 +44,22 @@ def compare_url(
         metric: What to sort the runs by.
         lowest_first: Whether the lowest comes first, or the highest.
     """
-    # Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
-    shown = "tags.trial LIKE '%'" + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
+    shown = _TRIALS + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
     page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
         f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={quote(f'metrics.`{metric}`')}"
         f"&orderByAsc={str(lowest_first).lower()}&searchFilter={quote(shown)}"
     )
+
+
+def trial_url(page: str, number: int) -> str:
+    """Returns the URL of a trial's charts.
+
+    Args:
+        page: The URL that `compare_url` made for its sweep.
+        number: The trial's number.
+    """
+    return page.replace(quote(_TRIALS), quote(f"tags.trial = '{number}'"))
 
 
 def serve_ui(uri: str, port: int = 5000, links: Mapping[str, str] | None = None, *, browse: bool = False) -> int:

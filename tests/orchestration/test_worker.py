@@ -100,6 +100,9 @@ class Nameless:
     def running(self) -> bool:
         return False
 
+    def news(self) -> list[str]:
+        return []
+
     def result(self) -> WorkerResult:
         return WorkerResult("memory ran out")
 

@@ -67,8 +67,8 @@ def test_the_pointer_on_a_point_names_its_trial(page: "Page") -> None:
 
 
 def test_the_best_config_is_copied(page: "Page") -> None:
-    page.locator("[data-copy]").click()
-    playwright.expect(page.locator("[data-copy]")).to_have_text("Copied")
+    page.locator("[data-copy=best]").click()
+    playwright.expect(page.locator("[data-copy=best]")).to_have_text("Copied")
     assert "learning_rate: 0.003" in page.evaluate("navigator.clipboard.readText()")
 
 

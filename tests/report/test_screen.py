@@ -38,6 +38,21 @@ def test_the_time_left_counts_the_steps_that_are_really_left(time: Time) -> None
     assert clock.left() == "1:00"
 
 
+def test_the_start_does_not_count_once_more_than_the_first_steps_are_known(time: Time) -> None:
+    clock = Clock()
+    clock.begin(90)
+    time.now += 60  # the model is loaded and evaluated
+    for number in range(8):
+        clock.at(number, 1)
+    assert clock.progress() == "8 of 90 steps, 10:15 left"
+    time.now += 8
+    for number in range(8):
+        clock.at(number, 2)
+    assert clock.progress() == "16 of 90 steps, 1:14 left"
+    clock.begin(30)  # the next round
+    assert clock.left() == "0:30"
+
+
 def test_what_a_resumed_trial_had_done_before_is_no_speed(time: Time) -> None:
     clock = Clock()
     clock.begin(20)

@@ -5,6 +5,7 @@ To add an executor, write a class with the methods of `Executor` and add it to `
 replaces dead workers: the class then adds only `prepare` and `_spawn`.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from lrsweep.search.controller_study import ControllerStudy
@@ -19,11 +20,12 @@ class Executor(Protocol):
     before `end`. Workers end by themselves once the study is closed. Errors are LrsweepErrors; their text is one line.
     """
 
-    def prepare(self, look: bool) -> DatasetInfo:
+    def prepare(self, look: bool, note: Callable[[str], None]) -> DatasetInfo:
         """Checks everything that the trials need. Called before anything is created; creates no files.
 
         Args:
             look: Also check the gradients, which loads the model.
+            note: Shows a line on the terminal: what takes long.
 
         Returns:
             The facts about the data. Every worker has to see the same data.
@@ -44,7 +46,7 @@ class Executor(Protocol):
         """Starts a new worker in place of each one that died. Does not wait.
 
         Returns:
-            A line for the terminal about each replaced worker.
+            Lines for the terminal: about each replaced worker, and what takes long.
 
         Raises:
             LrsweepError: A worker reported an error that other workers would meet too, or workers keep dying.

@@ -1,6 +1,7 @@
 """The executor `local`: worker processes on this machine."""
 
 import os
+from collections.abc import Callable
 
 from lrsweep import hardware
 from lrsweep.config.schema import SweepConfig
@@ -25,11 +26,11 @@ class LocalExecutor(WorkerPool):
         self._config = config
         self._devices = devices if self._count > 1 else []
 
-    def prepare(self, look: bool) -> DatasetInfo:
+    def prepare(self, look: bool, note: Callable[[str], None]) -> DatasetInfo:
         """Starts the first worker and waits until it has checked everything."""
         first = self._spawn(0, look)
         self._workers.append(first)
-        return first.prepared()
+        return first.prepared(note)
 
     def _spawn(self, index: int, look: bool = False) -> WorkerProcess:
         environment = dict(os.environ)

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class RayExecutor(WorkerPool):
         self._actor: Any = None
         self._environment = contextlib.ExitStack()
 
-    def prepare(self, look: bool) -> DatasetInfo:
+    def prepare(self, look: bool, note: Callable[[str], None]) -> DatasetInfo:
         """Connects to Ray, starts the first actor and waits until it has checked everything."""
         self._connect()
         first = self._spawn(0, look)
@@ -152,7 +152,7 @@ class WorkerActor:
         try:
             if self._fault is not None:
                 raise self._fault
-            return json.dumps({"dataset": asdict(self._process.prepared())})
+            return json.dumps({"dataset": asdict(self._process.prepared(lambda line: None))})
         except LrsweepError as fault:
             return json.dumps({"fault": str(fault), "exit_code": fault.exit_code})
 
@@ -239,6 +239,10 @@ class _ActorHandle:
         """Returns whether the worker has not ended yet."""
         ready, _ = self._ray.wait([self._result], timeout=0)
         return not ready
+
+    def news(self) -> list[str]:
+        """Nothing: what a worker does elsewhere is in its log."""
+        return []
 
     def result(self) -> WorkerResult:
         """How the worker ended."""

@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class SlurmExecutor(WorkerPool):
         self._known: list[str] = []
         self._job_class: Any = None
 
-    def prepare(self, look: bool) -> DatasetInfo:
+    def prepare(self, look: bool, note: Callable[[str], None]) -> DatasetInfo:
         """Checks submitit's parameters, and everything else in a process that ends afterwards."""
         try:
             import submitit
@@ -66,7 +66,7 @@ class SlurmExecutor(WorkerPool):
             self._executor(Path(folder))
         process = WorkerProcess(worker_request(self._config, look), os.environ)
         try:
-            dataset = process.prepared()
+            dataset = process.prepared(note)
         finally:
             process.close()
         return dataset

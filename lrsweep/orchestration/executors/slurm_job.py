@@ -113,6 +113,10 @@ class SubmittedJob:
         # SLURM's accounting may be slow to report that a cancelled job will never start.
         return not (self._job.done() or (self.cancelled and not self.name))
 
+    def news(self) -> list[str]:
+        """Nothing: what a worker does elsewhere is in its log."""
+        return []
+
     def result(self) -> WorkerResult:
         """How the worker, or its job, ended."""
         if self._thread is None and not self._job.paths.result_pickle.exists():

@@ -5,7 +5,8 @@ It reads requests from stdin and writes answers to stdout, one JSON object per l
     {"config": ..., "look": ..., "worker": ...}  prepare  -> {"dataset": ...}
     {"start": true}                              train    -> nothing
 
-Instead of either answer, or before it ends: {"fault": ..., "exit_code": ..., "traceback": ...}.
+Instead of either answer, or before it ends: {"fault": ..., "exit_code": ..., "traceback": ...}. At any time:
+{"phase": ...}, what it does from now on.
 
 The end of stdin means that the controller has ended: the worker checkpoints and ends, as on SIGTERM.
 """
@@ -30,6 +31,7 @@ from lrsweep.errors import LrsweepError, UnexpectedError
 from lrsweep.files.logs import logging_to, unexpected
 from lrsweep.files.paths import SweepFolder
 from lrsweep.libraries import quiet
+from lrsweep.orchestration.executors.phases import PhaseHandler
 from lrsweep.orchestration.liveness import Liveness
 from lrsweep.orchestration.preflight import prepare
 from lrsweep.orchestration.worker import Worker, start_beating, work
@@ -47,7 +49,8 @@ def main() -> None:
         signal.signal(signum, lambda *_: stop.set())
     requests = _Requests(stop)
     try:
-        _run(requests, answers, stop)
+        with PhaseHandler(lambda doing: _answer(answers, {"phase": doing})):
+            _run(requests, answers, stop)
     except LrsweepError as fault:
         if requests.working and isinstance(fault, UnexpectedError):
             # It ends like a worker that dies: another one tries its trials again.

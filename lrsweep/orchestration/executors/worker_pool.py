@@ -62,6 +62,9 @@ class WorkerHandle(Protocol):
     def running(self) -> bool:
         """Returns whether the worker has not ended yet; one that waits for its turn counts as running."""
 
+    def news(self) -> list[str]:
+        """Lines for the terminal about what the worker does, if it takes long; empty if that is not known."""
+
     def result(self) -> WorkerResult:
         """How the worker ended. Called once it does not run any more."""
 
@@ -108,15 +111,17 @@ class WorkerPool(ABC):
         """Replaces dead workers, until `stop` is called.
 
         Returns:
-            A line for the terminal about each replaced worker.
+            Lines for the terminal: about each replaced worker, and what takes long.
 
         Raises:
             WorkerError: Workers keep dying before they get a trial.
             LrsweepError: A worker reported an error.
         """
-        lines = []
+        lines: list[str] = []
         for i, worker in enumerate(self._workers):
             if self._stopped or worker.running():
+                # Several workers do the same at the same time.
+                lines += [line for line in worker.news() if line not in lines]
                 continue
             result = worker.result()
             result.check()

@@ -3,17 +3,20 @@
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from lrsweep import hardware
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import WorkerError
 from lrsweep.formatting import printable
+from lrsweep.orchestration.executors.phases import Phases
 from lrsweep.orchestration.executors.worker_pool import WorkerResult, reported
 from lrsweep.orchestration.liveness import new_worker_name
 from lrsweep.tracking import DatasetInfo
@@ -22,6 +25,8 @@ from lrsweep.tracking import DatasetInfo
 END_TIMEOUT = 30.0
 # Characters of a worker's stderr that are kept.
 _TAIL = 20_000
+# Seconds between two looks at what a process does that has not answered yet.
+_POLL = 0.2
 _MAIN = "lrsweep.orchestration.executors.worker_main"
 
 
@@ -60,10 +65,28 @@ class WorkerProcess:
             env=environment,
             start_new_session=True,
         )
+        self._phases = Phases()
+        self._answers: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, name="lrsweep-answers", daemon=True)
+        self._reader.start()
         self._write({**json.loads(request), "worker": self.name})
 
-    def prepared(self) -> DatasetInfo:
+    def _read(self) -> None:
+        """Takes the answers until the process ends, which is an empty answer; phases are no answers."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "phase" in answer:
+                self._phases.begin(answer["phase"])
+            else:
+                self._answers.put(answer)
+        self._answers.put({})
+
+    def prepared(self, note: Callable[[str], None]) -> DatasetInfo:
         """Waits until the worker has checked everything.
+
+        Args:
+            note: Shows a line on the terminal: what takes long.
 
         Returns:
             The facts about the data.
@@ -72,9 +95,12 @@ class WorkerProcess:
             LrsweepError: The worker found an error.
             WorkerError: The process died.
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {}
+        answer = None
+        while answer is None:
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=_POLL)
+            for line in self.news():
+                note(line)
         if "dataset" in answer:
             return DatasetInfo(**answer["dataset"])
         self._process.wait()
@@ -98,11 +124,13 @@ class WorkerProcess:
         """Returns whether the process has not ended yet."""
         return self._process.poll() is None
 
+    def news(self) -> list[str]:
+        """What the process does, if it takes long."""
+        return self._phases.news()
+
     def result(self) -> WorkerResult:
         """How the process ended."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout.read().splitlines():
-            answer = json.loads(line)
+        while answer := self._answers.get():
             if "fault" in answer:
                 return WorkerResult(answer["fault"], **answer)
         return WorkerResult(self._reason(), self._stderr_tail(), self._killed_from_outside())
@@ -140,6 +168,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join()
         self._process.stdout.close()
         self._stderr.close()
 

@@ -17,6 +17,7 @@ from lrsweep.training.engines.pack_loader import LoadedPack, pack_key
 from lrsweep.training.engines.slot import NAME, Slot, admit, save, save_adapter
 from lrsweep.training.packing import eval_pass, join, runs, train_pass
 from lrsweep.training.packing.pass_size import PassSizes
+from lrsweep.training.phases import NONE, phase
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class PackRun:
             return  # its base loss was reported before its checkpoint
         if self._base_loss is None:
             # An untrained trial has the base's loss, which is therefore every trial's at step 0.
+            phase("evaluating the model before training")
             try:
                 self._base_loss = self._evaluate([slot])[index]
             except torch.AcceleratorError:
@@ -107,6 +109,7 @@ class PackRun:
             except Exception as fault:
                 self._end(slot, failed(trial, fault))
                 return
+            phase(NONE)
         measured = Measurement.of_evaluation(trial.number, 0, self._base_loss)
         self._end_if_over(slot, measured, self._host.report([measured]).get(trial.number))
 

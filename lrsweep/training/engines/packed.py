@@ -17,6 +17,7 @@ from lrsweep.training.engines.pack_loader import load_pack
 from lrsweep.training.engines.pack_run import PackRun
 from lrsweep.training.packing import Unpackable
 from lrsweep.training.packing.pass_size import PassSizes
+from lrsweep.training.phases import phase
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class PackedEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        phase("loading the model")
         loaded = load_pack(trial.config, self._slots, max(self._rank, trial.config.finetune.r), self._at_most)
         return PackRun(loaded, self._pass_sizes, host)
 

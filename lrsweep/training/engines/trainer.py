@@ -20,6 +20,7 @@ from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class
+from lrsweep.training.phases import NONE, phase
 
 
 class TrainerEngine:
@@ -46,6 +47,7 @@ class TrainerEngine:
     def _train(self, trial: Trial, host: Host) -> Outcome:
         config = trial.config
         tokenizer, data = inputs(config.model, config.data)
+        phase("loading the model")
         model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
         reporter = _Reporter(trial, host)
         kept = checkpoint.load(trial.folder, ENGINE, trial_digest(config))
@@ -67,8 +69,10 @@ class TrainerEngine:
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
         if kept is None:
             if base not in self._base_loss:
+                phase("evaluating the model before training")
                 self._base_loss[base] = trainer.row_losses()
             reporter.measured(Measurement.of_evaluation(trial.number, 0, self._base_loss[base]))
+        phase(NONE)
         if reporter.ended is None:
             trainer.train_from(kept)
         outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")

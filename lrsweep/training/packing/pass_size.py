@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,18 @@ from pathlib import Path
 import torch
 
 from lrsweep.files.atomic import write_text
+from lrsweep.training.phases import NONE, phase
+
+# Seconds of a pass that arithmetic takes up, nearly all of them: such a pass is timed once, and if it saves less than
+# this share of a trial's time over the pass of half the size, a larger one would hardly save more.
+_SLOW = 0.5
+_LITTLE = 0.03
 
 
 class PassSizes:
-    """Trials per pass, by pack key. A measurement costs about six trial-steps per trial of the largest pass.
+    """Trials per pass, by pack key.
+
+    A measurement costs about six trial-steps per trial of the largest pass, and a few trial-steps with a slow model.
 
     Measurements are saved in a file for later workers: they need not measure again, and they add in the same order.
 
@@ -43,9 +52,11 @@ class PassSizes:
         if key not in self._active and (kept := self._read().get(_digest(key))) is not None:
             self._best[key], self._active[key] = kept
         if active > self._active.get(key, 1):
+            phase("measuring how many trials share a pass")
             self._best[key] = _fastest(_candidates(active), run)
             self._active[key] = active
             self._write(key)
+            phase(NONE)
         return min(self.current(key), active)
 
     def take_over(self, key: str, size: int, active: int) -> None:
@@ -87,10 +98,14 @@ def _candidates(active: int) -> list[int]:
 def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
     seconds: dict[int, float] = {}
     for size in sizes:
+        least = min(seconds.values(), default=math.inf)
         try:
-            run(size)  # the first one allocates
-            seconds[size] = min(_timed(run, size) for _ in range(2)) / size
+            first = _timed(run, size)  # this one allocates
+            slow = first > _SLOW and bool(seconds)
+            seconds[size] = (first if slow else min(_timed(run, size) for _ in range(2))) / size
         except torch.OutOfMemoryError:
+            break
+        if slow and seconds[size] > (1 - _LITTLE) * least:
             break
     return min(seconds, key=lambda size: seconds[size]) if seconds else 1
 

@@ -317,7 +317,7 @@ def _run(
         with _alive(folder, study, dataset):
             tracker.start(config.name, study.sweep_id, flatten(config.masked()), tags(), dataset)
             objective = config.search.objective
-            page = tracker.compare_url(objective.key, lowest_first=not objective.maximize)
+            page = tracker.compare_page([axis.key for axis in axes], objective.key, lowest_first=not objective.maximize)
             about = replace(about, links=Links(tracker.ui_command(), page))
             try:
                 summary = Controller(config, folder, study, executor, tracker, screen, interrupt).run(about)

@@ -12,7 +12,7 @@ from lrsweep.tracking.history import run_history, tag_active_run
 from lrsweep.tracking.mlflow_tracker import MlflowTracker
 from lrsweep.tracking.store import Store, default_uri
 from lrsweep.tracking.tracker import DatasetInfo, NoTracker, Tracker
-from lrsweep.tracking.ui import compare_url, serve_ui, trial_url
+from lrsweep.tracking.ui import compare_url, runs_filter, serve_ui, trial_url, view_url
 
 __all__ = [
     "DatasetInfo",
@@ -23,9 +23,11 @@ __all__ = [
     "default_uri",
     "open_tracker",
     "run_history",
+    "runs_filter",
     "serve_ui",
     "tag_active_run",
     "trial_url",
+    "view_url",
 ]
 
 

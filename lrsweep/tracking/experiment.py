@@ -81,6 +81,10 @@ class Experiment:
         self._parent_id = str(run.info.run_id)
         return run
 
+    def set_tag(self, name: str, value: str) -> None:
+        """Sets a tag of the experiment."""
+        self._client.set_experiment_tag(self.id, name, value)
+
     def send(self, run: PendingRun) -> None:
         """Sends what MLflow does not have yet of a run.
 

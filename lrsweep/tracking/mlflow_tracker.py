@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import TrackingConfig
+from lrsweep.errors import StorageError
+from lrsweep.tracking import charts
 from lrsweep.tracking.experiment import Experiment, mlflow_tags
 from lrsweep.tracking.pending import PendingRun, now, texts
 from lrsweep.tracking.store import Store, one_line
 from lrsweep.tracking.system_metrics import SystemMetrics
 from lrsweep.tracking.tracker import DatasetInfo
-from lrsweep.tracking.ui import compare_url, ui_command
+from lrsweep.tracking.ui import compare_url, runs_filter, ui_command, view_url
 from lrsweep.training.engines import Measurement
 
 log = logging.getLogger(__name__)
@@ -68,10 +70,17 @@ class MlflowTracker:
         """Returns the shell command that opens MLflow's UI."""
         return ui_command(self._store)
 
-    def compare_url(self, metric: str, *, lowest_first: bool) -> str:
-        """Returns the URL of the experiment's chart page."""
+    def compare_page(self, axes: Sequence[str], metric: str, *, lowest_first: bool) -> str:
+        """Saves the view of the experiment's page in the experiment; returns the page's URL."""
         server = self._store.uri if self._store.is_server else "http://127.0.0.1:5000"
-        return compare_url(server, self._experiment.id, self._experiment.sweep_id, metric, lowest_first=lowest_first)
+        sweep_id, shown = self._experiment.sweep_id, runs_filter(self._experiment.sweep_id)
+        view = charts.view(shown, axes, metric, lowest_first=lowest_first)
+        try:
+            with self._store.faults(), self._store.exclusive():
+                self._experiment.set_tag(f"{charts.TAG}{sweep_id}", view)
+        except StorageError:
+            return compare_url(server, self._experiment.id, shown, metric, lowest_first=lowest_first)
+        return view_url(server, self._experiment.id, sweep_id)
 
     def start(
         self, sweep: str, sweep_id: str, params: Mapping[str, object], tags: Mapping[str, str], dataset: DatasetInfo
@@ -111,7 +120,7 @@ class MlflowTracker:
 
     def start_trial(self, number: int, title: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         """Adds a run, which replaces the trial's earlier runs."""
-        run = PendingRun(title, params, tags, self._dataset, trial=number)
+        run = PendingRun(title, charts.with_log_lr(params), tags, self._dataset, trial=number)
         with self._lock:
             self._trials[number] = run
 

@@ -138,10 +138,11 @@ class Tracker(Protocol):
     def ui_command(self) -> str:
         """Returns a shell command that opens the store's UI; empty if there is none."""
 
-    def compare_url(self, metric: str, *, lowest_first: bool) -> str:
-        """Returns the URL of the UI's page that compares all trials' curves; empty if there is none.
+    def compare_page(self, axes: Sequence[str], metric: str, *, lowest_first: bool) -> str:
+        """Sets up the UI's page that compares all trials, after `start`; returns its URL, empty if there is none.
 
         Args:
+            axes: The searched keys.
             metric: What to sort the trials by.
             lowest_first: Whether the lowest comes first, or the highest.
         """
@@ -165,4 +166,4 @@ class NoTracker:
     def _empty(self, *_: object, **__: object) -> str:
         return ""
 
-    ui_command = compare_url = _empty
+    ui_command = compare_page = _empty

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,14 +26,26 @@ def ui_command(store: Store) -> str:
     return shlex.join(["mlflow", "ui", "--backend-store-uri", store.shown, "--host", "127.0.0.1"])
 
 
-# Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
-_TRIALS = "tags.trial LIKE '%'"
+# MLflow's name for the key of a view.
+_VIEW = "viewStateShareKey"
+
+
+def runs_filter(sweep_id: str, number: int | None = None) -> str:
+    """Returns MLflow's filter for trials.
+
+    Args:
+        sweep_id: The trials' sweep; empty for all sweeps.
+        number: The number of one trial; None for all.
+    """
+    # Only trials have this tag. The sweep's own run would add a chart with one bar for each of its metrics.
+    trials = "tags.trial LIKE '%'" if number is None else f"tags.trial = '{number}'"
+    return trials + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
 
 
 def compare_url(
-    server: str, experiment_id: str, sweep_id: str = "", metric: str = "eval_loss", *, lowest_first: bool = True
+    server: str, experiment_id: str, shown: str = "", metric: str = "eval_loss", *, lowest_first: bool = True
 ) -> str:
-    """Returns the URL of an experiment's chart page.
+    """Returns the URL of an experiment's page with the charts that MLflow chooses.
 
     MLflow would open the GenAI view by default, and would collapse the trials under their parent, where charts leave
     them out. Sorting by a metric expands them.
@@ -40,26 +53,40 @@ def compare_url(
     Args:
         server: The UI's address.
         experiment_id: MLflow's experiment id.
-        sweep_id: Shows the runs of this sweep only, not those of an earlier one of the same name; empty shows all.
+        shown: The filter of the runs; empty for all trials.
         metric: What to sort the runs by.
         lowest_first: Whether the lowest comes first, or the highest.
     """
-    shown = _TRIALS + (f" AND tags.`lrsweep.sweep_id` = '{sweep_id}'" if sweep_id else "")
-    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
     return (
-        f"{page}?workflowType=machine_learning&compareRunsMode=CHART&orderByKey={quote(f'metrics.`{metric}`')}"
-        f"&orderByAsc={str(lowest_first).lower()}&searchFilter={quote(shown)}"
+        f"{_page(server, experiment_id)}&orderByKey={quote(f'metrics.`{metric}`')}"
+        f"&orderByAsc={str(lowest_first).lower()}&searchFilter={quote(shown or runs_filter(''))}"
     )
+
+
+def view_url(server: str, experiment_id: str, key: str) -> str:
+    """Returns the URL of an experiment's page with the view that the experiment has under this key.
+
+    MLflow ignores the view if the URL has a filter or an order too.
+    """
+    return f"{_page(server, experiment_id)}&{_VIEW}={key}"
+
+
+def _page(server: str, experiment_id: str) -> str:
+    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    return f"{page}?workflowType=machine_learning&compareRunsMode=CHART"
 
 
 def trial_url(page: str, number: int) -> str:
     """Returns the URL of a trial's charts.
 
     Args:
-        page: The URL that `compare_url` made for its sweep.
+        page: The URL of its sweep's page, made by `view_url` with the sweep's id as the key, or by `compare_url`.
         number: The trial's number.
     """
-    return page.replace(quote(_TRIALS), quote(f"tags.trial = '{number}'"))
+    found = re.fullmatch(rf"(.*)/#/experiments/(.*)/runs\?.*&{_VIEW}=(\w+)", page)
+    if found:
+        return compare_url(found[1], found[2], runs_filter(found[3], number))
+    return page.replace(quote(runs_filter("")), quote(runs_filter("", number)))
 
 
 def serve_ui(uri: str, port: int = 5000, links: Mapping[str, str] | None = None, *, browse: bool = False) -> int:

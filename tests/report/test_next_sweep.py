@@ -10,7 +10,7 @@ from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.report.next_sweep import next_command
 from lrsweep.report.page import page
 from lrsweep.report.summary import Links, Summary
-from lrsweep.tracking import compare_url
+from lrsweep.tracking import view_url
 from tests.analysis.recorded import Trained, summary_of
 
 NO_PRIOR: Prior | None = None
@@ -62,7 +62,7 @@ def test_a_clear_answer_or_an_unknown_command_needs_nothing() -> None:
 
 def test_the_report_has_the_command_the_machine_the_date_and_each_trials_run() -> None:
     summary = swept(FALLING, "search=grid")
-    links = Links("mlflow ui", compare_url("http://127.0.0.1:5000", "7", "abc"))
+    links = Links("mlflow ui", view_url("http://127.0.0.1:5000", "7", "abc"))
     about = dataclasses.replace(
         summary.about, links=links, hardware="AMD EPYC, 2 cores, AVX2", ended="2026-05-31T18:02"
     )

@@ -45,5 +45,5 @@ def test_an_accuracy_is_shown_as_it_is(
 
 
 def test_mlflows_page_is_sorted_by_it() -> None:
-    url = compare_url("http://x", "1", "", "eval_accuracy", lowest_first=False)
+    url = compare_url("http://x", "1", metric="eval_accuracy", lowest_first=False)
     assert "orderByKey=metrics.%60eval_accuracy%60&orderByAsc=false" in url

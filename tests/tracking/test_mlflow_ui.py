@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -33,6 +34,11 @@ CHARTS = """() => {
                     [...line.x].map((x, i) => [x, line.y[i]]);
     return charts;
 }"""
+
+# The points of the chart over the learning rate's logarithm, as [x, y].
+POINTS = """() => [...document.querySelectorAll(".js-plotly-plot")]
+    .filter(chart => chart.layout?.xaxis?.title?.text === "optimizer.lr log10")
+    .flatMap(chart => chart.data).flatMap(points => [...points.x].map((x, i) => [x, points.y[i]]))"""
 
 # Run name -> color of its curve of eval_loss. (A smoothed copy of each is pale.)
 COLORS = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")]
@@ -121,6 +127,22 @@ def test_the_compare_page_draws_every_trials_curve_best_first(ui: Ui) -> None:
     rows = ui.page.get_by_role("link", name=re.compile(r"^\d{4} ")).all_inner_texts()
     last = {run.info.run_name: run.data.metrics["eval_loss"] for run in ui.trials}
     assert rows == sorted(ui.names, key=lambda name: last[name])
+
+
+def test_the_printed_link_shows_the_curves_and_the_loss_over_the_rate(ui: Ui, folder: Path) -> None:
+    summary = json.loads((folder / "outputs" / ui.sweep / "summary.json").read_text())
+    ui.page.goto(summary["links"]["compare_url"].replace("http://127.0.0.1:5000", ui.server))
+    assert ui.wait_for_chart("eval_loss") == ui.curves("eval_loss")
+    ui.page.wait_for_function(f"() => ({POINTS})().length > 0")
+    ui.screenshot("view")
+    wanted = [[log10(trial["values"]["optimizer.lr"]), trial["eval_loss"]] for trial in summary["trials"]]
+    drawn = sorted((float(x), float(y)) for x, y in ui.page.evaluate(POINTS))
+    assert drawn == [pytest.approx(point, abs=1e-4) for point in sorted(wanted)]
+    # The table beside it has the axis, the metric and the label.
+    ui.page.goto(ui.page.url.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+    for column in ("optimizer.lr", "eval_loss", "diagnosis"):
+        playwright.expect(ui.page.get_by_text(column, exact=True).first).to_be_visible()
+    ui.screenshot("table")
 
 
 def test_comparing_selected_runs_leads_to_their_curves(ui: Ui) -> None:

@@ -193,7 +193,7 @@ def test_a_sweep_reads_back(
     assert {run.info.status for run in read.children} == {"FINISHED"}
     assert len({run.data.tags["mlflow.runColor"] for run in read.children}) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in read.children} == {read.parent.info.run_id}
-    assert read.trial(0).data.params == {"optimizer.lr": "0.0001"}
+    assert read.trial(0).data.params == {"optimizer.lr": "0.0001", "optimizer.lr log10": "-4.0"}
     wanted = {"diagnosis": "too_low", "status": "complete", "mlflow.note.content": "**too low**", "rank": "2"}
     assert wanted.items() <= read.trial(0).data.tags.items()
     address = f"get-artifact?run_uuid={read.parent.info.run_id}&path=loss.png"
@@ -583,7 +583,7 @@ def test_no_tracking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     start(tracker)
     whole_trial(tracker, 0)
     tracker.finish("complete", {}, [])
-    assert (tracker.uri, tracker.unsent, tracker.ui_command(), tracker.compare_url()) == ("", 0, "", "")
+    assert (tracker.uri, tracker.unsent, tracker.ui_command(), tracker.compare_page([], "")) == ("", 0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,36 +1,72 @@
-"""Measures the seconds that a command without training takes: `python benchmarks/startup.py`, about a minute.
+"""Measures how long commands take before any training: `python benchmarks/startup.py`, about three minutes.
 
-Each command runs in a new process, in random order. For comparison: the interpreter alone, and the interpreter with
-torch imported, which is the cost of an unnecessary import.
+Each command runs in a new process, in random order, and is compared with a bare import of the library that it cannot do
+without: Hydra for the config, NumPy and PyYAML for a diagnosis. Then the default sweep is started, and stopped at its
+first optimizer step, and compared with a bare import of torch, transformers and peft. Seconds of CPU count, of all
+processes: they depend less on what else the machine does.
 """
 
 import argparse
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 from common import RESULTS, about, save, table
 
-COMMANDS = {
-    "python -c pass": ["-c", "pass"],
-    "lrsweep --help": ["-m", "lrsweep", "--help"],
-    "lrsweep --version": ["-m", "lrsweep", "--version"],
-    "lrsweep export --help": ["-m", "lrsweep", "export", "--help"],
-    "lrsweep +sweep=lora_lr --cfg job": ["-m", "lrsweep", "+sweep=lora_lr", "--cfg", "job"],
-    "an error: optimizer.lr=-1": ["-m", "lrsweep", "+sweep=lora_lr", "optimizer.lr=-1"],
-    "python -c 'import torch'": ["-c", "import torch"],
+BARE = {
+    "import hydra": ["-c", "import hydra"],
+    "import numpy, yaml": ["-c", "import numpy, yaml"],
+    "import torch, transformers, peft": [
+        "-c",
+        "import torch, transformers, peft; peft.LoraConfig; transformers.Trainer",
+    ],
 }
+# Each command with what it is compared with.
+COMMANDS = {
+    "lrsweep --version": (["--version"], "import numpy, yaml"),
+    "lrsweep --help": (["--help"], "import hydra"),
+    "lrsweep export --help": (["export", "--help"], "import numpy, yaml"),
+    "lrsweep list": (["list"], "import numpy, yaml"),
+    "lrsweep +sweep=lora_lr --cfg job": (["+sweep=lora_lr", "--cfg", "job"], "import hydra"),
+    "an error: optimizer.lr=-1": (["+sweep=lora_lr", "optimizer.lr=-1"], "import hydra"),
+    "lrsweep diagnose metrics.jsonl": (["diagnose", "metrics.jsonl"], "import numpy, yaml"),
+}
+FIRST_STEP = "the default sweep, to its first step"
+LOG = "\n".join(f'{{"step": {step}, "loss": {3 - step / 50}}}' for step in range(1, 101))
 
 
-def seconds(arguments: list[str], folder: str) -> float:
-    """Returns the seconds that Python takes with these arguments."""
-    start = time.perf_counter()
+def cpu_seconds(arguments: Sequence[str], folder: str) -> float:
+    """The seconds of CPU that Python takes with these arguments, with its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, check=False)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def first_step(folder: str) -> tuple[float, float]:
+    """Starts the default sweep anew, and ends it at its first step; returns its seconds, and its seconds of CPU."""
+    command = [sys.executable, "-m", "lrsweep", "+sweep=lora_lr", "resume=fresh"]
+    started = time.monotonic()
+    process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trials = Path(folder) / "outputs" / "lora_lr" / "trials"
+    try:
+        while not any('"step": 1,' in log.read_text() for log in trials.glob("*/metrics.jsonl")):
+            if process.poll() is not None:
+                raise RuntimeError(f"the sweep ended with {process.returncode} before its first step")
+            time.sleep(0.05)
+        took = time.monotonic() - started
+        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+        return took, sum(one.user + one.system for one in times)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> None:
@@ -38,20 +74,36 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
     arguments = parser.parse_args()
-    found: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    calls = BARE | {name: ["-m", "lrsweep", *words] for name, (words, _) in COMMANDS.items()}
+    against = {name: bare for name, (_, bare) in COMMANDS.items()} | {FIRST_STEP: "import torch, transformers, peft"}
+    found: dict[str, list[float]] = {name: [] for name in (*calls, FIRST_STEP)}
+    waits = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in COMMANDS:
-            seconds(COMMANDS[name], folder)  # fills the disk cache
+        (Path(folder) / "metrics.jsonl").write_text(LOG)
+        for name in calls:
+            cpu_seconds(calls[name], folder)  # fills the disk cache
         for _ in range(arguments.repeats):
-            for name in random.sample(list(COMMANDS), len(COMMANDS)):
-                found[name].append(seconds(COMMANDS[name], folder))
-    rows = [[name, f"{min(times):.2f}", f"{statistics.median(times):.2f}"] for name, times in found.items()]
-    print(table(["seconds", "min", "median"], rows))
+            for name in random.sample(list(calls), len(calls)):
+                found[name].append(cpu_seconds(calls[name], folder))
+            took, cpu = first_step(folder)
+            found[FIRST_STEP].append(cpu)
+            waits.append(took)
+    median = {name: statistics.median(times) for name, times in found.items()}
     entries = [
-        {"command": name, "min": round(min(times), 3), "median": round(statistics.median(times), 3)}
-        for name, times in found.items()
+        {
+            "command": name,
+            "cpu seconds": round(median[name], 2),
+            "least": round(min(found[name]), 2),
+            "times a bare import": round(median[name] / median[against[name]], 2) if name in against else None,
+            "compared with": against.get(name),
+        }
+        for name in found
     ]
-    save(arguments.out, about(), commands=entries)
+    print(table(list(entries[0]), [list(entry.values()) for entry in entries]))
+    wait = statistics.median(waits)
+    print(f"{FIRST_STEP}: {wait:.1f} s")
+    known = {**about("torch", "transformers", "peft"), "seconds to the first step": round(wait, 1)}
+    save(arguments.out, known, commands=entries)
 
 
 if __name__ == "__main__":

@@ -144,3 +144,29 @@ echo "${{COMPREPLY[*]}}"
 """
     answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout == "freeze full\n", answer.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_the_completion_works_in_fish() -> None:
+    script = f"""
+set -x PATH {Path(sys.executable).parent} $PATH
+lrsweep completion fish | source
+complete -C "lrsweep +sweep=lora_lr finetune=f"
+"""
+    answer = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["finetune=freeze", "finetune=full"], answer.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_the_completion_works_in_zsh() -> None:
+    # Outside of an editor, compadd has nowhere to put its words, so a function prints them.
+    script = f"""
+path=({Path(sys.executable).parent} $path)
+compdef() {{ }}
+compadd() {{ print -l -- "${{@[4,-1]}}" }}
+source <(lrsweep completion zsh)
+words=(lrsweep +sweep=lora_lr finetune=f) CURRENT=3 PREFIX=finetune=f
+_lrsweep
+"""
+    answer = subprocess.run(["zsh", "-f", "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["finetune=freeze", "finetune=full"], answer.stderr

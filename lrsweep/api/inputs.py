@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.api.overrides import override
+from lrsweep.config.config_files import CONF
 from lrsweep.config.trial_schema import DataFormat
-from lrsweep.config.user_files import CONF
 from lrsweep.errors import InputError
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.files.paths import OUTPUTS

@@ -5,7 +5,6 @@ The shell calls `lrsweep completion --words ...` for the candidates, so a script
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from lrsweep.cli.arguments import ArgumentParser
 from lrsweep.files.paths import existing_names
@@ -95,17 +94,17 @@ def _arguments(before: Sequence[str]) -> list[str]:
 
 
 def _overrides(current: str) -> list[str]:
-    from lrsweep.config.hydra_compose import sweep_names
-    from lrsweep.config.schema import key_facts, keys
-    from lrsweep.config.user_files import CONF
+    from lrsweep.config.config_files import options
 
     key, equals, _ = current.partition("=")
-    folders = [folder for folder in (CONF, Path("conf")) if folder.is_dir()]
-    groups = sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+    groups = options()
+    if equals and key.lstrip("+") in groups:
+        return [f"{key}={name}" for name in groups[key.lstrip("+")]]
     if key.lstrip("+") == "sweep":
-        return [f"{key}={name}" for name in sweep_names()] if equals else [f"{key}="]
-    if equals and key in groups:
-        return [f"{key}={path.stem}" for folder in folders for path in (folder / key).glob("*.yaml")]
+        return [f"{key}="]
+    # The schema takes half a second to import.
+    from lrsweep.config.schema import key_facts, keys
+
     if current.startswith("space."):
         return [f"space.{name}=" for name in keys() if key_facts(name).scope == "trial"]
-    return ["+sweep=", "space.", *(f"{name}=" for name in (*groups, *keys()) if name != "space")]
+    return ["+sweep=", "space.", *(f"{name}=" for name in (*groups, *keys()) if name not in ("space", "sweep"))]

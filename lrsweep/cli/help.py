@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 
 from lrsweep.cli.arguments import ArgumentParser
+from lrsweep.files.redaction import mask
 
 
 def run(argv: Sequence[str]) -> int:
@@ -16,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     if command is not None:
         # It prints its help and exits.
         return int(importlib.import_module(COMMANDS[command]).run(["--help"]))
-    from lrsweep.config.hydra_compose import hydra_flags
+    from lrsweep.config.help_text import default_config, help_text
 
-    hydra_flags(["--help"])
+    print(mask(help_text(default_config())), end="")
     return 0

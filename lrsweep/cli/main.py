@@ -112,6 +112,8 @@ def run(argv: Sequence[str]) -> int:
     if argv == ["--version"]:
         print(f"lrsweep {__version__}")
         return 0
+    if list(argv) in (["--help"], ["-h"]):
+        return run(["help"])
     from lrsweep.config import hydra_compose
 
     if any(argument.startswith("-") for argument in argv):

@@ -18,9 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lrsweep.config.config_files import CONF, own_conf, sweep_files
+from lrsweep.config.help_text import help_text
 from lrsweep.config.hydra_errors import first_line, one_line
 from lrsweep.config.schema import SweepConfig, flatten, is_text, validate
-from lrsweep.config.user_files import CONF, own_conf, read_config, sweep_files
+from lrsweep.config.user_files import read_config
 from lrsweep.errors import InputError
 from lrsweep.files.redaction import mask, masked
 
@@ -86,7 +88,7 @@ def hydra_flags(argv: Sequence[str]) -> None:
     # Composed here first, so that errors are reported as everywhere else: Hydra's main would print them itself.
     config, _ = _composed(overrides)
     if flags in (["--help"], ["-h"]):
-        print(mask(_help(config)), end="")
+        print(mask(help_text(OmegaConf.to_yaml(config))), end="")
         return
     sys.argv = ["lrsweep", *overrides, *flags]
     printed = io.StringIO()
@@ -97,19 +99,6 @@ def hydra_flags(argv: Sequence[str]) -> None:
         raise InputError(f"{' '.join(flags)}: {first_line(fault)}") from None
     finally:
         print(mask(printed.getvalue()), end="")
-
-
-def _help(config: DictConfig) -> str:
-    """The help by config.yaml's template. Hydra's own takes three seconds for the same."""
-    shown = _plain(read_config(CONF / "config.yaml"))["hydra"]["help"]
-    ours = {path.name for path in CONF.iterdir() if path.is_dir()}
-    options: dict[str, set[str]] = {"sweep": set(sweep_names())}
-    for path in (path for folder in (CONF, own_conf()) if folder.is_dir() for path in folder.glob("*/*.yaml")):
-        if path.parent.name in ours:
-            options.setdefault(path.parent.name, set()).add(path.stem)
-    groups = "".join(f"{group}: {', '.join(sorted(names))}\n" for group, names in sorted(options.items()))
-    text = str(shown["template"]).replace("$APP_CONFIG_GROUPS", groups).replace("$CONFIG", OmegaConf.to_yaml(config))
-    return text.replace("${hydra.help.header}", shown["header"]).replace("${hydra.help.footer}", shown["footer"]) + "\n"
 
 
 def sweep_names() -> list[str]:

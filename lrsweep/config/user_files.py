@@ -19,20 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lrsweep.config import yaml_safety
+from lrsweep.config.config_files import CONF, own_conf, sweep_files
 from lrsweep.config.hydra_errors import first_line
 from lrsweep.errors import InputError
-
-_PACKAGE = Path(__file__).parent.parent
-
-
-def _packaged(installed: str, checkout: str) -> Path:
-    """A folder of configs: inside the wheel, or next to the package in a checkout, where editable installs find it."""
-    folder = _PACKAGE / installed
-    return folder if folder.is_dir() else _PACKAGE.parent / checkout
-
-
-CONF = _packaged("_conf", "conf")
-SWEEPS = _packaged("_sweeps", "sweeps")
 
 
 class UserFiles(FileConfigSource):
@@ -109,17 +98,6 @@ def _sweep_name(config_path: str) -> str:
 
 def _is_ours(config_path: str) -> bool:
     return own_conf().resolve() != CONF.resolve() and (CONF / config_path.partition("/")[0]).is_dir()
-
-
-def own_conf() -> Path:
-    """The user's own folder of groups, which may not exist."""
-    return Path.cwd() / "conf"
-
-
-def sweep_files() -> dict[str, Path]:
-    """Every sweep file by its name: the packaged ones, and those in `./sweeps`, which win."""
-    folders = [SWEEPS, Path.cwd() / "sweeps"]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_config(path: Path) -> DictConfig:

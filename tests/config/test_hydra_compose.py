@@ -64,7 +64,7 @@ def test_every_group_file_says_every_key() -> None:
     """What a group file leaves out cannot be set on the command line without a plus."""
     import yaml
 
-    from lrsweep.config.user_files import CONF
+    from lrsweep.config.config_files import CONF
 
     for path in sorted(CONF.glob("*/*.yaml")):
         if path.stem == "qlora":

@@ -18,8 +18,8 @@ from lrsweep.analysis.diagnosis import Label
 from lrsweep.cli.main import COMMANDS
 from lrsweep.cli.main import run as run_command
 from lrsweep.config import search_space
+from lrsweep.config.config_files import CONF, SWEEPS
 from lrsweep.config.hydra_compose import sweep_config
-from lrsweep.config.user_files import CONF, SWEEPS
 from lrsweep.dialects import TRAINERS
 from lrsweep.embedded import BASE
 from lrsweep.orchestration.executors.factory import EXECUTORS, build_executor

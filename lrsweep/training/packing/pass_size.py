@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lrsweep.files.atomic import write_text
+from lrsweep.training.out_of_memory import is_out_of_memory
 
 
 class PassSizes:
@@ -61,6 +62,10 @@ class PassSizes:
         self._write(key)
         return size // 2
 
+    def forget(self, key: str) -> None:
+        """Has the size of this pack key measured anew: there is more memory for a pass."""
+        self._best[key], self._active[key] = 1, 0
+
     def _read(self) -> dict[str, list[int]]:
         try:
             found: dict[str, list[int]] = json.loads(self._file.read_text()) if self._file is not None else {}
@@ -90,7 +95,9 @@ def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
         try:
             run(size)  # the first one allocates
             seconds[size] = min(_timed(run, size) for _ in range(2)) / size
-        except torch.OutOfMemoryError:
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
             break
     return min(seconds, key=lambda size: seconds[size]) if seconds else 1
 

@@ -275,7 +275,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, m
 
 
 def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.engines.pack_evaluation as packed_module
 
     trials: list[SweepConfig] = [
         tiny("model.dtype=float64", "training.eval_batch_size=4", f"training.seed={i}") for i in range(4)
@@ -303,7 +303,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
 def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
     rows: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.engines.pack_evaluation as packed_module
 
     stock = eval_pass
     widths: list[int] = []

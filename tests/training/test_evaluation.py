@@ -15,7 +15,7 @@ from lrsweep.training.evaluation import eval_batches, evaluate
 VOCABULARY, TOKENS, ROWS = 8192, 64, 8
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the most elements of a tensor that any operation returns."""
 
     elements = 0
@@ -59,7 +59,7 @@ def test_the_losses_are_transformers_own_and_the_logits_of_a_batch_never_exist(k
     lengths = [TOKENS - 3 * i for i in range(ROWS)]
     ids = [torch.randint(1, VOCABULARY, (length,)).tolist() for length in lengths]
     examples = [Example(tuple(row), (-100,) * 5 + tuple(row[5:])) for row in ids]
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         found = evaluate(model.train(), examples, ROWS, 0)
     assert largest.elements <= ROWS * TOKENS * VOCABULARY / 2
     assert model.training

@@ -76,44 +76,54 @@ def test_a_base_that_cannot_be_packed_leaves_memory_before_the_fallback_loads_it
 
 
 class Budget(torch.nn.Module):
-    """A layer on a device with room for so many slots, and one trial's rows beside them."""
+    """A layer on a device with room for two slots and one trial's rows, which is full in some of the passes."""
 
-    packs: list[Any]
-
-    def __init__(self, inner: torch.nn.Module, slots: int, *, training: bool) -> None:
+    def __init__(self, inner: torch.nn.Module, full_in: str) -> None:
         super().__init__()
-        self.inner, self.slots, self.only_in_training = inner, slots, training
-        self.packs = []
+        self.inner, self.full_in = inner, full_in
+        self.packs: list[Any] = []
+        self.has_trained = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        trials = self.packs[0].context.stop - self.packs[0].context.start if self.packs else 0
-        concerns = torch.is_grad_enabled() or not self.only_in_training
-        if self.packs and concerns and self.packs[0].arena.weights.shape[0] + trials > self.slots + 1:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        training = torch.is_grad_enabled()
+        self.has_trained |= training
+        full = {"training": training, "evaluation": not training, "later": not training and self.has_trained}
+        if self.packs and full[self.full_in]:
+            context = self.packs[0].context
+            if self.packs[0].arena.weights.shape[0] + context.stop - context.start > 3:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         found: torch.Tensor = self.inner(x)
         return found
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation too"])
+SHORT = ("model.dtype=float64", "training.max_steps=4", "training.eval_every=2", "data.max_eval_rows=4")
+TRIALS = [
+    tiny(*SHORT, "finetune.dropout=0.1"),
+    tiny(*SHORT, "optimizer.lr=1e-2", "finetune.r=4", "scheduler=linear"),
+    tiny(*SHORT, "training.seed=1", "training.max_grad_norm=0.1"),
+    tiny(*SHORT, "optimizer=sgd"),
+    tiny(*SHORT, "training.max_steps=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    """The trials in a pack that has memory enough."""
+    return train(PackedEngine(4, rank=8), tmp_path_factory.mktemp("whole"), *TRIALS)
+
+
+@pytest.mark.xdist_group("undisturbed_pack")
+@pytest.mark.parametrize("full_in", ["training", "evaluation", "later"])
 def test_a_pack_shrinks_until_a_trial_fits_and_changes_no_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_in: str, undisturbed: Recorder
 ) -> None:
-    short = ("model.dtype=float64", "training.max_steps=4", "training.eval_every=2", "data.max_eval_rows=4")
-    trials = [
-        tiny(*short, "finetune.dropout=0.1"),
-        tiny(*short, "optimizer.lr=1e-2", "finetune.r=4", "scheduler=linear"),
-        tiny(*short, "training.seed=1", "training.max_grad_norm=0.1"),
-        tiny(*short, "optimizer=sgd"),
-        tiny(*short, "training.max_steps=3"),
-    ]
-    undisturbed = train(PackedEngine(4, rank=8), tmp_path / "whole", *trials)
     budgets: list[Budget] = []
     memory: list[Any] = []
 
     def small(*arguments: Any) -> Any:
         model = load_model(*arguments)
         mlp = model.model.layers[0].mlp
-        mlp.down_proj = Budget(mlp.down_proj, 2, training=training)
+        mlp.down_proj = Budget(mlp.down_proj, full_in)
         budgets.append(mlp.down_proj)
         return model
 
@@ -126,11 +136,11 @@ def test_a_pack_shrinks_until_a_trial_fits_and_changes_no_number(
     monkeypatch.setattr(loader_module, "load_model", small)
     monkeypatch.setattr(packed, "load_pack", loaded)
     engine = PackedEngine(4, rank=8)
-    host = train(engine, tmp_path / "small", *trials)
+    host = train(engine, tmp_path, *TRIALS)
     assert budgets[0].packs[0].arena.slots == 2
     assert [reference() for reference in memory] == [None, None], "a view keeps the memory of all slots"
     assert sorted(host.outcomes, key=lambda o: o.number) == sorted(undisturbed.outcomes, key=lambda o: o.number)
-    for number in range(len(trials)):
+    for number in range(len(TRIALS)):
         for name in ("loss", "eval_loss", "grad_norm", "learning_rate"):
             ours = [(m.step, m.metrics[name]) for m in host.heard if m.number == number and name in m.metrics]
             assert [step for step, _ in ours] == list(undisturbed.curve(name, number)), "each step once"

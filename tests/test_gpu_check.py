@@ -75,7 +75,7 @@ run_steps([
     Step("hangs", 0.4, lambda: time.sleep(60)),
     Step("has no time", 9, broken, guess=1e9),
     Step("last", 9, lambda: {"ok": True, "n": 1}),
-], arguments.events, arguments.until)
+], arguments)
 """
 
 

@@ -399,7 +399,7 @@ def main() -> None:
         Step(name, 30 + REDUCING_SECONDS, lambda check=check, case=case: checked(check, case))  # type: ignore[misc]
         for name, check, case in cases(arguments.smoke)
     ]
-    run_steps(steps, arguments.events, arguments.until)
+    run_steps(steps, arguments)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
     arguments = arguments_of_child()
     files = SMOKE if arguments.smoke else FILES
     steps = [Step(file, limit, functools.partial(tested, file, arguments.smoke)) for file, limit in files.items()]
-    run_steps(steps, arguments.events, arguments.until)
+    run_steps(steps, arguments)
 
 
 if __name__ == "__main__":

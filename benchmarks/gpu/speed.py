@@ -338,7 +338,7 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     eager = pack.arena.grads.clone()
     pack.arena.grads.zero_()
     # For a tiny shape it is enough to see that the decoder can be traced.
-    backend = "aot_eager" if cell.model == TINY else "inductor"
+    backend = "eager" if cell.model == TINY else "inductor"
     pack.model.get_decoder().compile(dynamic=False, backend=backend)
     start = clock()
     losses = gradients(pack, cell.k, batch, cell.k)
@@ -415,7 +415,7 @@ def main() -> None:
         # Three times the guess: what hangs must not take the time of the others.
         run = functools.partial(lambda cell: measure(cell, tokens, peak()), cell)
         steps.append(Step(str(cell), max(60.0, 3 * cell.guess), run, 0.0 if arguments.smoke else cell.guess))
-    run_steps(steps, arguments.events, arguments.until)
+    run_steps(steps, arguments)
 
 
 if __name__ == "__main__":

@@ -55,19 +55,27 @@ def arguments_of_child() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_steps(steps: Sequence[Step], events: Path, until: float) -> None:
-    """Runs the steps that have no event yet, while time is left."""
+def run_steps(steps: Sequence[Step], arguments: argparse.Namespace) -> None:
+    """Runs the steps that have no event yet, while time is left.
+
+    Args:
+        steps: The steps.
+        arguments: What `arguments_of_child` returned.
+    """
+    events: Path = arguments.events
+    # Tiny shapes are for machines that may be slow and busy.
+    patience = 10 if arguments.smoke else 1
     # A child that has no use for torch need not import it.
     torch = sys.modules.get("torch")
     begun = {event["begin"] for event in read_events(events) if "begin" in event}
     for step in steps:
         if step.name in begun:
             continue
-        if time.monotonic() + step.guess > until:
+        if time.monotonic() + step.guess > arguments.until:
             append(events, {"begin": step.name, "limit": 0})
             append(events, {"end": step.name, "ok": None, "skipped": "no time was left"})
             continue
-        append(events, {"begin": step.name, "limit": step.limit})
+        append(events, {"begin": step.name, "limit": step.limit * patience})
         start, lost = time.monotonic(), False
         try:
             found = step.run()

@@ -108,7 +108,7 @@ def main() -> None:
         Step("trainer", 90, functools.partial(sweep, "trainer", model, smoke)),
         Step("the same losses", 10, functools.partial(compare, folder)),
     ]
-    run_steps(steps, arguments.events, arguments.until)
+    run_steps(steps, arguments)
     shutil.rmtree(model, ignore_errors=True)
 
 

@@ -190,7 +190,14 @@ class PackRun:
 
     def _swap_in(self, index: int) -> None:
         slot, kept = self._swapped_out.pop(0)
-        slot = self._slots[index] = readmit(self._loaded, self._pass_sizes, index, slot, kept)
+        try:
+            slot = self._slots[index] = readmit(self._loaded, self._pass_sizes, index, slot, kept)
+        except torch.AcceleratorError:
+            raise
+        except Exception as fault:
+            self._pack.evict(index)
+            self._host.finish(replace(failed(slot.trial, fault), step=slot.step, in_company=True))
+            return
         if slot.step == 0 and slot.owes_evaluation:
             self._report_base_loss(slot)
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test coverage lint types wheel base interop chaos faults scale clean
+.PHONY: sweep test coverage lint types wheel base interop chaos faults scale gpu gpu-smoke gpu-wheels clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
@@ -70,3 +70,14 @@ faults: .venv/.installed-test ## everything that can go wrong, the long way roun
 scale: .venv/.installed-test ## many workers, on Ray, SLURM's stand-ins and PostgreSQL (minutes)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m scale tests/orchestration/executors
+
+# On a bare image these use its own Python and packages, and beside them what gpu-wheels has fetched.
+gpu: ## check and measure packed trials on this machine's GPU (nine minutes at most); OUT=FOLDER
+	test ! -d .wheels || test -d .wheels/site || PYTHON=$(PYTHON) sh benchmarks/gpu/wheels.sh install
+	PYTHONPATH=$(CURDIR)/.wheels/site $(PYTHON) benchmarks/gpu_check.py $(if $(OUT),--out $(OUT))
+
+gpu-smoke: .venv/.installed-test ## the same with tiny shapes, on CPUs: does it run?
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu_check.py --smoke --out .tmp/gpu-smoke
+
+gpu-wheels: ## fetch what a bare image with torch, transformers and peft lacks, for a machine without a network
+	sh benchmarks/gpu/wheels.sh

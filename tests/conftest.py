@@ -16,6 +16,10 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     DO_NOT_TRACK="true",
 )
+# Tests run on the CPU, whatever the machine has. LRSWEEP_TEST_DEVICE=cuda is for those of packed trials (`make gpu`).
+DEVICE = os.environ.get("LRSWEEP_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The default sweep in small: four learning rates around the best, enough steps for a U.
 SMALL = (

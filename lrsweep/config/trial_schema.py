@@ -231,7 +231,8 @@ class TrainingConfig(Section):
     save_adapter: Annotated[bool, run_key()] = True
     """Keeps the adapters of complete trials."""
     checkpoint_seconds: Annotated[NonNegative | None, run_key()] = 60.0
-    """Checkpoints a trial at an evaluation if its last checkpoint is this old; null is never."""
+    """Checkpoints a trial at an evaluation if its last checkpoint is this old, or older if writing would take more than
+    a tenth of the time; 0 is at every evaluation, null is never."""
 
     @model_validator(mode="after")
     def _horizon_is_at_least_max_steps(self) -> Self:

@@ -1,12 +1,15 @@
 """The loss on the eval set, computed the same way for every engine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrsweep.files.row_losses import RowLosses
+from lrsweep.training.data.collate import IGNORED
 from lrsweep.training.data.loading import Example, collate
+from lrsweep.training.packing.head import Head, find_head
 
 
 @torch.no_grad()
@@ -23,22 +26,52 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int, pad
     """
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    head = _head(model)
     sums: list[float] = []
     tokens: list[int] = []
-    for host_batch in eval_batches(examples, batch_size, pad_token_id):
-        batch = {key: value.to(device) for key, value in host_batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1]
-        # As in transformers' own loss, the softmax is computed in at least float32.
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        sums += losses.double().view_as(labels).sum(1).tolist()
-        tokens += (labels != -100).sum(1).tolist()
+    for batch in eval_batches(examples, batch_size, pad_token_id):
+        losses = _losses(model, batch) if head is None else _label_losses(model, head, batch)
+        sums += losses.tolist()
+        tokens += (batch["labels"][:, 1:] != IGNORED).sum(1).tolist()
     model.train(training)
     return RowLosses(sums, tokens)
+
+
+def _head(model: Any) -> Head | None:
+    """The model's output layer; None if its logits are made in another way."""
+    try:
+        return find_head(model)
+    except Exception:  # whatever the parts of a model's code do not know, the whole may
+        return None
+
+
+def _label_losses(model: Any, head: Head, batch: Mapping[str, Tensor]) -> Tensor:
+    """Each row's summed loss [B]. The logits are computed at labels, and in parts: whole, they may fill a GPU."""
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    row, place = (labels != IGNORED).nonzero(as_tuple=True)
+    compute = hidden.dtype
+    if torch.is_autocast_enabled(device.type):
+        compute = torch.get_autocast_dtype(device.type)
+    states, wanted = hidden[row.to(device), place.to(device)], labels[row, place].to(device)
+    losses, _ = head.cross_entropy(states, wanted, [len(row)], None, {}, compute)
+    return losses.new_zeros(len(labels), dtype=torch.float64).index_add_(0, row.to(device), losses.double())
+
+
+def _losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Each row's summed loss [B], row by row: so there are the logits of one row at a time."""
+    device = next(model.parameters()).device
+    found = []
+    for i in range(len(batch["labels"])):
+        inputs = {key: value[i : i + 1].to(device) for key, value in batch.items()}
+        labels = inputs.pop("labels")[0, 1:]
+        logits = model(**inputs).logits[0, :-1]
+        # As in transformers' own loss, the softmax is computed in at least float32.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found.append(nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").double())
+    return torch.stack(found)
 
 
 def eval_batches(examples: Sequence[Example], batch_size: int, pad_token_id: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
 from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
+from lrsweep.training.out_of_memory import is_out_of_memory
 
 # Trials load the base often, and each progress bar would break the terminal's display.
 disable_progress_bar()
@@ -220,10 +221,12 @@ def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
     path = folder_of(model.path)
     try:
         return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
-    except (MemoryError, torch.OutOfMemoryError):
+    except MemoryError:
         raise
     # A folder may contain anything, and the libraries that read it raise errors of any type.
     except Exception as fault:
+        if is_out_of_memory(fault):
+            raise
         raise _unloadable(model, fault) from None
 
 

@@ -17,6 +17,7 @@ from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class
+from lrsweep.training.out_of_memory import is_out_of_memory
 
 
 class PlainLoop:
@@ -156,7 +157,9 @@ def in_memory(config: SweepConfig, rows: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as fault:
+        if not is_out_of_memory(fault):
+            raise
         ways = [
             f"training.batch_size below {rows}" if rows > 1 else "",
             "training.gradient_checkpointing=true" if not config.training.gradient_checkpointing else "",

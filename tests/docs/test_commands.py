@@ -37,6 +37,9 @@ README, CHINESE, DOCS = ROOT / "README.md", ROOT / "README.zh-CN.md", sorted((RO
 NOT_RUN = {
     "make sweep": "installs packages",
     "make test": "is this test suite",
+    "make gpu": "takes minutes, for machines with a GPU",
+    "make gpu OUT=results PYTHON=python3.12": "takes minutes, for machines with a GPU",
+    "make gpu-smoke": "takes minutes; tests/test_gpu_check.py has its parts",
     "lrsweep ui": "starts a server",
     "mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1": "starts a server",
     "pip install 'lrsweep[bnb]'": "installs packages",

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import LrsweepError
 from lrsweep.files.row_losses import RowLosses
+from lrsweep.training.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def failed(trial: Trial, fault: Exception) -> Outcome:
     log.error("trial %d", trial.number, exc_info=fault)
     first_line = (str(fault).strip().splitlines() or [""])[0]
     kind = type(fault).__name__
-    if kind == "OutOfMemoryError":
+    if is_out_of_memory(fault):
         kind = "out of GPU memory"
     elif isinstance(fault, MemoryError) or "can't allocate memory" in first_line:  # Python's, and torch's for the CPU
         kind = "out of host memory"

@@ -7,6 +7,9 @@ import time
 from lrsweep.config.schema import SweepConfig, default_values, key_facts, trial_part
 from lrsweep.config.trial_schema import TrainingConfig
 
+# Writing checkpoints may take this share of the time.
+_SHARE = 0.1
+
 
 def trial_digest(config: SweepConfig) -> str:
     """The SHA-256 of all keys that affect a trial's measurements: only a trial with the same one may resume from it.
@@ -25,7 +28,15 @@ def trial_digest(config: SweepConfig) -> str:
     return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
 
 
-def is_due(training: TrainingConfig, since: float) -> bool:
-    """Whether a trial needs another checkpoint; `since` is the monotonic time of its last one, in seconds."""
+def is_due(training: TrainingConfig, since: float, cost: float) -> bool:
+    """Whether a trial needs another checkpoint.
+
+    Args:
+        training: The trial's training section.
+        since: The monotonic time of its last checkpoint, in seconds.
+        cost: How many seconds it takes to write a checkpoint of every trial that trains beside it, and of this one.
+    """
     wanted = training.checkpoint_seconds
-    return wanted is not None and time.monotonic() - since >= wanted
+    if wanted is None:
+        return False
+    return wanted == 0 or time.monotonic() - since >= max(wanted, cost / _SHARE)

@@ -13,6 +13,7 @@ import torch
 
 from lrsweep.errors import StorageError
 from lrsweep.training.engines import Engine, Host, Trial, failed
+from lrsweep.training.engines.checkpoint_writer import CheckpointWriter
 from lrsweep.training.engines.pack_loader import load_pack
 from lrsweep.training.engines.pack_run import PackRun
 from lrsweep.training.packing import Unpackable
@@ -46,36 +47,49 @@ class PackedEngine:
         self._rank = rank
         self._fallback = fallback
         self._pass_sizes = PassSizes(pass_sizes)
+        self._writer = CheckpointWriter()
         # The last pack stays loaded: the trials that follow from its results usually share it.
         self._last: PackRun | None = None
 
     def run(self, host: Host) -> None:
         """Trains every trial of the host. An error in one trial ends that trial, not the run."""
-        trial = host.next_trial()
-        while trial is not None:
-            try:
-                self._last = self._last if self._last and self._last.takes(trial, host) else self._load(trial, host)
-            except (StorageError, torch.AcceleratorError):
-                raise
-            except Exception as fault:
-                if isinstance(fault, Unpackable) and self._fallback is not None:
-                    log.warning("trial %d cannot be packed: %s", trial.number, fault)
-                    self._fallback.run(_OneTrialHost(trial, host))
-                else:
-                    host.finish(failed(trial, fault))
-                trial = host.next_trial()
-                continue
-            trial = self._last.train(trial)
+        with self._writer.all_written():
+            trial = host.next_trial()
+            while trial is not None:
+                trial = self._train(trial, host)
+
+    def _train(self, trial: Trial, host: Host) -> Trial | None:
+        """Trains a trial, and those that may share its pack; returns the next trial of the host."""
+        try:
+            self._last = self._last if self._last and self._last.takes(trial, host) else self._load(trial, host)
+        except (StorageError, torch.AcceleratorError):
+            raise
+        except Exception as fault:
+            if not isinstance(fault, Unpackable) or self._fallback is None:
+                host.finish(failed(trial, fault))
+                return host.next_trial()
+            log.warning("trial %d cannot be packed: %s", trial.number, str(fault))
+        else:
+            return self._last.train(trial)
+        # The error held the base that could not be packed; here it is gone, before the fallback loads its own.
+        _free_memory()
+        self._fallback.run(_OneTrialHost(trial, host))
+        return host.next_trial()
 
     def _load(self, trial: Trial, host: Host) -> PackRun:
         """A trial's pack. The last one is dropped first, to make room."""
         self._last = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
         phase("loading the model")
         loaded = load_pack(trial.config, self._slots, max(self._rank, trial.config.finetune.r), self._at_most)
-        return PackRun(loaded, self._pass_sizes, host)
+        return PackRun(loaded, self._pass_sizes, host, self._writer)
+
+
+def _free_memory() -> None:
+    """Frees what nothing refers to any more: a converted model is full of cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class _OneTrialHost:

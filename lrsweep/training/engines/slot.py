@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lrsweep.files import checkpoint
 from lrsweep.files.atomic import disk_faults
 from lrsweep.files.checkpoint import Checkpoint
 from lrsweep.training.data.row_sampler import row_batches
-from lrsweep.training.engines import Trial
+from lrsweep.training.engines import Measurement, Trial
 from lrsweep.training.engines.checkpointing import trial_digest
 from lrsweep.training.engines.pack_loader import LoadedPack
 from lrsweep.training.model import lora_config
@@ -42,6 +42,7 @@ class Slot:
         optimizer: The trial's own optimizer, over the slot's row of the arena.
         schedule: The trial's own learning-rate schedule.
         step: Optimizer steps done.
+        owes_evaluation: An evaluation is due that has not been made yet.
         saved: The step of the last checkpoint.
         saved_at: When that was, in monotonic seconds.
         history: Steps not reported yet: step, loss and gradient norm (on the device), learning rate.
@@ -53,6 +54,7 @@ class Slot:
     optimizer: torch.optim.Optimizer
     schedule: Any
     step: int = 0
+    owes_evaluation: bool = False
     saved: int = 0
     saved_at: float = field(default_factory=time.monotonic)
     history: list[tuple[int, Tensor, Tensor, float]] = field(default_factory=list)
@@ -66,6 +68,28 @@ class Slot:
     def evaluates(self) -> bool:
         """Whether an evaluation is due at this step."""
         return self.finished or self.step % self.trial.config.training.eval_every == 0
+
+    def fetch_history(self) -> list[Measurement]:
+        """The measurements of the steps not reported yet, fetched from the device together."""
+        if not self.history:
+            return []
+        values = torch.stack(
+            [torch.stack([loss.double(), norm.double()]) for _, loss, norm, _ in self.history]
+        ).tolist()
+        measured = [
+            Measurement(self.trial.number, step, {"loss": loss, "grad_norm": norm, "learning_rate": lr})
+            for (step, _, _, lr), (loss, norm) in zip(self.history, values, strict=True)
+        ]
+        self.history.clear()
+        return measured
+
+
+def until_not_finite(measured: list[Measurement]) -> list[Measurement]:
+    """The measurements up to and including the first that is not finite: those after it are meaningless."""
+    for i, measurement in enumerate(measured):
+        if measurement.not_finite:
+            return measured[: i + 1]
+    return measured
 
 
 def admit(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial) -> Slot:
@@ -126,6 +150,27 @@ def _resumed(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial
     return slot
 
 
+def readmit(loaded: LoadedPack, pass_sizes: PassSizes, index: int, slot: Slot, kept: Checkpoint) -> Slot:
+    """Puts a trial that was swapped out into a free slot, where it goes on as if nothing had happened.
+
+    Args:
+        loaded: The pack.
+        pass_sizes: As for `admit`.
+        index: The new slot.
+        slot: The trial in its former slot.
+        kept: Its `snapshot` there.
+    """
+    resumed = _resumed(loaded, pass_sizes, index, slot.trial, kept)
+    assert resumed is not None, "a snapshot fits the pack that it was taken from"
+    return replace(
+        resumed,
+        owes_evaluation=slot.owes_evaluation,
+        saved=slot.saved,
+        saved_at=slot.saved_at,
+        history=slot.history,
+    )
+
+
 def _optimizer(trial: Trial) -> MakeOptimizer:
     kind, arguments = optimizer_class(trial.config.optimizer)
 
@@ -149,32 +194,34 @@ def _slot(loaded: LoadedPack, index: int, trial: Trial, optimizer: torch.optim.O
     return Slot(trial, index, batches, optimizer, schedule)
 
 
-def save(slot: Slot, pack: Pack, pass_size: int, active: int) -> None:
-    """Checkpoints a trial, unless checkpoints are off or its last one is of this step.
+def snapshot(slot: Slot, pack: Pack, pass_size: int, active: int) -> Checkpoint:
+    """A trial as it is now, in host memory: its checkpoint.
 
     Args:
         slot: The trial's slot.
         pack: The pack.
         pass_size: Trials that share a pass.
         active: Trials in the pack.
-
-    Raises:
-        StorageError: The disk is full, or the checkpoint cannot be written.
     """
-    if slot.trial.config.training.checkpoint_seconds is None or slot.saved == slot.step:
-        return
     groups = slot.optimizer.param_groups
     state = {
-        "pack": pack.state(slot.index),
+        "pack": _on_host(pack.state(slot.index)),
         "schedule": slot.schedule.state_dict(),
         "rates": [{key: group[key] for key in ("lr", "initial_lr") if key in group} for group in groups],
         # The name that checkpoints of 0.1.0 have for the pass size.
         "width": pass_size,
         "active": active,
     }
-    digest = trial_digest(slot.trial.config)
-    checkpoint.save(slot.trial.folder, Checkpoint(NAME, digest, slot.step, state))
-    slot.saved, slot.saved_at = slot.step, time.monotonic()
+    return Checkpoint(NAME, trial_digest(slot.trial.config), slot.step, state)
+
+
+def _on_host(value: Any) -> Any:
+    """The value with its tensors in host memory."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_host(item) for key, item in value.items()}
+    return value
 
 
 def save_adapter(slot: Slot, pack: Pack) -> None:

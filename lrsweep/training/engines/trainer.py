@@ -185,6 +185,9 @@ class _Reporter(TrainerCallback):
         self._trial = trial
         self._host = host
         self._saved_at = time.monotonic()
+        self._evaluated_at = 0.0
+        # How long the last checkpoint took.
+        self._cost = 0.0
         self._paused = False
         self.ended: Outcome | None = None
 
@@ -226,8 +229,9 @@ class _Reporter(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Notes the time of a checkpoint."""
+        """Notes the time of a checkpoint, and how long it took."""
         self._saved_at = time.monotonic()
+        self._cost = self._saved_at - self._evaluated_at
         return control
 
     def _end(self, control: TrainerControl) -> None:
@@ -242,6 +246,7 @@ class _Reporter(TrainerCallback):
         """Requests a checkpoint after an evaluation if one is due."""
         if state.global_step > 0:
             due = self.ended is None and state.global_step < state.max_steps
-            control.should_save = due and is_due(self._trial.config.training, self._saved_at)
+            self._evaluated_at = time.monotonic()
+            control.should_save = due and is_due(self._trial.config.training, self._saved_at, self._cost)
             self._end(control)
         return control

@@ -149,13 +149,41 @@ class Arena:
         for buffer in (self.weights, self.grads, self._max_norms):
             buffer[target] = buffer[source]
         self._filled[target], self._flat[target] = self._filled[source], self._flat[source]
-        for group, moved in zip(optimizer.param_groups, self._groups(target), strict=True):
-            for old, new in zip(group["params"], moved["params"], strict=True):
-                if old in optimizer.state:
-                    optimizer.state[new] = optimizer.state.pop(old)
-            group["params"] = moved["params"]
         self._optimizers[target] = optimizer
+        self._rebind(target)
         self.evict(source)
+
+    @torch.no_grad()
+    def shrink(self, slots: int) -> None:
+        """Keeps the first slots only, and gives back the memory of the others, which must be free.
+
+        Gradients are zeroed. A trial's optimizer stays the same object.
+
+        Args:
+            slots: The new number of slots.
+
+        Raises:
+            ValueError: One of the other slots is taken.
+        """
+        if any(self._optimizers[slots:]):
+            raise ValueError(f"cannot shrink to {slots} slots: a slot above is taken")
+        self.slots = slots
+        del self._optimizers[slots:], self._flat[slots:], self._filled[slots:]
+        # All that is not copied goes first, to make room for the copy.
+        self._views.clear()
+        for optimizer in self._optimizers:
+            for group in [] if optimizer is None else optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad = None
+        self.grads = self.weights.new_empty(0)
+        compute = None if self._compute is None else self._compute.dtype
+        self._compute = None
+        self.weights = self.weights[:slots].clone()
+        self._max_norms = self._max_norms[:slots].clone()
+        self.grads = torch.zeros_like(self.weights)
+        self._compute = None if compute is None else torch.zeros_like(self.weights, dtype=compute)
+        for slot in range(slots):
+            self._rebind(slot)
 
     def read(self, slot: int) -> dict[str, Tensor]:
         """The weights of a slot's trial in their true shapes, by name; views, not copies."""
@@ -244,6 +272,17 @@ class Arena:
         factors = torch.where(max_norms.isinf(), 1.0, (max_norms / (norms + 1e-6)).clamp(max=1.0))
         grads.mul_(factors[:, None])
         return norms
+
+    def _rebind(self, slot: int) -> None:
+        """Gives a slot's optimizer the weights that are in the slot now; its state goes with them."""
+        optimizer = self._optimizers[slot]
+        if optimizer is None:
+            return
+        for group, moved in zip(optimizer.param_groups, self._groups(slot), strict=True):
+            for old, new in zip(group["params"], moved["params"], strict=True):
+                if old in optimizer.state:
+                    optimizer.state[new] = optimizer.state.pop(old)
+            group["params"] = moved["params"]
 
     def _clear(self, slot: int) -> None:
         self.weights[slot].zero_()

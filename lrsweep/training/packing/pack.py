@@ -105,6 +105,11 @@ class Pack:
         self.context.move(source, target)
         self.context.admit(source)
 
+    def shrink(self, slots: int) -> None:
+        """Keeps the first slots only, and gives back the memory of the others, which must be free."""
+        self.context.clear()
+        self.arena.shrink(slots)
+
     def weights(self, slot: int) -> dict[str, Tensor]:
         """A copy of the weights that a slot's trial has trained, by the names that PEFT or the model saves them under.
 

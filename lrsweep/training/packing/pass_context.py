@@ -115,6 +115,11 @@ class PassContext:
             for slot in range(start, stop):
                 self._done[slot] += 1
 
+    def clear(self) -> None:
+        """Forgets the current pass, and with it the arena's memory."""
+        self.start = self.stop = self.rows = self._tokens = 0
+        self.views = {}
+
     def check(self, x: Tensor) -> None:
         """Checks that a layer's input, [k*B, T, D] or [k*B*T, D], has all rows of the pass, and so has them in order.
 

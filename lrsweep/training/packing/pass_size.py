@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lrsweep.files.atomic import write_text
+from lrsweep.training.out_of_memory import is_out_of_memory
 from lrsweep.training.phases import NONE, phase
 
 # Seconds of a pass that arithmetic takes up, nearly all of them: such a pass is timed once, and if it saves less than
@@ -72,6 +73,10 @@ class PassSizes:
         self._write(key)
         return size // 2
 
+    def forget(self, key: str) -> None:
+        """Has the size of this pack key measured anew: there is more memory for a pass."""
+        self._best[key], self._active[key] = 1, 0
+
     def _read(self) -> dict[str, list[int]]:
         try:
             found: dict[str, list[int]] = json.loads(self._file.read_text()) if self._file is not None else {}
@@ -103,7 +108,9 @@ def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
             first = _timed(run, size)  # this one allocates
             slow = first > _SLOW and bool(seconds)
             seconds[size] = (first if slow else min(_timed(run, size) for _ in range(2))) / size
-        except torch.OutOfMemoryError:
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
             break
         if slow and seconds[size] > (1 - _LITTLE) * least:
             break

@@ -20,6 +20,7 @@ from lrsweep.training.engines.packed import PackedEngine
 from lrsweep.training.engines.trainer import TrainerEngine
 from lrsweep.training.model import load_model
 from lrsweep.training.packing import eval_pass, train_pass
+from tests.conftest import DEVICE
 from tests.recorder import Recorder, tiny, train
 
 # Trials as unlike as one pack allows: rate, betas, decay, schedule, warm-up, clipping, rank, seed, length of the run.
@@ -244,7 +245,8 @@ def test_a_saved_adapter_is_pefts_and_gives_the_same_loss(tmp_path: Path) -> Non
     host = train(PackedEngine(2, rank=8), tmp_path, *trials)
     for number, trial in enumerate(trials):
         tokenizer, data = inputs(trial.model, trial.data)
-        loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(BASE), tmp_path / str(number) / "adapter")
+        base = LlamaForCausalLM.from_pretrained(BASE).to(DEVICE)
+        loaded = PeftModel.from_pretrained(base, tmp_path / str(number) / "adapter")
         loss = evaluate(loaded, data.evaluation, 16, tokenizer.pad_token_id).mean
         assert loss == pytest.approx(host.curve("eval_loss", number)[6], abs=1e-6)
 
@@ -275,7 +277,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, m
 
 
 def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.engines.pack_evaluation as packed_module
 
     trials: list[SweepConfig] = [
         tiny("model.dtype=float64", "training.eval_batch_size=4", f"training.seed={i}") for i in range(4)
@@ -303,7 +305,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
 def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
     rows: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.engines.pack_evaluation as packed_module
 
     stock = eval_pass
     widths: list[int] = []

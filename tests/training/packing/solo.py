@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lrsweep.training.packing import Pack, eval_pass, join, pack_lora, runs, train_pass
+from tests.conftest import DEVICE
 
 VOCABULARY = 61
 COMMON: dict[str, Any] = {
@@ -85,7 +86,7 @@ def tiny(kind: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
             for name, child in parent.named_children():
                 if type(child).__name__.endswith("RMSNorm"):
                     setattr(parent, name, _ExactNorm(child))
-    return model.to(dtype)
+    return model.to(DEVICE, dtype)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Curve:
 
 def mean_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """transformers' loss, but that float64 logits stay float64."""
-    batch = dict(batch)
+    batch = {key: value.to(DEVICE) for key, value in batch.items()}
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -15,6 +15,7 @@ These are estimates of a large GPU, not measurements. Where a library takes anot
 import argparse
 import collections
 import contextlib
+import dataclasses
 import json
 import math
 import traceback
@@ -35,7 +36,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.training.optimizer import optimizer_class
-from lrsweep.training.packing import Pack, join, pack_lora, train_pass
+from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, train_pass
 
 SHAPE = Qwen2Config(
     vocab_size=151936,
@@ -95,14 +96,14 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._look_for_waits(name, given, on_device, kwargs)
         if name in ("_local_scalar_dense", "allclose", "equal"):
             # Only checks ask for values here, and they pass.
-            return 1.0 if name == "_local_scalar_dense" and given[0].dtype != torch.bool else True
+            return 0.0 if name == "_local_scalar_dense" and given[0].dtype != torch.bool else True
         found = func(*args, **kwargs)
         if func.is_view or name in NO_KERNEL:
             return found
         made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
         kernels = _fused_kernels(args) if name.startswith(("_fused_adam", "_foreach")) else KERNELS.get(name, 1)
         moved = _moved(name, args, on_device, made)
-        work = _flops(func, name, args, kwargs, found)
+        work = _flops(func, name, args, found)
         self.launches[name] += kernels
         self.moved += moved
         self.seconds[name] += max(work / FLOPS, moved / BANDWIDTH, SHORTEST * kernels)
@@ -130,7 +131,7 @@ class AsOnCuda(TorchFunctionMode):
         on_device = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs)))
         if on_device and func is torch.nn.functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if on_device and func is torch.rms_norm:
+        if on_device and func is torch.nn.functional.rms_norm:
             return _Norm.apply(args[0])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
@@ -183,13 +184,14 @@ def _bytes(tensor: Tensor) -> int:
     return int(math.prod(size for size, stride in pairs if stride) * tensor.element_size())
 
 
-def _flops(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], found: Any) -> float:
+def _flops(func: Any, name: str, args: Sequence[Any], found: Any) -> float:
     if "scaled_dot_product" in name:
         query, key = args[1:3] if "backward" in name else args[:2]
         pairs = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.shape[3]
         return 4 * pairs * (2.5 if "backward" in name else 1) / (2 if "flash" in name else 1)
     counted = flop_registry.get(func.overloadpacket)
-    return 0.0 if counted is None else float(counted(*args, **kwargs, out_val=found))
+    factors = [argument for argument in args if isinstance(argument, Tensor)]
+    return 0.0 if counted is None else float(counted(*factors, out_val=found))
 
 
 def _place() -> str:
@@ -198,6 +200,10 @@ def _place() -> str:
         if any(f"/{part}/" in frame.filename for part in ("lrsweep/training", "transformers", "torch/optim")):
             return f"{Path(frame.filename).name}:{frame.lineno}"
     return "?"
+
+
+# What CUDA has for 16-bit matrices that are added to a float32 one.
+torch.library.impl("aten::baddbmm.dtype_out", "Meta", lambda *_, out, **__: out)
 
 
 @contextlib.contextmanager
@@ -218,7 +224,9 @@ def build(slots: int, lora: LoraConfig) -> Pack:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(SHAPE, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.tie_weights()
+    longest = lay_end_to_end(model, batch(64))
     pack = pack_lora(model, lora, slots, compute=torch.bfloat16)
+    pack = dataclasses.replace(pack, unpadded=longest, maskless=longest)
     optimizer, arguments = optimizer_class(OptimizerConfig(name="adamw", lr=1e-4))
     for slot in range(slots):
         pack.admit(slot, pack.start(lora, 0), lambda groups: optimizer(groups, **arguments), max_norm=1.0)

@@ -205,7 +205,7 @@ def packed(shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Pack
     """Returns a pack, built as lrsweep's engine does."""
     model = base_model(shape, dtype)
     longest = lay_end_to_end(model, make_batches(shape, 1)[0])
-    return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest)
+    return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest, maskless=longest)
 
 
 def make_batches(shape: Shape, steps: int) -> list[dict[str, Tensor]]:

@@ -75,14 +75,15 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     pad_token_id = tokenizer.pad_token_id
     held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad_token_id))
     compiled = config.engine.compile
-    unpadded = 0 if compiled else lay_end_to_end(model, held_out[-1])
+    maskless = lay_end_to_end(model, held_out[-1])
     trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
     count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
     if config.finetune.mode == "lora":
         pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
     else:
         pack = pack_weights(trainable, count, compute=compute)
-    pack = dataclasses.replace(pack, unpadded=unpadded)
+    # A compiled decoder sees few shapes.
+    pack = dataclasses.replace(pack, unpadded=0 if compiled else maskless, maskless=maskless)
     # For some models only a pass shows that the trials' rows cannot be told apart.
     eval_pass(pack, 0, 1, held_out[0])
     if compiled:

@@ -23,14 +23,14 @@ class PassContext:
         start: The first slot of the pass.
         stop: The slot after the last one.
         rows: The rows of the pass, k*B.
+        count: The number of passes so far.
         views: The arena's parameters of these slots, by name.
-        scaling: The adapters' scaling [k, 1, 1].
     """
 
     def __init__(self, arena: Arena) -> None:
         device, dtype = arena.weights.device, arena.weights.dtype
         self._arena = arena
-        self._scaling = torch.ones(arena.slots, 1, 1, dtype=dtype, device=device)
+        self._scaling = [1.0] * arena.slots
         self._rates = torch.zeros(arena.slots, dtype=dtype, device=device)
         self._dropout = [0.0] * arena.slots
         self._seeds = [0] * arena.slots
@@ -38,9 +38,8 @@ class PassContext:
         self._layers = 0
         self._keys: Tensor | None = None
         self._places = torch.zeros(1, 0, dtype=torch.int64)
-        self.start = self.stop = self.rows = self._tokens = 0
+        self.start = self.stop = self.rows = self._tokens = self.count = 0
         self.views: Mapping[str, View] = {}
-        self.scaling = self._scaling[:0]
 
     def layer(self) -> int:
         """Registers a layer with dropout on its input; returns its number."""
@@ -58,6 +57,7 @@ class PassContext:
             done: How many training passes the trial has done.
         """
         self._scaling[slot] = scaling
+        self._arena.scales[slot] = scaling
         self._rates[slot] = dropout
         self._dropout[slot] = dropout
         self._seeds[slot] = seed
@@ -70,7 +70,7 @@ class PassContext:
     def state(self, slot: int) -> dict[str, Any]:
         """What `restore` needs to continue a slot's trial."""
         return {
-            "scaling": self._scaling[slot].item(),
+            "scaling": self._scaling[slot],
             "dropout": self._dropout[slot],
             "seed": self._seeds[slot],
             "passes": self._done[slot],
@@ -100,18 +100,18 @@ class PassContext:
         if not 0 <= start < stop <= self._arena.slots or rows % (stop - start):
             raise ValueError(f"{rows} rows cannot be shared out among the slots {start}..{stop} of {self._arena.slots}")
         self.start, self.stop, self.rows, self._tokens = start, stop, rows, rows * length
+        self.count += 1
         self.views = self._arena.views(start, stop)
-        self.scaling = self._scaling[start:stop]
         self._keys = None
         if training:
             if any(self._dropout[start:stop]):
                 self._keys = layer_keys(
-                    self._seeds[start:stop], self._done[start:stop], self._layers, self._scaling.device
+                    self._seeds[start:stop], self._done[start:stop], self._layers, self._rates.device
                 )
                 if places is None:
                     by_row = torch.arange(rows // (stop - start))[:, None], torch.arange(length)
                     places = token_places(*by_row).view(1, -1)
-                self._places = places.to(self._scaling.device, non_blocking=True)
+                self._places = places.to(self._rates.device, non_blocking=True)
             for slot in range(start, stop):
                 self._done[slot] += 1
 

@@ -20,7 +20,7 @@ import json
 import math
 import traceback
 import unittest.mock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,20 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.waits: collections.Counter[str] = collections.Counter()
         self.moved = 0
 
+    def as_one_kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as compiled to one kernel, which reads what it is given and writes what it returns."""
+
+        def run(*given: Tensor) -> Any:
+            with torch.utils._python_dispatch._disable_current_modes():
+                found = function(*given)
+            moved = sum(map(_bytes, [*given, *([found] if isinstance(found, Tensor) else found)]))
+            self.launches[function.__name__] += 1
+            self.moved += moved
+            self.seconds[function.__name__] += max(moved / BANDWIDTH, SHORTEST)
+            return found
+
+        return run
+
     def counts(self) -> dict[str, Any]:
         return {
             "launches": self.launches.total(),
@@ -102,7 +116,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return found
         made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
         kernels = _fused_kernels(args) if name.startswith(("_fused_adam", "_foreach")) else KERNELS.get(name, 1)
-        moved = _moved(name, args, on_device, made)
+        moved = _moved(name, args, kwargs, on_device, made)
         work = _flops(func, name, args, found)
         self.launches[name] += kernels
         self.moved += moved
@@ -166,7 +180,7 @@ def _fused_kernels(args: Sequence[Any]) -> int:
     return max(math.ceil(len(tensors) / 36), math.ceil(blocks / 320))
 
 
-def _moved(name: str, args: Sequence[Any], on_device: list[Tensor], made: list[Tensor]) -> int:
+def _moved(name: str, args: Sequence[Any], kwargs: dict[str, Any], on_device: list[Tensor], made: list[Tensor]) -> int:
     if name.startswith("new_") or name.endswith("_like"):
         return sum(map(_bytes, made))
     if name in ("index_select", "embedding", "gather"):
@@ -175,7 +189,9 @@ def _moved(name: str, args: Sequence[Any], on_device: list[Tensor], made: list[T
         return 3 * _bytes(args[2])
     if name in ("scatter_", "index_put_"):
         return 2 * _bytes(args[2])
-    return sum(map(_bytes, on_device)) + sum(map(_bytes, made))
+    # What is given to be written is among what is made.
+    written = 0 if kwargs.get("out") is None else _bytes(kwargs["out"])
+    return sum(map(_bytes, on_device)) + sum(map(_bytes, made)) - written
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -217,6 +233,8 @@ def counting() -> Iterator[Counter]:
         stack.enter_context(unittest.mock.patch("torch.autocast", return_value=contextlib.nullcontext()))
         counter = stack.enter_context(Counter())
         stack.enter_context(AsOnCuda())
+        kernel = "lrsweep.training.packing.fused.one_kernel"
+        stack.enter_context(unittest.mock.patch(kernel, counter.as_one_kernel))
         yield counter
 
 

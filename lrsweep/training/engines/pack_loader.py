@@ -15,7 +15,14 @@ from lrsweep.config.schema import SweepConfig, trial_part
 from lrsweep.training.data.loading import collate
 from lrsweep.training.evaluation import eval_batches
 from lrsweep.training.inputs import inputs
-from lrsweep.training.model import enable_checkpointing, load_model, lora_config, make_trainable, resolve_dtype
+from lrsweep.training.model import (
+    enable_checkpointing,
+    load_model,
+    lora_config,
+    make_trainable,
+    prepare_quantized,
+    resolve_dtype,
+)
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
 
 # A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
@@ -69,6 +76,7 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         raise Unpackable(
             "finetune.dora=true: DoRA's norms depend on the base's weights; packed adapters are plain LoRA"
         )
+    prepare_quantized(model)
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
     compute = resolve_dtype(config.model)

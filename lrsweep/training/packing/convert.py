@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, target
 from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.errors import Unpackable
-from lrsweep.training.packing.fused import fuse_rotary, fused_norm
+from lrsweep.training.packing.fused import fuse_gates, fuse_rotary, fused_norm
 from lrsweep.training.packing.head import Head, find_head
 from lrsweep.training.packing.layers import (
     JointLinears,
@@ -85,6 +85,7 @@ def pack_lora(
         joint = JointLinears([by_a[part] for part in parts], context, stack)
         for part in parts:
             by_a[part].joint = joint
+    fuse_gates(model)
     norms = {module: fused for module in model.modules() if (fused := fused_norm(module)) is not None}
     _replace(model, norms | {base: layers[name] for name, base in bases.items()})
     fuse_rotary(model)

@@ -1,10 +1,13 @@
-"""Parts of a frozen model in fewer operations: norms and rotary positions.
+"""Parts of a frozen model in fewer operations: norms, rotary positions and gated activations.
 
 transformers writes them in elementary operations, each of which reads and writes memory. A replacement is tried beside
 the original, and is used only where both give the same numbers up to rounding.
 """
 
+import functools
+import logging
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 _ROTATE = "apply_rotary_pos_emb"
 
@@ -83,6 +88,64 @@ def fused_norm(norm: nn.Module) -> FusedNorm | None:
         if wanted.dtype == x.dtype and torch.allclose(fused(x), wanted, rtol=allowed, atol=0):
             return fused
     return None
+
+
+@torch.no_grad()
+def fuse_gates(model: PreTrainedModel) -> None:
+    """On a GPU, computes silu(gate) * up of the model's MLPs in one kernel, forward and backward."""
+    for module in model.modules():
+        parts = dict(module.named_children())
+        if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"} or next(module.parameters()).is_cpu:
+            continue
+        weight = next(module.parameters())
+        x = torch.randn(1, 16, parts["gate_proj"].in_features, generator=torch.Generator().manual_seed(0)).to(weight)
+        wanted = module(x)
+        try:
+            found = _gated_mlp(module, x)
+        except Exception as fault:  # a compiler may be missing or fail in any way
+            log.info("the activations stay as they are: %s", str(fault).splitlines()[0])
+            return
+        if torch.allclose(found, wanted, rtol=0, atol=4 * torch.finfo(x.dtype).eps * wanted.abs().max().item()):
+            module.forward = types.MethodType(_gated_mlp, module)
+
+
+def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:
+    y: Tensor = mlp.down_proj(_Gated.apply(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Gated(torch.autograd.Function):
+    """y = silu(gate) up. With s = sigmoid(gate), backward: dup = dy silu(gate), dgate = dy up s (1 + gate (1 - s))."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        y: Tensor = one_kernel(_silu_mul)(gate.flatten(), up.flatten())
+        return y.view(gate.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dgate, dup = one_kernel(_silu_mul_backward)(dy.flatten(), gate.flatten(), up.flatten())
+        return dgate.view(gate.shape), dup.view(up.shape)
+
+
+def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
+def _silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    found, x = dy.float(), gate.float()
+    share = torch.sigmoid(x)
+    dgate = found * up.float() * share * (1 + x * (1 - share))
+    return dgate.to(gate.dtype), (found * x * share).to(up.dtype)
+
+
+@functools.cache
+def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of flat tensors, compiled to one kernel for all lengths."""
+    return torch.compile(function, dynamic=True)
 
 
 def fuse_rotary(model: PreTrainedModel) -> None:

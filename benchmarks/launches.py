@@ -38,16 +38,16 @@ from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.training.optimizer import optimizer_class
 from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, train_pass
 
-SHAPE = Qwen2Config(
-    vocab_size=151936,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-    use_cache=False,
-)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "use_cache": False,
+}
+LAYERS = 24
 FLOPS, BANDWIDTH, SHORTEST = 600e12, 2.6e12, 2e-6
 # Operations that start no kernel and are no views by their schema.
 NO_KERNEL = ("_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -94,7 +94,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def counts(self) -> dict[str, Any]:
         return {
             "launches": self.launches.total(),
-            "ms": round(1e3 * sum(self.seconds.values()), 1),
+            "ms": round(1e3 * sum(self.seconds.values()), 2),
             "GB": round(self.moved / 1e9, 1),
             "waits": self.waits.total(),
         }
@@ -176,7 +176,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 def _fused_kernels(args: Sequence[Any]) -> int:
     """Kernels of an optimizer's fused operation: each takes at most 36 tensors and 320 blocks of 65536 elements."""
     tensors = next(argument for argument in args if isinstance(argument, list | tuple))
-    blocks = sum(math.ceil(tensor.numel() / 65536) for tensor in tensors)
+    blocks: int = sum(math.ceil(tensor.numel() / 65536) for tensor in tensors)
     return max(math.ceil(len(tensors) / 36), math.ceil(blocks / 320))
 
 
@@ -203,8 +203,8 @@ def _bytes(tensor: Tensor) -> int:
 def _flops(func: Any, name: str, args: Sequence[Any], found: Any) -> float:
     if "scaled_dot_product" in name:
         query, key = args[1:3] if "backward" in name else args[:2]
-        pairs = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.shape[3]
-        return 4 * pairs * (2.5 if "backward" in name else 1) / (2 if "flash" in name else 1)
+        products: int = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.shape[3]
+        return 4 * products * (2.5 if "backward" in name else 1) / (2 if "flash" in name else 1)
     counted = flop_registry.get(func.overloadpacket)
     factors = [argument for argument in args if isinstance(argument, Tensor)]
     return 0.0 if counted is None else float(counted(*factors, out_val=found))
@@ -238,9 +238,10 @@ def counting() -> Iterator[Counter]:
         yield counter
 
 
-def build(slots: int, lora: LoraConfig) -> Pack:
+def build(slots: int, lora: LoraConfig, layers: int) -> Pack:
+    shape = Qwen2Config(**SHAPE, num_hidden_layers=layers)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(SHAPE, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.tie_weights()
     longest = lay_end_to_end(model, batch(64))
     pack = pack_lora(model, lora, slots, compute=torch.bfloat16)
@@ -252,17 +253,17 @@ def build(slots: int, lora: LoraConfig) -> Pack:
 
 
 def batch(tokens: int) -> dict[str, Tensor]:
-    ids = torch.randint(SHAPE.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(SHAPE["vocab_size"], (1, tokens), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : tokens // 2] = -100
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
-def count(slots: int, *, tokens: int = 512, dropout: float = 0.0) -> dict[str, dict[str, Any]]:
+def count(slots: int, *, tokens: int = 512, dropout: float = 0.0, layers: int = LAYERS) -> dict[str, dict[str, Any]]:
     """What the second step of a pack of `slots` trials costs: its forward and backward pass, and its optimizers."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=dropout)
     with counting() as counter:
-        pack = build(slots, lora)
+        pack = build(slots, lora, layers)
         joined = join([batch(tokens)] * slots)
         labels = [tokens // 2] * slots
         train_pass(pack, 0, slots, joined, labels)

@@ -144,7 +144,7 @@ def _on(device: torch.device, values: Tensor) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-def _sums(losses: Tensor, counts: Sequence[int]) -> Tensor:
+def _sums(losses: Tensor, counts: list[int]) -> Tensor:
     """Each trial's sum of losses [k]."""
     if len(set(counts)) == 1:
         return losses.view(len(counts), -1).sum(1)

@@ -142,11 +142,12 @@ class _AdaptedLinears(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, plan: _Plan, a: Tensor) -> tuple[Tensor, ...]:
         rows = x.reshape(a.shape[0], -1, x.shape[-1])
         low = torch.bmm(rows, a.mT)
-        lows = low.split(low.shape[2] // len(plan.b), dim=2)
+        lows = low.chunk(len(plan.b), dim=2)
         if plan.joint is None:
             parts = [linear(rows, *layer) for layer in plan.layers]
         else:
-            parts = list(linear(rows, *plan.joint).split([len(layer.weight) for layer in plan.layers], dim=2))
+            sizes = [len(layer.weight) for layer in plan.layers]
+            parts = list(torch.split(linear(rows, *plan.joint), sizes, dim=2))
         for part, piece, b in zip(parts, lows, plan.b, strict=True):
             part.baddbmm_(piece, b.mT)
         ctx.save_for_backward(rows, low)
@@ -159,8 +160,8 @@ class _AdaptedLinears(torch.autograd.Function):
         rows, low = ctx.saved_tensors
         plan: _Plan = ctx.plan
         gradients = [dy.reshape(*rows.shape[:2], -1) for dy in found]
-        lows = low.split(low.shape[2] // len(plan.b), dim=2)
-        parts = [_b_backward(*each, grad) for *each, grad in zip(gradients, lows, plan.b, plan.grad_b, strict=True)]
+        lows = low.chunk(len(plan.b), dim=2)
+        parts = [_b_backward(*each) for each in zip(gradients, lows, plan.b, plan.grad_b, strict=True)]
         dlow = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         _accumulate(plan.grad_a, dlow.mT, rows)
         if not ctx.needs_input_grad[0]:

@@ -71,11 +71,12 @@ class Head:
             losses[part] = -found[:, 0]
             if gradient is None or shares is None:
                 continue
-            # A share minus one loses its digits where the share is near one and has 16 bits.
+            # Before it is rounded to the dtype of the products, in which a share near one would lose its digits.
+            of_target = found.exp() - 1
             if self.softcap is None:
-                dlogits = torch.exp(log_shares, out=logits).scatter_(1, wanted, torch.expm1(found).to(compute))
+                dlogits = torch.exp(log_shares, out=logits).scatter_(1, wanted, of_target.to(compute))
             else:
-                log_shares.exp_().scatter_(1, wanted, torch.expm1(found))
+                log_shares.exp_().scatter_(1, wanted, of_target)
                 dlogits = log_shares.mul_(1 - (logits.to(precise) / self.softcap).square()).to(compute)
             share = shares[part, None].to(precise)
             gradient[part] = linear(dlogits, weight.mT) * share

@@ -120,7 +120,7 @@ def _concatenated(layers: Sequence[Frozen]) -> Frozen | None:
     joint = Frozen(torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None)
     for parts, whole in ((weights, joint.weight), (biases, joint.bias)):
         if whole is not None:
-            for part, own in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+            for part, own in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
                 part.data = own
     return joint
 

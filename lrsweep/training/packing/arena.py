@@ -226,7 +226,7 @@ class Arena:
                 f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
             )
         optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
-        optimizer.load_state_dict(self._rearranged(state) if flat else state["optimizer"])
+        optimizer.load_state_dict(self._rearranged(state, flat))
         return optimizer
 
     @torch.no_grad()
@@ -306,27 +306,28 @@ class Arena:
             compute = weight
         return View(weight, compute, view(self.grads, columns))
 
-    def _rearranged(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved optimizer state, with the columns of its flat tensors in this arena's order.
+    def _rearranged(self, state: Mapping[str, Any], flat: bool) -> dict[str, Any]:
+        """A saved optimizer state, with the parameters in this arena's order.
 
-        The saved tensors have the order of the saved weights: earlier versions had another one than this.
+        The saved state has them in the order of the saved weights: that of earlier versions is another.
         """
         optimizer: dict[str, Any] = state["optimizer"]
-        saved = sorted(state["weights"], key=lambda name: name in self._undecayed)
-        if saved == list(self.shapes):
+        saved, own = sorted(state["weights"], key=lambda name: name in self._undecayed), list(self.shapes)
+        if saved == own:
             return optimizer
-        entries = dict(optimizer["state"])
-        for index, (part, _) in enumerate(self._parts):
-            own = [name for name, place in self._columns.items() if part.start <= place.start < part.stop]
-            sizes = {name: self.shapes[name].numel() for name in own}
-            moments = entries.get(index, {})
-            entries[index] = {
-                key: _reordered(value, {name: sizes[name] for name in saved if name in sizes}, own)
-                if isinstance(value, Tensor) and value.dim()
-                else value
-                for key, value in moments.items()
+        entries: Mapping[int, Mapping[str, Any]] = optimizer["state"]
+        if not flat:
+            return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
+        rearranged = {}
+        for index, entry in entries.items():
+            part, _ = self._parts[index]
+            names = [name for name in own if part.start <= self._columns[name].start < part.stop]
+            sizes = {name: self.shapes[name].numel() for name in saved if name in names}
+            rearranged[index] = {
+                key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value
+                for key, value in entry.items()
             }
-        return optimizer | {"state": entries}
+        return optimizer | {"state": rearranged}
 
     def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
         """The part of a parameter's place that the slot's trial fills."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.training.packing.arena import Arena, View
-from lrsweep.training.packing.dropout import keep, layer_keys, token_places
+from lrsweep.training.packing.dropout import Masks, layer_keys, token_places
 from lrsweep.training.packing.errors import Unpackable
 
 
@@ -36,8 +36,7 @@ class PassContext:
         self._seeds = [0] * arena.slots
         self._done = [0] * arena.slots
         self._layers = 0
-        self._keys: Tensor | None = None
-        self._places = torch.zeros(1, 0, dtype=torch.int64)
+        self._masks: Masks | None = None
         self.start = self.stop = self.rows = self._tokens = self.count = 0
         self.views: Mapping[str, View] = {}
 
@@ -102,16 +101,15 @@ class PassContext:
         self.start, self.stop, self.rows, self._tokens = start, stop, rows, rows * length
         self.count += 1
         self.views = self._arena.views(start, stop)
-        self._keys = None
+        self._masks = None
         if training:
             if any(self._dropout[start:stop]):
-                self._keys = layer_keys(
-                    self._seeds[start:stop], self._done[start:stop], self._layers, self._rates.device
-                )
+                keys = layer_keys(self._seeds[start:stop], self._done[start:stop], self._layers, self._rates.device)
                 if places is None:
                     by_row = torch.arange(rows // (stop - start))[:, None], torch.arange(length)
                     places = token_places(*by_row).view(1, -1)
-                self._places = places.to(self._rates.device, non_blocking=True)
+                places = places.to(self._rates.device, non_blocking=True)
+                self._masks = Masks(keys, places, self._rates[start:stop])
             for slot in range(start, stop):
                 self._done[slot] += 1
 
@@ -137,7 +135,7 @@ class PassContext:
     @property
     def drops(self) -> bool:
         """Whether any trial of the pass uses dropout."""
-        return self._keys is not None
+        return self._masks is not None
 
     def drop(self, layer: int, x: Tensor) -> Tensor:
         """Applies each trial's dropout to a layer's input, scaling the kept elements by 1 / (1 - rate).
@@ -146,10 +144,7 @@ class PassContext:
             layer: The layer's number, from `layer`.
             x: The input, [k*B, T, D] or [k*B*T, D].
         """
-        if self._keys is None:
+        if self._masks is None:
             return x
-        k = self.stop - self.start
-        by_trial = x.reshape(k, -1, x.shape[-1])
-        rates = self._rates[self.start : self.stop]
-        mask = keep(self._keys[layer], self._places, x.shape[-1], rates) / (1 - rates).view(-1, 1, 1)
-        return (by_trial * mask.to(x.dtype)).view(x.shape)
+        by_trial = x.reshape(self.stop - self.start, -1, x.shape[-1])
+        return self._masks.drop(layer, by_trial).view(x.shape)

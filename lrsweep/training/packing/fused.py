@@ -43,7 +43,9 @@ class FusedNorm(nn.Module):
         elif x.is_cpu and x.dtype in (torch.float32, torch.float64):
             y = _Norm.apply(x, self._weight, self._eps)  # type: ignore[no-untyped-call]
         else:
-            y = F.rms_norm(x, self._weight.shape, self._weight, self._eps)
+            # Autocast would compute it in float32, and leave it so for the layers that follow.
+            with torch.autocast(x.device.type, enabled=False):
+                y = F.rms_norm(x, self._weight.shape, self._weight, self._eps)
         return y
 
 

@@ -45,6 +45,8 @@ def test_norms_have_the_models_numbers(kind: type[nn.Module], dtype: torch.dtype
     x = torch.randn(5, 7, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     for mine, theirs in zip(values_and_gradient(found, x), values_and_gradient(norm, x), strict=True):
         assert (mine - theirs).abs().max() <= 4 * torch.finfo(dtype).eps * theirs.abs().max()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found(x).dtype == dtype
     # What is not of the weight's dtype is computed as ever: QLoRA's norms are float32 between 16-bit layers.
     other = x.to(torch.float64)
     assert torch.equal(found(other), norm(other))

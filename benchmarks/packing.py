@@ -205,7 +205,7 @@ def packed(shape: Shape, slots: int, dtype: torch.dtype = torch.float32) -> Pack
     """Returns a pack, built as lrsweep's engine does."""
     model = base_model(shape, dtype)
     longest = lay_end_to_end(model, make_batches(shape, 1)[0])
-    return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest)
+    return dataclasses.replace(pack_lora(model, LORA, slots), unpadded=longest, maskless=longest)
 
 
 def make_batches(shape: Shape, steps: int) -> list[dict[str, Tensor]]:
@@ -324,7 +324,8 @@ def admit(pack: Pack, trials: Sequence[Trial], steps: int) -> list[Any]:
     for slot, trial in enumerate(trials):
 
         def make_optimizer(groups: Any, trial: Trial = trial) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(groups, lr=trial.lr, weight_decay=trial.weight_decay)
+            # As in the engine, and in stock Trainer.
+            return torch.optim.AdamW(groups, lr=trial.lr, weight_decay=trial.weight_decay, fused=True)
 
         optimizer = pack.admit(slot, pack.start(LORA, SEED), make_optimizer, max_norm=CLIP)
         schedules.append(get_scheduler("cosine", optimizer, warmup(steps), steps))

@@ -123,13 +123,18 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         model.requires_grad_(False)
         layers[-finetune.trainable_layers :].requires_grad_(True)
         return model
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    prepare_quantized(model)
     set_seed(seed)
     try:
         return get_peft_model(model, lora_config(finetune))
     except ValueError as fault:
         raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
+
+
+def prepare_quantized(model: PreTrainedModel) -> None:
+    """Makes all that is not quantized in a quantized base float32, as PEFT advises: norms, embeddings, output layer."""
+    if getattr(model, "is_quantized", False):
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:

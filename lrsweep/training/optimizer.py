@@ -20,6 +20,8 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+# Arguments that choose torch's implementation.
+_IMPLEMENTATIONS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -41,7 +43,11 @@ def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimi
         if name not in accepted or name in ("params", "lr", "betas", "eps", "weight_decay"):
             choices = sorted(accepted.keys() - {"params", "lr", "betas", "eps", "weight_decay"})
             raise InputError(f"optimizer.kwargs.{name}: {optimizer.name} takes only {', '.join(choices)} there")
-    return kind, {name: value for name, value in arguments.items() if name in accepted} | optimizer.kwargs
+    arguments = {name: value for name, value in arguments.items() if name in accepted} | optimizer.kwargs
+    # One pass over memory, as Trainer does by default.
+    if kind in (torch.optim.AdamW, torch.optim.Adam) and not arguments.keys() & _IMPLEMENTATIONS:
+        arguments["fused"] = True
+    return kind, arguments
 
 
 def check_buildable(optimizer: OptimizerConfig, scheduler: SchedulerConfig, schedule_steps: int) -> None:

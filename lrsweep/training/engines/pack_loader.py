@@ -15,7 +15,14 @@ from lrsweep.config.schema import SweepConfig, trial_part
 from lrsweep.training.data.loading import collate
 from lrsweep.training.evaluation import eval_batches
 from lrsweep.training.inputs import inputs
-from lrsweep.training.model import enable_checkpointing, load_model, lora_config, make_trainable, resolve_dtype
+from lrsweep.training.model import (
+    enable_checkpointing,
+    load_model,
+    lora_config,
+    make_trainable,
+    prepare_quantized,
+    resolve_dtype,
+)
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
 
 # A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
@@ -69,20 +76,22 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         raise Unpackable(
             "finetune.dora=true: DoRA's norms depend on the base's weights; packed adapters are plain LoRA"
         )
+    prepare_quantized(model)
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)
     compute = resolve_dtype(config.model)
     pad_token_id = tokenizer.pad_token_id
     held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad_token_id))
     compiled = config.engine.compile
-    unpadded = 0 if compiled else lay_end_to_end(model, held_out[-1])
+    maskless = lay_end_to_end(model, held_out[-1])
     trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
     count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
     if config.finetune.mode == "lora":
         pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
     else:
         pack = pack_weights(trainable, count, compute=compute)
-    pack = dataclasses.replace(pack, unpadded=unpadded)
+    # A compiled decoder sees few shapes.
+    pack = dataclasses.replace(pack, unpadded=0 if compiled else maskless, maskless=maskless)
     # For some models only a pass shows that the trials' rows cannot be told apart.
     eval_pass(pack, 0, 1, held_out[0])
     if compiled:

@@ -23,8 +23,9 @@ class View(NamedTuple):
 
     Attributes:
         weight: The weights [k, *shape].
-        compute: The weights in the dtype of the products [k, *shape]: `weight` itself, or a copy of it.
-        grad: The gradients [k, *shape].
+        compute: The weights for the products [k, *shape]: `weight` itself, or a copy of it in their dtype, scaled if
+            the arena scales it.
+        grad: The gradients with respect to `compute` [k, *shape].
     """
 
     weight: Tensor
@@ -38,19 +39,25 @@ class Arena:
     Rows are independent: nothing done to one slot changes a bit of another. The columns with weight decay come first.
     Elements that a trial does not fill (its rank is below the pack's) are zero.
 
+    LoRA multiplies its output by a factor. With the factor in the working copy of B, no layer multiplies by it.
+
     Args:
         shapes: The shape of each parameter of a trial, by name.
         slots: The number of slots K.
         undecayed: The names of the parameters without weight decay.
+        scaled: The names of the parameters whose working copy is multiplied by the slot's scale.
+        stacks: Parameters that are also one: names of neighbours in `shapes`, by the name of their concatenation along
+            the first axis.
         dtype: The dtype of weights and gradients. Default float32.
         compute: The dtype of the products; None for `dtype`.
         device: The device; None for torch's default.
 
     Attributes:
         slots: The number of slots K.
-        shapes: The shape of each parameter, by name, those without weight decay last.
+        shapes: The shape of each parameter, by name, in the order of the columns.
         weights: The weights [K, N].
         grads: The gradients [K, N] since each slot's last step.
+        scales: The slots' scales [K, 1].
     """
 
     def __init__(
@@ -59,43 +66,54 @@ class Arena:
         slots: int,
         *,
         undecayed: Collection[str] = (),
+        scaled: Collection[str] = (),
+        stacks: Mapping[str, Sequence[str]] | None = None,
         dtype: torch.dtype = torch.float32,
         compute: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.slots = slots
-        self.shapes = {name: torch.Size(shapes[name]) for name in sorted(shapes, key=lambda name: name in undecayed)}
+        # Those without weight decay last, and those that are scaled next to each other.
+        arranged = sorted(shapes, key=lambda name: (name in undecayed, (name in scaled) != (name in undecayed)))
+        self.shapes = {name: torch.Size(shapes[name]) for name in arranged}
+        self._stacks = dict(stacks or {})
         self._columns: dict[str, slice] = {}
         used = decayed = 0
         for name, shape in self.shapes.items():
             self._columns[name] = slice(used, used + shape.numel())
             used += shape.numel()
             decayed = decayed if name in undecayed else used
+        places = [place for name, place in self._columns.items() if name in scaled]
+        self._scaled = slice(places[0].start, places[-1].stop) if places else slice(0, 0)
+        self._undecayed = frozenset(undecayed)
         columns = -(-used // _BLOCK) * _BLOCK
         parts = [(slice(0, decayed), True), (slice(decayed, used), False)]
         self._parts = [(part, decays) for part, decays in parts if part.start < part.stop]
         self.weights = torch.zeros(slots, columns, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
-        self._compute = None if compute in (None, dtype) else torch.zeros_like(self.weights, dtype=compute)
+        self.scales = torch.ones(slots, 1, dtype=dtype, device=device)
+        self.compute_dtype = compute or dtype
+        self._compute = self._working_copy()
         self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
         self._optimizers: list[torch.optim.Optimizer | None] = [None] * slots
         self._flat = [True] * slots
         self._filled: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
         self._views: dict[tuple[int, int], dict[str, View]] = {}
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The dtype of the products."""
-        return self.weights.dtype if self._compute is None else self._compute.dtype
-
+    @torch.no_grad()
     def views(self, start: int, stop: int) -> Mapping[str, View]:
-        """The parameters of the slots start..stop, by name; their `compute` copies are refreshed."""
-        if self._compute is not None:
-            self._compute[start:stop].copy_(self.weights[start:stop])
+        """The parameters of the slots start..stop, and their stacks, by name; their `compute` copies are refreshed."""
+        weights, scaled = self.weights[start:stop], self._scaled
+        if self.compute_dtype != self.weights.dtype:
+            self._compute[start:stop].copy_(weights)
+        if scaled.start < scaled.stop:
+            copies = self._compute[start:stop, self._in_copy(scaled)]
+            torch.mul(weights[:, scaled], self.scales[start:stop], out=copies)
         if (start, stop) not in self._views:
             if len(self._views) >= self.slots:
                 self._views.clear()
-            self._views[start, stop] = {name: self._view(name, start, stop) for name in self.shapes}
+            views = {name: self._view(name, start, stop) for name in self.shapes}
+            self._views[start, stop] = views | {name: self._stack(name, start, stop) for name in self._stacks}
         return self._views[start, stop]
 
     @torch.no_grad()
@@ -146,7 +164,7 @@ class Arena:
         optimizer = self._optimizers[source]
         if optimizer is None or self._optimizers[target] is not None:
             raise ValueError(f"cannot move slot {source} to {target}: the first must be taken, the second free")
-        for buffer in (self.weights, self.grads, self._max_norms):
+        for buffer in (self.weights, self.grads, self._max_norms, self.scales):
             buffer[target] = buffer[source]
         self._filled[target], self._flat[target] = self._filled[source], self._flat[source]
         self._optimizers[target] = optimizer
@@ -198,7 +216,8 @@ class Arena:
         optimizer = self._optimizers[slot]
         if optimizer is None:
             raise ValueError(f"slot {slot} is free")
-        weights = {name: weight.clone() for name, weight in self.read(slot).items()}
+        own = self.read(slot)
+        weights = {name: own[name].clone() for name in self.shapes}
         tensors = optimizer.state_dict()
         tensors["state"] = {
             index: {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
@@ -235,7 +254,7 @@ class Arena:
                 f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
             )
         optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(self._rearranged(state, flat))
         return optimizer
 
     @torch.no_grad()
@@ -252,7 +271,7 @@ class Arena:
             ValueError: One of the slots is free.
         """
         taken = list(slots)
-        norms = torch.cat([self._clip(start, stop) for start, stop in runs(taken)])
+        norms = torch.cat([self._finish_gradients(start, stop) for start, stop in runs(taken)])
         for slot in taken:
             optimizer = self._optimizers[slot]
             if optimizer is None:
@@ -262,9 +281,14 @@ class Arena:
             self.grads[start:stop].zero_()
         return norms
 
-    def _clip(self, start: int, stop: int) -> Tensor:
-        """Clips each row of start..stop as torch.nn.utils.clip_grad_norm_ does; returns their norms before [k]."""
+    def _finish_gradients(self, start: int, stop: int) -> Tensor:
+        """Makes the gradients of start..stop those of the weights, and clips each row; returns their norms before [k].
+
+        Clipping is torch.nn.utils.clip_grad_norm_'s.
+        """
         grads = self.grads[start:stop]
+        if self._scaled.start < self._scaled.stop:
+            grads[:, self._scaled].mul_(self.scales[start:stop])
         blocks = torch.linalg.vector_norm(grads.view(stop - start, -1, _BLOCK), dim=2)
         norms: Tensor = torch.linalg.vector_norm(blocks, dim=1)
         max_norms = self._max_norms[start:stop]
@@ -289,13 +313,60 @@ class Arena:
         self.grads[slot].zero_()
         self._filled[slot] = {}
 
-    def _view(self, name: str, start: int, stop: int) -> View:
-        def view(buffer: Tensor) -> Tensor:
-            return buffer[start:stop, self._columns[name]].view(stop - start, *self.shapes[name])
+    def _working_copy(self) -> Tensor:
+        """Memory for the weights in the dtype of the products; if that is their own, for those that are scaled."""
+        if self.compute_dtype != self.weights.dtype:
+            return torch.zeros_like(self.weights, dtype=self.compute_dtype)
+        return self.weights.new_zeros(self.slots, self._scaled.stop - self._scaled.start)
 
-        weight = view(self.weights).requires_grad_()
-        compute = weight if self._compute is None else view(self._compute).requires_grad_()
-        return View(weight, compute, view(self.grads))
+    def _in_copy(self, columns: slice) -> slice:
+        """The columns of the working copy for columns of the weights."""
+        skipped = self._scaled.start if self.compute_dtype == self.weights.dtype else 0
+        return slice(columns.start - skipped, columns.stop - skipped)
+
+    def _view(self, name: str, start: int, stop: int) -> View:
+        return self._view_of(self._columns[name], self.shapes[name], start, stop)
+
+    def _stack(self, name: str, start: int, stop: int) -> View:
+        names = self._stacks[name]
+        columns = slice(self._columns[names[0]].start, self._columns[names[-1]].stop)
+        rows = sum(self.shapes[part][0] for part in names)
+        return self._view_of(columns, torch.Size((rows, *self.shapes[names[0]][1:])), start, stop)
+
+    def _view_of(self, columns: slice, shape: torch.Size, start: int, stop: int) -> View:
+        def view(buffer: Tensor, columns: slice) -> Tensor:
+            return buffer[start:stop, columns].view(stop - start, *shape)
+
+        weight = view(self.weights, columns).requires_grad_()
+        scaled = self._scaled.start <= columns.start < self._scaled.stop
+        if scaled or self.compute_dtype != self.weights.dtype:
+            compute = view(self._compute, self._in_copy(columns)).requires_grad_()
+        else:
+            compute = weight
+        return View(weight, compute, view(self.grads, columns))
+
+    def _rearranged(self, state: Mapping[str, Any], flat: bool) -> dict[str, Any]:
+        """A saved optimizer state, with the parameters in this arena's order.
+
+        The saved state has them in the order of the saved weights: that of earlier versions is another.
+        """
+        optimizer: dict[str, Any] = state["optimizer"]
+        saved, own = sorted(state["weights"], key=lambda name: name in self._undecayed), list(self.shapes)
+        if saved == own:
+            return optimizer
+        entries: Mapping[int, Mapping[str, Any]] = optimizer["state"]
+        if not flat:
+            return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
+        rearranged = {}
+        for index, entry in entries.items():
+            part, _ = self._parts[index]
+            names = [name for name in own if part.start <= self._columns[name].start < part.stop]
+            sizes = {name: self.shapes[name].numel() for name in saved if name in names}
+            rearranged[index] = {
+                key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value
+                for key, value in entry.items()
+            }
+        return optimizer | {"state": rearranged}
 
     def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
         """The part of a parameter's place that the slot's trial fills."""
@@ -318,6 +389,12 @@ class Arena:
             group: dict[str, Any] = {"params": [weight for weight, _ in pairs]}
             groups.append(group if decays else group | {"weight_decay": 0.0})
         return groups
+
+
+def _reordered(flat: Tensor, sizes: Mapping[str, int], names: Sequence[str]) -> Tensor:
+    """A flat tensor of parts of these sizes, with the parts in the order of `names`."""
+    parts = dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
+    return torch.cat([parts[name] for name in names])
 
 
 def runs(slots: Sequence[int], longest: int | None = None) -> list[tuple[int, int]]:

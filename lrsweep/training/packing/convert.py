@@ -11,8 +11,16 @@ from transformers.pytorch_utils import Conv1D
 from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, target
 from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.errors import Unpackable
+from lrsweep.training.packing.fused import fuse_gates, fuse_rotary, fused_norm
 from lrsweep.training.packing.head import Head, find_head
-from lrsweep.training.packing.layers import LoraLinear, TrialEmbedding, TrialLayerNorm, TrialLinear, TrialNorm
+from lrsweep.training.packing.layers import (
+    JointLinears,
+    LoraLinear,
+    TrialEmbedding,
+    TrialLayerNorm,
+    TrialLinear,
+    TrialNorm,
+)
 from lrsweep.training.packing.pack import Pack
 from lrsweep.training.packing.pass_context import PassContext
 
@@ -50,22 +58,37 @@ def pack_lora(
     for name, base in bases.items():
         if base is model.get_output_embeddings():
             raise Unpackable(f"{name} is the output layer, which sees label tokens only and takes no packed adapter")
+    shapes = padded_shapes(adapter, rank or adapter.rank)
+    a_names, b_names = ({name: f"{saved[name]}.lora_{part}.weight" for name in bases} for part in "AB")
+    groups = _groups_by_input(model, bases)
+    undecayed = maker.undecayed(config)
+    stacks = {
+        f"{a_names[names[0]]} and its neighbours": [a_names[name] for name in names]
+        for names in groups
+        if len(names) > 1 and len({a_names[name] in undecayed for name in names}) == 1
+    }
+    placed = [which[name] for names in groups for which in (a_names, b_names) for name in names]
     arena = Arena(
-        padded_shapes(adapter, rank or adapter.rank),
+        {name: shapes[name] for name in placed},
         slots,
-        undecayed=maker.undecayed(config),
+        undecayed=undecayed,
+        scaled=set(b_names.values()),
+        stacks=stacks,
         dtype=next(iter(adapter.weights.values())).dtype,
         compute=compute,
         device=device,
     )
     context = PassContext(arena)
-    _replace(
-        model,
-        {
-            base: LoraLinear(base, context, f"{saved[name]}.lora_A.weight", f"{saved[name]}.lora_B.weight")
-            for name, base in bases.items()
-        },
-    )
+    layers = {name: LoraLinear(base, context, a_names[name], b_names[name]) for name, base in bases.items()}
+    by_a = {a_names[name]: layer for name, layer in layers.items()}
+    for stack, parts in stacks.items():
+        joint = JointLinears([by_a[part] for part in parts], context, stack)
+        for part in parts:
+            by_a[part].joint = joint
+    fuse_gates(model)
+    norms = {module: fused for module in model.modules() if (fused := fused_norm(module)) is not None}
+    _replace(model, norms | {base: layers[name] for name, base in bases.items()})
+    fuse_rotary(model)
     model.requires_grad_(False)
     return Pack(model, arena, context, head, adapters=maker)
 
@@ -130,6 +153,33 @@ def _check(model: PreTrainedModel, compute: torch.dtype | None) -> torch.device:
                     "set it to 0"
                 )
     return devices.pop()
+
+
+@torch.no_grad()
+def _groups_by_input(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> list[list[str]]:
+    """The layers' names; those of plain layers that read the same tensor are one group, in the order of their calls.
+
+    Args:
+        model: The model. It runs once, on 4 tokens.
+        layers: The layers by name.
+    """
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: dict[int, list[str]] = {}
+    # The inputs are all alive here, so that each has an id of its own.
+    for name, found in inputs.items():
+        plain = len(found) == 1 and type(layers[name]) in (nn.Linear, Conv1D)
+        groups.setdefault(id(found[0] if plain else layers[name]), []).append(name)
+    return list(groups.values())
 
 
 def _own(module: nn.Module) -> dict[str, nn.Parameter]:

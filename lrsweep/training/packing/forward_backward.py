@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrsweep.training.packing.dropout import token_places
 from lrsweep.training.packing.pack import Pack
-from lrsweep.training.packing.unpadded import Layout, is_sparse, run_unpadded
+from lrsweep.training.packing.unpadded import Layout, causal_only, is_sparse, run_unpadded
 
 IGNORED = -100
 
@@ -35,15 +35,14 @@ def train_pass(
     """
     hidden, targets, rows = _label_states(pack, start, stop, batch, training=True)
     counts = _by_row(rows, batch).view(stop - start, -1).sum(1).tolist()
-    device = hidden.device
     divisor = torch.tensor(counts if tokens is None else tokens, dtype=torch.float64)
     shares = divisor.reciprocal().repeat_interleave(torch.tensor(counts))
     losses, gradient = pack.head.cross_entropy(
-        hidden.detach(), targets, counts, shares.to(device), pack.context.views, pack.arena.compute_dtype
+        hidden.detach(), targets, counts, _on(hidden.device, shares), pack.context.views, pack.arena.compute_dtype
     )
     if hidden.requires_grad:
         torch.autograd.backward(hidden, gradient)
-    return torch.stack([part.sum() for part in torch.split(losses, counts)]) / divisor.to(device, losses.dtype)
+    return _sums(losses, counts) / _on(hidden.device, divisor.to(losses.dtype))
 
 
 @torch.no_grad()
@@ -66,7 +65,7 @@ def eval_pass(pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor]) ->
         hidden, targets, counts.sum(1).tolist(), None, pack.context.views, pack.arena.compute_dtype
     )
     sums = losses.new_zeros(counts.numel(), dtype=torch.float64)
-    sums.index_add_(0, rows.to(losses.device, non_blocking=True), losses.double())
+    sums.index_add_(0, _on(losses.device, rows), losses.double())
     return sums.view_as(counts), counts
 
 
@@ -122,19 +121,34 @@ def _label_states(
         labels = labels.flatten()[layout.source].masked_fill(layout.taken[:, 0] == 0, IGNORED)
         row = layout.source // ids.shape[1]
         with autocast:
-            hidden = run_unpadded(pack.model, ids.to(device, non_blocking=True), layout.to(device))
+            hidden = run_unpadded(pack.model, _on(device, ids), layout.to(device))
     else:
         pack.context.select(start, stop, *ids.shape, training=training)
         row = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
         # Causal attention does not see what is on the right, so a mask of padding there would only cost time.
         left_out = {"labels", "attention_mask"} if right else {"labels"}
-        inputs = {key: value.to(device, non_blocking=True) for key, value in batch.items() if key not in left_out}
+        inputs = {key: _on(device, value) for key, value in batch.items() if key not in left_out}
+        if inputs.keys() == {"input_ids"} and ids.shape[1] <= pack.maskless:
+            inputs["attention_mask"] = causal_only(device)
         with autocast:
             hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     labels = labels.flatten()
     places = (labels != IGNORED).nonzero()[:, 0]
-    states = hidden.flatten(0, 1).index_select(0, places.to(device, non_blocking=True))
-    return states, labels[places].to(device, non_blocking=True), row[places]
+    states = hidden.flatten(0, 1).index_select(0, _on(device, places))
+    return states, _on(device, labels[places]), row[places]
+
+
+def _on(device: torch.device, values: Tensor) -> Tensor:
+    """Values on their way to the device: the host goes on, and waits for nothing."""
+    # CUDA copies from pinned memory by itself.
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def _sums(losses: Tensor, counts: list[int]) -> Tensor:
+    """Each trial's sum of losses [k]."""
+    if len(set(counts)) == 1:
+        return losses.view(len(counts), -1).sum(1)
+    return torch.stack([part.sum() for part in torch.split(losses, counts)])
 
 
 def _by_row(rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

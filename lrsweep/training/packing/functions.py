@@ -5,7 +5,9 @@ that pass over memory. The functions get weights as leaves that require grad, so
 input needs no gradient; they return None as the weights' gradients.
 """
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,38 +19,66 @@ from lrsweep.training.packing.arena import View
 _ONEDNN = "AVX512" in torch.backends.cpu.get_cpu_capability() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: View, b: View, scaling: Tensor) -> Tensor:
-    """A frozen linear layer with an adapter for each trial: x W^T + bias + scaling (x A^T) B^T.
+class Frozen(NamedTuple):
+    """The weight [out, in] and the bias [out] of a frozen linear layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: View, b: View) -> Tensor:
+    """A frozen linear layer with an adapter for each trial: x W^T + bias + (x A^T) B^T.
 
     Args:
         x: The input [k*B, T, in].
         weight: W [out, in].
         bias: The bias [out], or None.
         a: A [k, R, in].
-        b: B [k, out, R].
-        scaling: The adapters' scaling [k, 1, 1]. All other arguments have the same dtype.
+        b: B [k, out, R], with the adapter's scaling. All arguments have the same dtype.
 
     Returns:
         The output [k*B, T, out].
     """
-    y: Tensor = _AdaptedLinear.apply(x, weight, bias, a.compute, b.compute, a.grad, b.grad, scaling)  # type: ignore[no-untyped-call]
+    (y,) = adapted_linears(x, [Frozen(weight, bias)], None, a, [b])
     return y
 
 
-def add_adapter(y: Tensor, x: Tensor, a: View, b: View, scaling: Tensor) -> Tensor:
-    """Adds each trial's adapter to the output of any base layer: y + scaling (x A^T) B^T.
+def adapted_linears(
+    x: Tensor, layers: Sequence[Frozen], joint: Frozen | None, a: View, b: Sequence[View]
+) -> tuple[Tensor, ...]:
+    """Frozen linear layers of one input, with adapters for each trial.
+
+    One function for all of them reads the input once for all A, and adds up the input's gradient as it is computed.
+
+    Args:
+        x: The input [k*B, T, in].
+        layers: The layers, m of them.
+        joint: The layers concatenated to one, for one product in the forward pass; None for a product each.
+        a: Their A, concatenated [k, m*R, in].
+        b: The B [k, out, R] of each, with the adapter's scaling.
+
+    Returns:
+        The output [k*B, T, out] of each layer.
+    """
+    products, gradients = zip(*((view.compute, view.grad) for view in b), strict=True)
+    plan = _Plan(tuple(layers), joint, a.compute, a.grad, products, gradients)
+    y: tuple[Tensor, ...] = _AdaptedLinears.apply(x, plan, a.compute)  # type: ignore[no-untyped-call]
+    return y
+
+
+def add_adapter(y: Tensor, x: Tensor, a: View, b: View) -> Tensor:
+    """Adds each trial's adapter to the output of any base layer: y + (x A^T) B^T.
 
     Args:
         y: The base layer's output [k*B, T, out].
         x: The adapter's input [k*B, T, in].
         a: A [k, R, in].
-        b: B [k, out, R].
-        scaling: The adapters' scaling [k, 1, 1].
+        b: B [k, out, R], with the adapter's scaling.
 
     Returns:
         The output [k*B, T, out], in y's dtype.
     """
-    z: Tensor = _AddAdapter.apply(y, x, a.compute, b.compute, a.grad, b.grad, scaling)  # type: ignore[no-untyped-call]
+    z: Tensor = _AddAdapter.apply(y, x, a.compute, b.compute, a.grad, b.grad)  # type: ignore[no-untyped-call]
     return z
 
 
@@ -91,53 +121,69 @@ def parameter(view: View) -> Tensor:
     return weight
 
 
-class _AdaptedLinear(torch.autograd.Function):
-    """y = x W^T + bias + low B^T with low = scaling x A^T. Backward: dlow = scaling dy B and dx = dy W + dlow A."""
+class _Plan(NamedTuple):
+    """The layers of `adapted_linears` and their adapters."""
+
+    layers: tuple[Frozen, ...]
+    joint: Frozen | None
+    a: Tensor
+    grad_a: Tensor
+    b: tuple[Tensor, ...]
+    grad_b: tuple[Tensor, ...]
+
+
+class _AdaptedLinears(torch.autograd.Function):
+    """y_i = x W_i^T + bias_i + low_i B_i^T with low = x A^T.
+
+    Backward: dlow_i = dy_i B_i, and dx = the sum of all dy_i W_i + dlow A.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        grad_a: Tensor,
-        grad_b: Tensor,
-        scaling: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plan: _Plan, a: Tensor) -> tuple[Tensor, ...]:
         rows = x.reshape(a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(rows, a.mT).mul_(scaling)
-        y = linear(rows, weight, bias).baddbmm_(low, b.mT)
+        low = torch.bmm(rows, a.mT)
+        lows = low.chunk(len(plan.b), dim=2)
+        if plan.joint is None:
+            parts = [linear(rows, *layer) for layer in plan.layers]
+        else:
+            sizes = [len(layer.weight) for layer in plan.layers]
+            parts = list(torch.split(linear(rows, *plan.joint), sizes, dim=2))
+        for part, piece, b in zip(parts, lows, plan.b, strict=True):
+            part.baddbmm_(piece, b.mT)
         ctx.save_for_backward(rows, low)
-        ctx.shape, ctx.weight, ctx.adapter = x.shape, weight, (a, b, grad_a, grad_b, scaling)
-        return y.view(*x.shape[:-1], -1)
+        ctx.shape, ctx.plan = x.shape, plan
+        return tuple(part.view(*x.shape[:-1], -1) for part in parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
         rows, low = ctx.saved_tensors
-        a = ctx.adapter[0]
-        dy = dy.reshape(*rows.shape[:2], -1)
-        dlow = _adapter_backward(dy, rows, low, *ctx.adapter)
-        dx = linear(dy, ctx.weight.mT).baddbmm_(dlow, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None, None, None, None, None, None
+        plan: _Plan = ctx.plan
+        gradients = [dy.reshape(*rows.shape[:2], -1) for dy in found]
+        lows = low.chunk(len(plan.b), dim=2)
+        parts = [_b_backward(*each) for each in zip(gradients, lows, plan.b, plan.grad_b, strict=True)]
+        dlow = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        _accumulate(plan.grad_a, dlow.mT, rows)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        dx = linear(gradients[0], plan.layers[0].weight.mT)
+        for dy, layer in zip(gradients[1:], plan.layers[1:], strict=True):
+            _add_product(dx, dy, layer.weight)
+        return dx.baddbmm_(dlow, plan.a).view(ctx.shape), None, None
 
 
 class _AddAdapter(torch.autograd.Function):
-    """z = y + low B^T with low = scaling x A^T. Backward: dlow = scaling dz B, dy = dz and dx = dlow A."""
+    """z = y + low B^T with low = x A^T. Backward: dlow = dz B, dy = dz and dx = dlow A."""
 
     @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> Tensor:
         rows = x.reshape(a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(rows.to(a.dtype), a.mT).mul_(scaling)
+        low = torch.bmm(rows.to(a.dtype), a.mT)
         base = y.reshape(*rows.shape[:2], -1)
         same = y.dtype == a.dtype
         z = torch.baddbmm(base, low, b.mT) if same else (base + torch.bmm(low, b.mT)).to(y.dtype)
         ctx.save_for_backward(rows, low)
-        ctx.adapter = (a, b, grad_a, grad_b, scaling)
+        ctx.adapter = (a, b, grad_a, grad_b)
         ctx.shape = x.shape
         return z.view(y.shape)
 
@@ -145,10 +191,11 @@ class _AddAdapter(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         rows, low = ctx.saved_tensors
-        a = ctx.adapter[0]
-        dlow = _adapter_backward(dz.reshape(*rows.shape[:2], -1).to(a.dtype), rows.to(a.dtype), low, *ctx.adapter)
+        a, b, grad_a, grad_b = ctx.adapter
+        dlow = _b_backward(dz.reshape(*rows.shape[:2], -1).to(a.dtype), low, b, grad_b)
+        _accumulate(grad_a, dlow.mT, rows.to(a.dtype))
         dx = torch.bmm(dlow, a).to(rows.dtype).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        return dz, dx, None, None, None, None, None
+        return dz, dx, None, None, None, None
 
 
 class _TrialLinear(torch.autograd.Function):
@@ -192,23 +239,49 @@ class _Parameter(torch.autograd.Function):
         return None, None
 
 
-def _adapter_backward(
-    dy: Tensor, rows: Tensor, low: Tensor, a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, scaling: Tensor
-) -> Tensor:
-    """Adds dA = dlow^T x and dB = dy^T low to the arena; returns dlow = scaling dy B [k, B*T, R]."""
-    # MKL is slow if the second matrix has R contiguous columns (see benchmarks/products.py).
-    wide = b.mT.contiguous().mT if b.is_cpu else b
-    dlow = torch.bmm(dy, wide).mul_(scaling)
+def _b_backward(dy: Tensor, low: Tensor, b: Tensor, grad_b: Tensor) -> Tensor:
+    """Adds dB = dy^T low to the arena; returns dlow = dy B [k, B*T, R]."""
     _accumulate(grad_b.mT, low.mT, dy)
-    _accumulate(grad_a, dlow.mT, rows)
-    return dlow
+    # MKL is slow if the second matrix has R contiguous columns (see benchmarks/products.py).
+    return torch.bmm(dy, b.mT.contiguous().mT if b.is_cpu else b)
+
+
+def _add_product(x: Tensor, dy: Tensor, weight: Tensor) -> None:
+    """Adds dy W to x."""
+    if _ONEDNN and x.dtype == torch.float32 and x.is_cpu:
+        x.add_(linear(dy, weight.mT))
+    else:
+        x.view(-1, x.shape[-1]).addmm_(dy.reshape(-1, dy.shape[-1]), weight)
 
 
 def _accumulate(grad: Tensor, left: Tensor, right: Tensor) -> None:
     """Adds left @ right to grad; each has shape [k, ., .]."""
     # Into rows that are not contiguous the CPU multiplies trial by trial; for small matrices one more pass costs less.
     small = grad.is_cpu and len(grad) > 1 and grad.shape[1] * grad.shape[2] <= 4096
-    if small or grad.dtype != left.dtype:
-        grad.add_(torch.bmm(left, right))
-    else:
+    if grad.dtype == left.dtype and not small:
         grad.baddbmm_(left, right)
+    elif not grad.is_cpu and grad.dtype == torch.float32 and _adds_in_float32(grad.device):
+        torch.baddbmm(grad, left, right, out_dtype=torch.float32, out=grad)
+    else:
+        grad.add_(torch.bmm(left, right))
+
+
+@functools.cache
+def _adds_in_float32(device: torch.device) -> bool:
+    """Whether the device adds a product of 16-bit matrices to a float32 one; tried out, as torch documents it for few.
+
+    The tried product has the strides of the arena's gradients: rows that are not contiguous, and transposed ones.
+    """
+    left = torch.ones(2, 16, 8, dtype=torch.bfloat16, device=device)
+    right = torch.full((2, 16, 24), 1 / 256, dtype=torch.bfloat16, device=device)
+    for transposed in (False, True):
+        grad = torch.ones(2, 1000, device=device)[:, :192].view(2, *((24, 8) if transposed else (8, 24)))
+        place = grad.mT if transposed else grad
+        try:
+            torch.baddbmm(place, left.mT, right, out_dtype=torch.float32, out=place)
+        except (RuntimeError, TypeError):
+            return False
+        # In bfloat16, this sum would be rounded.
+        if not torch.allclose(grad, torch.full_like(grad, 1 + 16 / 256), rtol=1e-6):
+            return False
+    return True

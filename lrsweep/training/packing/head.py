@@ -60,20 +60,24 @@ class Head:
         precise = torch.float64 if compute == torch.float64 else torch.float32
         losses = hidden.new_empty(len(hidden), dtype=precise)
         gradient = None if shares is None else torch.empty_like(hidden)
+        frozen = self.weight.detach().to(compute) if isinstance(self.weight, Tensor) else None
         for trial, part in self._chunks(counts, hidden.device):
-            weight = _tensor(self.weight, trial, views, compute)
+            weight = _tensor(self.weight, trial, views, compute) if frozen is None else frozen
             bias = None if self.bias is None else _tensor(self.bias, trial, views, compute)
             rows, wanted = hidden[part].to(compute), targets[part, None]
             logits = _capped(linear(rows, weight, bias), self.softcap)
-            chunk = torch.log_softmax(logits, dim=1, dtype=precise)
-            losses[part] = -chunk.gather(1, wanted)[:, 0]
+            log_shares = torch.log_softmax(logits, dim=1, dtype=precise)
+            found = log_shares.gather(1, wanted)
+            losses[part] = -found[:, 0]
             if gradient is None or shares is None:
                 continue
-            # From here on, `chunk` is the gradient with respect to the logits.
-            chunk.exp_().scatter_add_(1, wanted, chunk.new_full((), -1.0).expand_as(wanted))
-            if self.softcap is not None:
-                chunk.mul_(1 - (logits.to(precise) / self.softcap).square())
-            dlogits = chunk.to(compute)
+            # Before it is rounded to the dtype of the products, in which a share near one would lose its digits.
+            of_target = found.exp() - 1
+            if self.softcap is None:
+                dlogits = torch.exp(log_shares, out=logits).scatter_(1, wanted, of_target.to(compute))
+            else:
+                log_shares.exp_().scatter_(1, wanted, of_target)
+                dlogits = log_shares.mul_(1 - (logits.to(precise) / self.softcap).square()).to(compute)
             share = shares[part, None].to(precise)
             gradient[part] = linear(dlogits, weight.mT) * share
             if isinstance(self.weight, str):
@@ -117,6 +121,9 @@ def find_head(model: PreTrainedModel) -> Head:
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         expected = model(input_ids=ids, use_cache=False).logits
         logits = _capped(layer(hidden), softcap)
+    # In float32 at least: with 16 bits, the comparison itself would be rounded.
+    if logits.dtype != torch.float64:
+        logits, expected = logits.float(), expected.float()
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-5):
         raise Unpackable(
             f"the logits of {type(model).__name__} are not its output layer's: they are scaled or changed after it"

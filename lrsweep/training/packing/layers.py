@@ -3,12 +3,21 @@
 The k*B rows of their input go trial by trial, with the same B for each trial.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lrsweep.training.packing.functions import adapted_linear, add_adapter, parameter, trial_linear
+from lrsweep.training.packing.functions import (
+    Frozen,
+    adapted_linear,
+    adapted_linears,
+    add_adapter,
+    parameter,
+    trial_linear,
+)
 from lrsweep.training.packing.pass_context import PassContext
 
 
@@ -22,31 +31,98 @@ class LoraLinear(nn.Module):
         context: The context of the passes.
         a: The arena's name of A [R, in].
         b: The arena's name of B [out, R].
+
+    Attributes:
+        frozen: The weight and bias of a plain base layer; None for others.
+        b: The arena's name of B.
+        joint: The layers that read the same input, if there are several.
     """
 
     def __init__(self, base: nn.Module, context: PassContext, a: str, b: str) -> None:
         super().__init__()
         self.base = base
+        self.b = b
         self._context = context
-        self._a, self._b = a, b
+        self._a = a
         self._layer = context.layer()
-        # By exact type: subclasses (4-bit, 8-bit) compute differently.
-        self._plain: tuple[Tensor, Tensor | None] | None = None
-        if type(base) is nn.Linear:
-            self._plain = base.weight, base.bias
-        elif type(base) is Conv1D:
-            self._plain = base.get_parameter("weight").mT, base.get_parameter("bias")
+        self.frozen = _frozen(base)
+        self.joint: JointLinears | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output [k*B, T, out] for x [k*B, T, in]."""
         context = self._context
         context.check(x)
-        a, b = context.views[self._a], context.views[self._b]
-        if self._plain is not None and not context.drops:
-            weight, bias = self._plain
-            if x.dtype == weight.dtype == a.compute.dtype:
-                return adapted_linear(x, weight, bias, a, b, context.scaling)
-        return add_adapter(self.base(x), context.drop(self._layer, x), a, b, context.scaling)
+        a, b = context.views[self._a], context.views[self.b]
+        if self.frozen is not None and not context.drops and x.dtype == self.frozen.weight.dtype == a.compute.dtype:
+            if self.joint is not None and not torch.compiler.is_compiling():
+                return self.joint.output(self, x)
+            return adapted_linear(x, *self.frozen, a, b)
+        return add_adapter(self.base(x), context.drop(self._layer, x), a, b)
+
+
+class JointLinears:
+    """Layers that read one input, such as q, k and v: the first that is called computes the outputs of all.
+
+    A layer that gets another input than the others computes them anew, so this costs time but changes no result.
+
+    Args:
+        layers: The layers, in the order in which the model calls them.
+        context: The context of the passes.
+        a: The arena's name of their A, concatenated.
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear], context: PassContext, a: str) -> None:
+        self._layers = layers
+        self._context = context
+        self._a = a
+        self._frozen = [layer.frozen for layer in layers if layer.frozen is not None]
+        self._joint = _concatenated(self._frozen)
+        self._input: tuple[Tensor, int, int] | None = None
+        self._outputs: dict[LoraLinear, Tensor] = {}
+
+    def output(self, layer: LoraLinear, x: Tensor) -> Tensor:
+        """The output of one of the layers [k*B, T, out] for x [k*B, T, in]."""
+        context = self._context
+        known = self._input
+        same = known is not None and known[0] is x and known[1:] == (x._version, context.count)
+        if not same or layer not in self._outputs:
+            b = [context.views[each.b] for each in self._layers]
+            outputs = adapted_linears(x, self._frozen, self._joint, context.views[self._a], b)
+            self._outputs = dict(zip(self._layers, outputs, strict=True))
+            self._input = x, x._version, context.count
+        y = self._outputs.pop(layer)
+        if not self._outputs:
+            self._input = None
+        return y
+
+
+def _frozen(base: nn.Module) -> Frozen | None:
+    # By exact type: subclasses (4-bit, 8-bit) compute differently.
+    if type(base) is nn.Linear:
+        return Frozen(base.weight, base.bias)
+    if type(base) is Conv1D:
+        return Frozen(base.get_parameter("weight").mT, base.get_parameter("bias"))
+    return None
+
+
+def _concatenated(layers: Sequence[Frozen]) -> Frozen | None:
+    """The layers as one, whose memory they then share; None where that would not pay.
+
+    On a GPU, a narrow layer by itself leaves most of the device idle (k and v under grouped-query attention). Layers of
+    the same size each fill it, and outputs of their own are contiguous; a CPU has no use for it either.
+    """
+    weights = [layer.weight for layer in layers]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if weights[0].is_cpu or len({weight.shape for weight in weights}) == 1 or 0 < len(biases) < len(layers):
+        return None
+    if any(not weight.is_contiguous() for weight in weights):
+        return None
+    joint = Frozen(torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None)
+    for parts, whole in ((weights, joint.weight), (biases, joint.bias)):
+        if whole is not None:
+            for part, own in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
+                part.data = own
+    return joint
 
 
 class TrialLinear(nn.Module):

@@ -31,6 +31,7 @@ class Pack:
         adapters: Makes the trials' adapters; None if the trials train copies of `base`.
         base: The weights that the trials' copies start from, by the model's name; None for adapters.
         unpadded: Padded rows of up to so many tokens may be laid end to end, see `unpadded.py`; 0 is off.
+        maskless: Rows of up to so many tokens, padded on the right, need no mask (`causal_only`); 0 is off.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,7 @@ class Pack:
     adapters: AdapterMaker | None = None
     base: Weights | None = None
     unpadded: int = 0
+    maskless: int = 0
 
     def start(self, config: LoraConfig | None = None, seed: int = 0) -> Adapter | Weights:
         """What a trial starts with: a fresh adapter, or the base's weights.

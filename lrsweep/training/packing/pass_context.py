@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.training.packing.arena import Arena, View
-from lrsweep.training.packing.dropout import keep, layer_keys, token_places
+from lrsweep.training.packing.dropout import Masks, layer_keys, token_places
 from lrsweep.training.packing.errors import Unpackable
 
 
@@ -23,24 +23,22 @@ class PassContext:
         start: The first slot of the pass.
         stop: The slot after the last one.
         rows: The rows of the pass, k*B.
+        count: The number of passes so far.
         views: The arena's parameters of these slots, by name.
-        scaling: The adapters' scaling [k, 1, 1].
     """
 
     def __init__(self, arena: Arena) -> None:
         device, dtype = arena.weights.device, arena.weights.dtype
         self._arena = arena
-        self._scaling = torch.ones(arena.slots, 1, 1, dtype=dtype, device=device)
+        self._scaling = [1.0] * arena.slots
         self._rates = torch.zeros(arena.slots, dtype=dtype, device=device)
         self._dropout = [0.0] * arena.slots
         self._seeds = [0] * arena.slots
         self._done = [0] * arena.slots
         self._layers = 0
-        self._keys: Tensor | None = None
-        self._places = torch.zeros(1, 0, dtype=torch.int64)
-        self.start = self.stop = self.rows = self._tokens = 0
+        self._masks: Masks | None = None
+        self.start = self.stop = self.rows = self._tokens = self.count = 0
         self.views: Mapping[str, View] = {}
-        self.scaling = self._scaling[:0]
 
     def layer(self) -> int:
         """Registers a layer with dropout on its input; returns its number."""
@@ -58,6 +56,7 @@ class PassContext:
             done: How many training passes the trial has done.
         """
         self._scaling[slot] = scaling
+        self._arena.scales[slot] = scaling
         self._rates[slot] = dropout
         self._dropout[slot] = dropout
         self._seeds[slot] = seed
@@ -70,7 +69,7 @@ class PassContext:
     def state(self, slot: int) -> dict[str, Any]:
         """What `restore` needs to continue a slot's trial."""
         return {
-            "scaling": self._scaling[slot].item(),
+            "scaling": self._scaling[slot],
             "dropout": self._dropout[slot],
             "seed": self._seeds[slot],
             "passes": self._done[slot],
@@ -100,18 +99,17 @@ class PassContext:
         if not 0 <= start < stop <= self._arena.slots or rows % (stop - start):
             raise ValueError(f"{rows} rows cannot be shared out among the slots {start}..{stop} of {self._arena.slots}")
         self.start, self.stop, self.rows, self._tokens = start, stop, rows, rows * length
+        self.count += 1
         self.views = self._arena.views(start, stop)
-        self.scaling = self._scaling[start:stop]
-        self._keys = None
+        self._masks = None
         if training:
             if any(self._dropout[start:stop]):
-                self._keys = layer_keys(
-                    self._seeds[start:stop], self._done[start:stop], self._layers, self._scaling.device
-                )
+                keys = layer_keys(self._seeds[start:stop], self._done[start:stop], self._layers, self._rates.device)
                 if places is None:
                     by_row = torch.arange(rows // (stop - start))[:, None], torch.arange(length)
                     places = token_places(*by_row).view(1, -1)
-                self._places = places.to(self._scaling.device, non_blocking=True)
+                places = places.to(self._rates.device, non_blocking=True)
+                self._masks = Masks(keys, places, self._rates[start:stop])
             for slot in range(start, stop):
                 self._done[slot] += 1
 
@@ -142,7 +140,7 @@ class PassContext:
     @property
     def drops(self) -> bool:
         """Whether any trial of the pass uses dropout."""
-        return self._keys is not None
+        return self._masks is not None
 
     def drop(self, layer: int, x: Tensor) -> Tensor:
         """Applies each trial's dropout to a layer's input, scaling the kept elements by 1 / (1 - rate).
@@ -151,10 +149,7 @@ class PassContext:
             layer: The layer's number, from `layer`.
             x: The input, [k*B, T, D] or [k*B*T, D].
         """
-        if self._keys is None:
+        if self._masks is None:
             return x
-        k = self.stop - self.start
-        by_trial = x.reshape(k, -1, x.shape[-1])
-        rates = self._rates[self.start : self.stop]
-        mask = keep(self._keys[layer], self._places, x.shape[-1], rates) / (1 - rates).view(-1, 1, 1)
-        return (by_trial * mask.to(x.dtype)).view(x.shape)
+        by_trial = x.reshape(self.stop - self.start, -1, x.shape[-1])
+        return self._masks.drop(layer, by_trial).view(x.shape)

@@ -22,6 +22,7 @@ _NAME = "lrsweep_unpadded"
 _PADDING = 0.1
 # For attention, rows are grouped by length: up to this many tokens, up to twice as many, and so on.
 _SHORT = 64
+_NO_MASK = (1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The sdpa attention of transformers, between padding and unpadding if there is a layout."""
     if layout is None:
+        # Without a mask, attention is causal, and has faster kernels.
+        mask = None if mask is not None and mask.shape == _NO_MASK else mask
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **options)
         return found
     groups = zip(*map(layout.pad, (query, key, value)), strict=True)
@@ -157,6 +160,15 @@ def _attention(
 
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+def causal_only(device: torch.device) -> Tensor:
+    """An attention mask that asks for causal attention and nothing else, for models that `lay_end_to_end` has prepared.
+
+    transformers takes a mask with four axes as it is. Without one it would look for the beginnings of rows in the
+    positions, for which the host waits, and a compiled model would always get a mask.
+    """
+    return torch.ones(_NO_MASK, device=device)
 
 
 def run_unpadded(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
@@ -173,8 +185,7 @@ def run_unpadded(model: PreTrainedModel, ids: Tensor, layout: Layout) -> Tensor:
     states: Tensor = model.get_decoder()(
         input_ids=ids.flatten()[layout.source].view(layout.trials, -1),
         position_ids=layout.positions,
-        # transformers takes a mask with four axes as it is, and builds none itself.
-        attention_mask=torch.ones(1, 1, 1, 1, device=ids.device),
+        attention_mask=causal_only(ids.device),
         layout=layout,
         use_cache=False,
     ).last_hidden_state
@@ -198,22 +209,25 @@ def lay_end_to_end(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> int:
         batch: A batch for the comparison, padded on the right.
 
     Returns:
-        The most tokens that a row may have in `run_unpadded`; 0 if the model does not support it.
+        The most tokens that a row may have in `run_unpadded` and with `causal_only`; 0 if the model does not support
+        them.
     """
     config = model.config
     if config._attn_implementation != "sdpa" or "attention_mask" not in batch:
         return 0
     ids, mask = (batch[key].to(model.device) for key in ("input_ids", "attention_mask"))
     layout = Layout.of(batch["attention_mask"], 1, model.dtype).to(model.device)
+    tokens = batch["attention_mask"].flatten().nonzero()[:, 0].to(model.device)
 
-    def padded() -> Tensor:
+    def padded(mask: Tensor) -> Tensor:
         states: Tensor = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return states.flatten(0, 1)[mask.flatten().bool()]
+        return states.flatten(0, 1)[tokens]
 
-    wanted = padded()
+    wanted = padded(mask)
     config._attn_implementation = _NAME
     try:
-        error = max((found - wanted).abs().max().item() for found in (padded(), run_unpadded(model, ids, layout)[0]))
+        others = padded(mask), padded(causal_only(model.device)), run_unpadded(model, ids, layout)[0]
+        error = max((found - wanted).abs().max().item() for found in others)
     except torch.AcceleratorError:
         raise
     except Exception:  # a model's code may raise any error for an input that it does not know

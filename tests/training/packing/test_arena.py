@@ -208,3 +208,54 @@ def test_runs() -> None:
     assert runs(range(5), 2) == [(0, 2), (2, 4), (4, 5)]
     assert runs(range(3), 1) == [(0, 1), (1, 2), (2, 3)]
     assert runs([]) == []
+
+
+def test_a_scaled_parameter_trains_as_its_product_with_the_scale() -> None:
+    """Its working copy is scaled, and gradients with respect to the copy become those of the weight."""
+    packed = Arena(SHAPES, 2, undecayed=["norm"], scaled=["b"], stacks={"both": ["a"]})
+    for slot, scale in enumerate((2.0, 0.5)):
+        packed.admit(slot, random(slot), adamw)
+        packed.scales[slot] = scale
+    views = packed.views(0, 2)
+    for name, view in views.items():
+        factors = packed.scales.view(2, *[1] * (view.weight.dim() - 1)) if name == "b" else 1
+        assert torch.equal(view.compute, view.weight * factors)
+    for slot, scale in enumerate((2.0, 0.5)):
+        gradient = random(10 + slot)
+        for name in SHAPES:
+            views[name].grad[slot] += gradient[name]
+        expected = alone(random(slot), adamw, [gradient | {"b": gradient["b"] * scale}], max_norm=0)
+        packed.step([slot])
+        for name, weight in packed.read(slot).items():
+            assert torch.allclose(weight, expected[name], rtol=1e-5, atol=1e-7)
+    packed.evict(0)
+    packed.move(1, 0)
+    assert packed.scales[0] == 0.5
+
+
+def test_parameters_side_by_side_are_also_one() -> None:
+    shapes = {"q": (2, 5), "k": (3, 5), "other": (4,)}
+    packed = Arena(shapes, 2, stacks={"qk": ["q", "k"]})
+    packed.weights.copy_(torch.arange(packed.weights.numel()).view_as(packed.weights))
+    views = packed.views(0, 2)
+    for part in ("weight", "compute", "grad"):
+        stacked, parts = getattr(views["qk"], part), [getattr(views[name], part) for name in ("q", "k")]
+        assert torch.equal(stacked, torch.cat(parts, dim=1))
+        assert stacked.data_ptr() == parts[0].data_ptr()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_state_with_another_arrangement_of_columns_is_rearranged(flat: bool) -> None:
+    """Checkpoints of earlier versions have each parameter where the adapter has it."""
+    earlier = Arena(SHAPES, 1, undecayed=["norm"])
+    later = Arena({name: SHAPES[name] for name in ("b", "norm", "a")}, 1, undecayed=["norm"], scaled=["a"])
+    earlier.admit(0, random(0), adamw, flat=flat)
+    feed(earlier, 0, random(1))
+    earlier.step([0])
+    later.restore(0, earlier.state(0), adamw, flat=flat)
+    for packed in (earlier, later):
+        for name, grad in random(2).items():
+            packed.views(0, 1)[name].grad[0] += grad
+        packed.step([0])
+    for name, weight in earlier.read(0).items():
+        assert torch.equal(later.read(0)[name], weight)

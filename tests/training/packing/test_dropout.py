@@ -1,9 +1,10 @@
 """Dropout keyed by trial, pass and layer: the right rate, no pattern, independent of slot, neighbours and padding."""
 
+import pytest
 import torch
 
-from lrsweep.training.packing import join, train_pass
-from lrsweep.training.packing.dropout import keep, layer_keys, token_places
+from lrsweep.training.packing import dropout, join, train_pass
+from lrsweep.training.packing.dropout import Masks, layer_keys, token_places
 from tests.training.packing.solo import Trial, differences, lora_pack, together
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ def mask(seed: int = 0, passes: int = 0, layer: int = 0, rate: float = 0.5) -> t
 def drawn(keys: torch.Tensor, shape: tuple[int, int, int, int], rates: torch.Tensor) -> torch.Tensor:
     """The mask [k, B, T, D] of rows as they are in their batches."""
     places = token_places(torch.arange(shape[1])[:, None], torch.arange(shape[2])).view(1, -1)
-    return keep(keys, places, shape[3], rates).view(shape)
+    return Masks(keys[None], places, rates).keep(0, shape[3]).view(shape)
 
 
 def test_rates() -> None:
@@ -57,6 +58,18 @@ def test_seeds_passes_and_layers_draw_independently() -> None:
     correlation = centred @ centred.T / centred.shape[1] / 0.25
     off = correlation - torch.eye(len(masks))
     assert off.abs().max() <= 5 / centred.shape[1] ** 0.5
+
+
+def test_layers_hashed_together_draw_as_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, rates = layer_keys([1, 2], [0, 3], 5, CPU), torch.tensor([0.3, 0.5])
+    places = token_places(torch.zeros(1, 7, dtype=torch.int64), torch.arange(7))
+    together = Masks(keys, places, rates)
+    monkeypatch.setattr(dropout, "_HASHED", 2 * 2 * 7)
+    in_twos = Masks(keys, places, rates)
+    for layer in (0, 1, 2, 3, 4, 1):  # a recomputed forward pass comes back to earlier layers
+        single = Masks(keys[layer : layer + 1], places, rates).keep(0, 9)
+        assert torch.equal(together.keep(layer, 9), single)
+        assert torch.equal(in_twos.keep(layer, 9), single)
 
 
 def test_padding_and_neighbours_leave_a_mask_alone() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from lrsweep.training.packing import Pack, eval_pass, join, lay_end_to_end, pack_lora, pack_weights, train_pass
@@ -154,6 +155,40 @@ def test_a_model_that_knows_its_attention_by_name_is_left_alone(monkeypatch: pyt
         model = tiny("llama")
         assert lay_end_to_end(model, Trial(0).batch(0)) == 0
         assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_attention_gets_no_mask_where_it_is_only_causal(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it has its fastest kernels. A mask that says more, such as a window's, stays."""
+    masks: list[Any] = []
+
+    def look(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        masks.append(mask)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    monkeypatch.setattr("lrsweep.training.packing.unpadded.sdpa_attention_forward", look)
+    model = tiny(kind)
+    reach = lay_end_to_end(model, {key: value[:, :6] for key, value in Trial(0).batch(0).items()})
+    pack = dataclasses.replace(pack_lora(model, Trial(0).lora(), 2, rank=4), maskless=reach)
+    plain = lora_pack(kind, 2)
+    for tokens in (5, 12):
+        # With no padding at all, and without a mask.
+        ids = torch.arange(2 * tokens).view(2, tokens) % 50
+        batch = {"input_ids": ids, "labels": ids}
+        for each in (pack, plain):
+            for slot in (0, 1):
+                each.admit(slot, each.start(Trial(slot).lora(), slot), Trial(slot, lr=0.1).optimizer)
+        for _ in range(2):
+            masks.clear()
+            losses = [train_pass(each, 0, 2, join([batch] * 2)) for each in (pack, plain)]
+            assert (losses[0] - losses[1]).abs().max() <= 1e-12
+            assert masks
+            assert all(mask is None for mask in masks) == (tokens <= reach)
+            for each in (pack, plain):
+                each.arena.step(range(2))
+        for each in (pack, plain):
+            for slot in (0, 1):
+                each.evict(slot)
 
 
 def test_other_attention_is_left_alone() -> None:

@@ -194,12 +194,12 @@ class Arena:
                 for weight in group["params"]:
                     weight.grad = None
         self.grads = self.weights.new_empty(0)
-        compute = None if self._compute is None else self._compute.dtype
-        self._compute = None
+        self._compute = self.weights.new_empty(0)
         self.weights = self.weights[:slots].clone()
         self._max_norms = self._max_norms[:slots].clone()
+        self.scales = self.scales[:slots].clone()
         self.grads = torch.zeros_like(self.weights)
-        self._compute = None if compute is None else torch.zeros_like(self.weights, dtype=compute)
+        self._compute = self._working_copy()
         for slot in range(slots):
             self._rebind(slot)
 

@@ -1,5 +1,6 @@
 """The dialect of Axolotl: the config that `axolotl train FILE` reads."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
+from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
@@ -255,14 +256,15 @@ def _notes(tree: Tree) -> list[str]:
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
-    run = TheirRun(command or "axolotl train {config}")
+    command = command or "axolotl train {config}"
+    run = TheirRun(command, method=None if re.search(r"\baxolotl\b", command) else OWN_SCRIPT)
     method = tree.get("rl") or next((name for name in ("reward_model", "process_reward_model") if tree.get(name)), None)
     if method is None:
         streams = tree.get("streaming") or tree.get("pretraining_dataset")
         return replace(run, metric="loss", evaluates=False) if streams and not tree.get("test_datasets") else run
     if method in ("grpo", "gdpo", "ebft"):
-        return replace(run, metric="reward", direction="maximize", method=str(method), evaluates=False)
-    run = replace(run, method=str(method))
+        return replace(run, metric="reward", direction="maximize", method=run.method or str(method), evaluates=False)
+    run = replace(run, method=run.method or str(method))
     return replace(run, metric="eval_rewards/accuracies", direction="maximize") if method in ("dpo", "ipo") else run
 
 

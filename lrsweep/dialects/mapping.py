@@ -148,6 +148,10 @@ class TheirRun:
     guess: str = ""
 
 
+# The method of a run whose command is not one of the trainer's: nothing here knows what it does.
+OWN_SCRIPT = "your own script"
+
+
 def evaluated(tree: Tree, config: SweepConfig) -> Tree:
     """TrainingArguments' keys for a trial's evaluations."""
     return {"eval_strategy": "steps", "eval_steps": config.training.eval_every}
@@ -194,6 +198,7 @@ class Dialect:
         evaluation_keys: The same for when and on what a trial is evaluated.
         does_not_train: Returns why the trainer itself would not train a file; None if it would.
         relocated: Returns a file with another place of the model or of the data, each None to leave it.
+        config_argument: How the trainer's command takes its config file.
     """
 
     name: str
@@ -212,6 +217,7 @@ class Dialect:
     evaluation_keys: Callable[[Tree, SweepConfig], Tree] = evaluated
     does_not_train: Callable[[Tree], str | None] = lambda tree: None
     relocated: Callable[[Tree, str | None, str | None], Tree] = with_model
+    config_argument: str = "{config}"
 
 
 def obstacles(dialect: Dialect, tree: Tree) -> list[InputError]:

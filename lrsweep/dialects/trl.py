@@ -1,5 +1,6 @@
 """The dialect of TRL: the config that `trl sft --config FILE` reads (ScriptArguments, SFTConfig and ModelConfig)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,18 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import rows_are_ours
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated, with_model
+from lrsweep.dialects.mapping import (
+    OWN_SCRIPT,
+    Dialect,
+    Refusal,
+    Row,
+    TheirRun,
+    Tree,
+    Version,
+    brief,
+    evaluated,
+    with_model,
+)
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
@@ -241,6 +253,8 @@ _COMMANDS: Mapping[str, TheirRun] = {
     "grpo": TheirRun("", "reward", "maximize", 1e-6, "trl grpo", evaluates=False),
     "rloo": TheirRun("", "reward", "maximize", 1e-6, "trl rloo", evaluates=False),
 }
+# `trl dpo`, and its module `trl.scripts.dpo` or that file.
+_IN_COMMAND = re.compile(r"(?:^|[\s/])trl\s+(\w+)|trl[./]scripts[./](\w+)")
 # Keys that only one command has, or that tell it from `trl sft`.
 _SIGNS = (
     ("rloo", "normalize_advantages reward_clip_range"),
@@ -258,12 +272,15 @@ _GUESS = (
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
     if command is None:
-        name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
         guess = name == "sft" and not any(tree.get(key) is not None for key in _OF_SFT)
         return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}", guess=_GUESS if guess else "")
-    name = next((word for word in command.split() if word in _COMMANDS), "sft")
-    return replace(_COMMANDS[name], command=command)
+    match = _IN_COMMAND.search(command)
+    named = match and next(name for name in match.groups() if name)
+    if named in _COMMANDS:
+        return replace(_COMMANDS[named], command=command)
+    return replace(_COMMANDS[name], command=command, method=OWN_SCRIPT)
 
 
 def _does_not_train(tree: Tree) -> str | None:
@@ -334,4 +351,5 @@ DIALECT = Dialect(
     does_not_train=_does_not_train,
     relocated=_relocated,
     evaluation_keys=lambda tree, config: {**_held_out(tree, config), **evaluated(tree, config)},
+    config_argument="--config {config}",
 )

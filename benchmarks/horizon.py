@@ -1,6 +1,7 @@
-"""Measures the rate for a run eight times as long: `python benchmarks/horizon.py`, about a minute.
+"""Measures the rate for a run eight times as long: `python benchmarks/horizon.py`, about five minutes.
 
-Replays sweeps over the tasks in `results/tasks/` (run `tasks.py` first): 5 to 8 neighbouring rates around the best,
+Replays sweeps over the tasks in `results/tasks/` (run `tasks.py` first): 5 to 8 neighbouring rates around the best
+of 24 steps,
 one random seed of the 8 that were measured, in runs of 12, 24 and 48 steps. The rate for a run of 400 steps follows
 from the power law through the three best rates. Compares it with keeping the best rate of the longest runs, and with
 moving that by the exponent of Bjorck et al. (arXiv 2409.19913) alone. The regret is how far a rate's loss after 400
@@ -41,6 +42,17 @@ class Truth:
         there = np.isfinite(self._mean)
         loss = np.interp(np.log(lr), np.log(self.lrs[there]), self._mean[there])
         return float(loss - self._lowest) / (self.base_loss - self._lowest)
+
+    def exponent(self) -> float:
+        """The power of the steps with which the best rate of the measured means moves, over all lengths."""
+        best = []
+        for finals in self.finals.values():
+            there = np.isfinite(finals).all(1)
+            losses = dict(zip(self.lrs[there].tolist(), finals[there].mean(1).tolist(), strict=True))
+            found = optimum(0, losses, self.base_loss)
+            best.append(np.nan if found is None else np.log10(found.lr))
+        known = np.isfinite(best)
+        return float(np.polyfit(np.log10(list(self.finals))[known], np.array(best)[known], 1)[0])
 
     def sweep(self, random: np.random.Generator) -> dict[int, dict[float, float]]:
         """A sweep's losses by length and rate."""
@@ -87,6 +99,7 @@ def replay(name: str, sweeps: int) -> dict[str, Any]:
     return row | {
         "interval holds the best": round(float(np.mean(inside)), 3),
         "exponent": round(float(np.median(exponents)), 2),
+        "exponent of the means": round(truth.exponent(), 2),
         "held_out": name in HELD_OUT,
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -210,6 +211,12 @@ def test_python_values_are_hydras() -> None:
     keys = {f"optimizer.kwargs.k{number}": value for number, value in enumerate(values)}
     config = sweep_config(["+sweep=lora_lr", *(override(key, value) for key, value in keys.items())])
     assert list(config.optimizer.kwargs.values()) == values
+
+
+def test_numpys_values_are_pythons() -> None:
+    assert override("space.optimizer.lr", np.logspace(-5, -3, 3)) == "space.optimizer.lr=[1e-05,0.0001,0.001]"
+    assert override("space.optimizer.lr", list(np.logspace(-5, -4, 2))) == "space.optimizer.lr=[1e-05,0.0001]"
+    assert override("training.max_steps", np.int64(5)) == "training.max_steps=5"
 
 
 def test_a_curve_is_diagnosed_from_its_log_history() -> None:

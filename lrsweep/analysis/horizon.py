@@ -16,7 +16,8 @@ from lrsweep.analysis.verdict import Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import LR
 
-# The exponent, and how far those of other models and tasks lie from it (benchmarks/horizon.py).
+# The exponent, and how far those of other models and tasks lie from it: chosen, wide enough for the four tasks of
+# benchmarks/horizon.py.
 _EXPONENT, _EXPONENT_DEVIATION = -0.32, 0.15
 # In decades: how far the best rate lies from the power law even if it is measured well.
 _MISFIT = 0.1

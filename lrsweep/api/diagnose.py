@@ -36,12 +36,4 @@ def _curve(given: Rows | str | Path, weight_decay: float | None = None) -> Curve
         from lrsweep.tracking import run_history
 
         return log_readers.read(str(given), run_history)
-    return curve((_with_eval_loss(row) for row in given), weight_decay)
-
-
-def _with_eval_loss(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row; with several eval sets, the Trainer logs eval_NAME_loss for each, and the first one counts."""
-    if "eval_loss" in row:
-        return row
-    named = next((key for key in row if key.startswith("eval_") and key.endswith("_loss")), None)
-    return row if named is None else {**row, "eval_loss": row[named]}
+    return curve(given, weight_decay)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lrsweep.config.hydra_compose import quoted
+
 # Words that mean a value, not a text, where they are not quoted.
 _VALUES = ("true", "false", "null", "nan", "inf", "yes", "no", "on", "off")
 
@@ -19,6 +21,8 @@ def override(key: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    if hasattr(value, "tolist"):  # numpy's
+        value = value.tolist()
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -32,4 +36,4 @@ def _text(value: Any) -> str:
     text = str(value)
     if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in _VALUES:
         return text
-    return "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'") + "'"
+    return quoted(text)

@@ -29,8 +29,8 @@ class Trial:
         number: Its number.
         values: The searched keys' values, by dotted key.
         lr: Its learning rate.
-        eval_loss: Its eval loss in nats per token, the mean over its seeds.
-        losses: The eval losses of its seeds.
+        eval_loss: Its eval loss in nats per token, or `search.metric`; the mean over its seeds.
+        losses: The same for each of its seeds.
         label: What its curve shows, such as `healthy`.
     """
 
@@ -95,14 +95,15 @@ class SweepResult:
 
     @property
     def trials(self) -> "DataFrame":
-        """All finished trials: their values, eval loss in nats per token, steps, status, seed, label and reason."""
+        """All finished trials: values, eval loss in nats per token (or `search.metric`), status, seed, label, ..."""
         from pandas import DataFrame
 
+        objective = self._summary.config.search.objective
         rows = [
             {
                 "trial": result.number,
                 **result.trained,
-                "eval_loss": result.eval_loss,
+                objective.metric: None if result.eval_loss is None else objective.value(result.eval_loss),
                 "steps": result.step,
                 "status": result.status,
                 "role": result.role,
@@ -212,8 +213,10 @@ class SweepResult:
         return "\n".join(sentences(self._summary))
 
     def __repr__(self) -> str:
-        best = self.best
-        shown = "no trial completed" if best is None else f"best {dict(best.values)}, eval loss {best.eval_loss:.4f}"
+        best, objective = self.best, self._summary.config.search.objective
+        shown = (
+            "no trial completed" if best is None else f"best {dict(best.values)}, {objective.name} {best.eval_loss:.4f}"
+        )
         return f"<SweepResult {self.name}: {shown}>"
 
     def _repr_html_(self) -> str:
@@ -232,13 +235,13 @@ class SweepResult:
     def _trial(self, candidate: Candidate | None) -> Trial | None:
         if candidate is None:
             return None
-        result = candidate.result
+        result, objective = candidate.result, self._summary.config.search.objective
         return Trial(
             result.number,
             result.trained,
             result.lr,
-            candidate.mean,
-            candidate.losses,
+            objective.value(candidate.mean),
+            tuple(map(objective.value, candidate.losses)),
             self._summary.label(result.number),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrsweep.cli.arguments import ArgumentParser
-from lrsweep.files.locks import exclusive_or_none
+from lrsweep.files.locks import is_locked
 from lrsweep.files.paths import SweepFolder, existing_names
 from lrsweep.formatting import format_loss, format_value
 
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     if not found:
         print("no sweeps in outputs/ yet; run one with: lrsweep +sweep=lora_lr")
         return 0
-    rows = [("sweep", "state", "trials", "best", "eval loss", "changed"), *map(_row, found)]
+    rows = [("sweep", "state", "trials", "best", "result", "changed"), *map(_row, found)]
     columns = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(length) for text, length in zip(row, columns, strict=True)).rstrip())
@@ -34,15 +34,17 @@ def run(argv: Sequence[str]) -> int:
 def _entry(folder: SweepFolder) -> dict[str, Any]:
     """What is known of a sweep: from its summary, or less if it has none that can be read."""
     summary = _summary(folder)
-    trials = summary.get("trials") or []
-    best = summary.get("best") or {}
+    trials = _of(list, summary.get("trials"))
+    best = _of(dict, summary.get("best"))
+    value = best.get("value", best.get("eval_loss"))
     changed = max(path.stat().st_mtime for path in (folder.config, folder.summary, folder.log) if path.exists())
     return {
         "name": folder.path.name,
         "state": _state(folder, len(trials), bool(best)),
         "trials": len(trials),
-        "best": best.get("values"),
-        "eval_loss": best.get("eval_loss"),
+        "best": _of(dict, best.get("values")),
+        "metric": best.get("metric", "eval_loss"),
+        "value": value if isinstance(value, int | float) else None,
         "changed": round(changed),
     }
 
@@ -51,15 +53,20 @@ def _summary(folder: SweepFolder) -> Mapping[str, Any]:
     # The whole summary, with its verdict, takes libraries that need seconds to import.
     try:
         tree = json.loads(folder.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
 
 
+def _of(kind: type[Any], value: Any) -> Any:
+    """The value, or an empty one where a damaged summary has something else."""
+    return value if isinstance(value, kind) else kind()
+
+
 def _state(folder: SweepFolder, trials: int, has_best: bool) -> str:
     # In a folder that can only be read, nobody runs a sweep.
-    with contextlib.suppress(OSError), exclusive_or_none(folder.path / ".lock") as free:
-        if not free:
+    with contextlib.suppress(OSError):
+        if is_locked(folder.path / ".lock"):
             return "running"
     if not folder.concluded(trials):
         return "interrupted"
@@ -67,13 +74,13 @@ def _state(folder: SweepFolder, trials: int, has_best: bool) -> str:
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    values = ", ".join(f"{key}={format_value(value)}" for key, value in (entry["best"] or {}).items())
+    values = ", ".join(f"{key}={format_value(value)}" for key, value in entry["best"].items())
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["changed"]))
     return (
         entry["name"],
         entry["state"],
         str(entry["trials"]),
         values or "-",
-        format_loss(entry["eval_loss"]),
+        format_loss(entry["value"]),
         when,
     )

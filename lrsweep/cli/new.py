@@ -43,13 +43,17 @@ space:
 """
 
 
+_VALUES = ("null", "true", "false", "nan", "inf")
+
+
 def run(argv: Sequence[str]) -> int:
     """Writes the file. Raises LrsweepError."""
     parser = ArgumentParser("new", "write a commented sweep file to start from, sweeps/NAME.yaml")
     parser.add_argument("name", metavar="NAME", help="the sweep's name")
     name = parser.parse_args(argv).name
-    if not re.fullmatch(NAME, name):
-        raise InputError(f"new {name}: letters, digits, '.', '_' and '-' only, starting with a letter or digit")
+    # Hydra would read 123, null or inf as a value.
+    if not re.fullmatch(NAME, name) or not name[0].isalpha() or name.lower() in _VALUES:
+        raise InputError(f"new {name}: a name has letters, digits, '.', '_' and '-' only, and starts with a letter")
     from lrsweep.config.hydra_compose import sweep_names
 
     path = Path("sweeps") / f"{name}.yaml"

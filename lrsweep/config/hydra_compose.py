@@ -152,10 +152,15 @@ def _normal(override: str) -> str:
     key, _, value = override.partition("=")
     _refuse_hydras_own_sweeps(override, key.lstrip("+"), value)
     if is_text(key) and not _AS_IT_IS.fullmatch(value):
-        escaped = _QUOTE.sub(lambda found: found[0] * 2, value).replace("'", "\\'")
-        return f"{key}='{escaped}'"
+        return f"{key}={quoted(value)}"
     open_places = r"(space|data\.columns|executor\.options|\w+\.kwargs)[.=]"
     return f"++{override}" if re.match(open_places, override) else override
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's quoted string."""
+    escaped = _QUOTE.sub(lambda found: found[0] * 2, text).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _refuse_hydras_own_sweeps(override: str, key: str, value: str) -> None:

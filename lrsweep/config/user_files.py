@@ -62,7 +62,7 @@ class UserFiles(FileConfigSource):
     def is_config(self, config_path: str) -> bool:
         """Returns whether there is such a file."""
         if _is_sweep(config_path):
-            return Path(config_path).stem in sweep_files()
+            return _sweep_name(config_path) in sweep_files()
         return _is_ours(config_path) and self._file(config_path).is_file()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
@@ -80,7 +80,7 @@ class UserFiles(FileConfigSource):
 
     def _file(self, config_path: str) -> Path:
         if _is_sweep(config_path):
-            return sweep_files()[Path(config_path).stem]
+            return sweep_files()[_sweep_name(config_path)]
         return own_conf() / str(self._normalize_file_name(config_path))
 
 
@@ -100,6 +100,11 @@ Plugins.instance().register(UserFilesLast)
 
 def _is_sweep(config_path: str) -> bool:
     return config_path.startswith("sweep/")
+
+
+def _sweep_name(config_path: str) -> str:
+    # A name may have dots in it.
+    return config_path.removeprefix("sweep/").removesuffix(".yaml")
 
 
 def _is_ours(config_path: str) -> bool:

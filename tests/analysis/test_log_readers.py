@@ -57,18 +57,16 @@ def test_an_event_file_of_tensorboard_is_read(tmp_path: Path, monkeypatch: pytes
     tensorboard()
     (path,) = tmp_path.iterdir()
     # People rename these files.
-    for name in (path, path.rename(tmp_path / "run.tfevents")):
-        if name.exists():
-            found = read(name)
-            assert found.loss.values == pytest.approx(LOSSES)
-            assert found.eval_loss.values == pytest.approx(EVALS)
-            assert list(found.loss.steps) == [10 * i for i in range(1, 31)]
+    for found in (read(path), read(path.rename(tmp_path / "run.tfevents"))):
+        assert found.loss.values == pytest.approx(LOSSES)
+        assert found.eval_loss.values == pytest.approx(EVALS)
+        assert list(found.loss.steps) == [10 * i for i in range(1, 31)]
 
 
 def test_a_damaged_event_file_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "events.out.tfevents.1"
     path.write_bytes(b"\x18" + b"\0" * 11 + b"\x1a\x0dbrain.Event:2" + b"rubbish" * 9)
-    with pytest.raises(InputError, match=r"lrsweep\[tensorboard\]|damaged|holds no losses") as caught:
+    with pytest.raises(InputError, match=r"lrsweep\[tensorboard\]|damaged") as caught:
         read(path)
     assert "\n" not in str(caught.value)
 

@@ -53,17 +53,40 @@ def test_list_says_the_state_and_the_best_of_each_sweep(capsys: pytest.CaptureFi
     assert "optimizer.lr=0.0001  2.5000" in line
 
 
-def test_new_writes_a_sweep_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    new.run(["mine"])
-    assert "lrsweep +sweep=mine" in capsys.readouterr().out
-    config = sweep_config(["+sweep=mine"])
-    assert config.name == "mine"
+@pytest.mark.parametrize("name", ["mine", "v1.5", "a-b_c"])
+def test_new_writes_a_sweep_that_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    new.run([name])
+    assert f"lrsweep +sweep={name}" in capsys.readouterr().out
+    config = sweep_config([f"+sweep={name}"])
+    assert config.name == name
     assert [axis.key for axis in search_space.axes(search_space.settle(config)[0])] == ["optimizer.lr"]
 
 
 @pytest.mark.parametrize(
+    "summary", ['{"trials": 5}', '{"best": [1]}', '{"best": {"values": 1, "value": "x"}}', "[1]", "[" * 99_999, "\xff"]
+)
+def test_a_damaged_summary_does_not_hide_the_other_sweeps(summary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("whole", "damaged"):
+        folder = Path("outputs", name)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("name: x\n")
+        whole = '{"trials": [], "best": {"values": {}, "value": 1.5}}'
+        (folder / "summary.json").write_text(summary if name == "damaged" else whole)
+    assert list_sweeps.run([]) == 0
+    shown = capsys.readouterr().out
+    assert "1.5000" in shown
+    assert "damaged" in shown
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
-    [("mine", "sweeps/mine.yaml: exists already"), ("lora_lr", "has a sweep of that name"), ("../x", "letters")],
+    [
+        ("mine", "sweeps/mine.yaml: exists already"),
+        ("lora_lr", "has a sweep of that name"),
+        ("../x", "letters"),
+        ("123", "starts"),
+        ("null", "starts"),
+    ],
 )
 def test_new_overwrites_nothing(name: str, said: str) -> None:
     Path("sweeps").mkdir()

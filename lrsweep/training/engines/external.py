@@ -131,6 +131,7 @@ class _Process:
     _last: int = 0
     # The metric's values since the last mean.
     _recent: list[float] = field(default_factory=list)
+    _smoothed_at: int = 0
     _has_eval: bool = False
     # The exit code, None while it runs.
     _code: int | None = None
@@ -163,11 +164,13 @@ class _Process:
         name, smoothed = self.metric
         every, until = self.trial.config.training.eval_every, self.trial.config.training.max_steps
         for step in sorted(found):
-            if name in found[step] and step <= until:
+            if name in found[step] and self._smoothed_at < until:
                 self._recent.append(found[step][name])
-                if len(self._recent) >= every or step == until:
+                # The trainer may log less often, and not at the last step of a trial.
+                if step - self._smoothed_at >= every or step >= until:
                     found[step][smoothed] = sum(self._recent) / len(self._recent)
                     self._recent.clear()
+                    self._smoothed_at = step
 
     def has_ended(self, measurements: Sequence[Measurement], stop: Container[int]) -> bool:
         """Returns whether the trial has ended or must end, and sets `outcome` if so.

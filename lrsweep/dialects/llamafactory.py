@@ -303,6 +303,9 @@ DIALECT = Dialect(
         Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
+        Refusal("double_quantization", "trials quantize doubly", "set it to true", (True,), off=False),
+        Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),
+        Refusal("use_fast_tokenizer", "trials use the fast tokenizer", "set it to true", (True,), off=False),
         Refusal(
             "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
             "moe_aux_loss_coef",

@@ -8,7 +8,7 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
-from lrsweep.dialects.data_keys import rows_are_ours
+from lrsweep.dialects.data_keys import moved, rows_are_ours, share_only
 from lrsweep.dialects.mapping import (
     OWN_SCRIPT,
     Dialect,
@@ -62,7 +62,7 @@ def _read_lora(tree: Tree) -> Tree:
         return {"finetune.mode": "full"}
     return {
         **lora_keys.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": lora_keys.read_targets(tree.get("lora_target_modules"), "all-linear"),
+        "finetune.target_modules": lora_keys.read_targets(tree, "lora_target_modules", None),
     }
 
 
@@ -134,7 +134,7 @@ def _write_evaluation_set(config: SweepConfig) -> Tree:
     data = config.data
     if _is_mixture(config):
         # `trl sft` can evaluate on a split that this key makes, but not on another file.
-        return {"test_split_size": data.eval_fraction or _HELD_OUT}
+        return {"test_split_size": share_only(data.eval_fraction, "TRL") or _HELD_OUT}
     return {"dataset_test_split": data.eval_split}
 
 
@@ -234,7 +234,7 @@ def _complete(config: SweepConfig) -> Tree:
 
 def _held_out(tree: Tree, config: SweepConfig) -> Tree:
     """`trl sft` evaluates on a split from the hub, or on one that it splits off, which needs the key `datasets`."""
-    share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
+    share = {"test_split_size": tree.get("test_split_size") or share_only(config.data.eval_fraction, "TRL")}
     if tree.get("datasets"):
         return share
     if config.data.eval_split:
@@ -295,11 +295,7 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
     if data_dir is None:
         return found
     if tree.get("datasets"):
-        files = [
-            entry | {"data_files": str(Path(data_dir, entry["data_files"]))} if entry.get("data_files") else entry
-            for entry in tree["datasets"]
-        ]
-        return found | {"datasets": files}
+        return found | {"datasets": moved(tree["datasets"], "data_files", data_dir)}
     return found | {"dataset_name": str(Path(data_dir, str(tree.get("dataset_name", ""))))}
 
 

@@ -52,8 +52,9 @@ def run(argv: Sequence[str]) -> int:
         out = sweep_file.place(arguments.out, file)
         _, tree = read(file)
     else:
-        tree, command, name = command_line.parsed(line)
-        file, command = "", arguments.command or command
+        trainer = TRAINERS[arguments.format]
+        tree, command, name = command_line.parsed(line, trainer.config_argument, arguments.command)
+        file = ""
         out = sweep_file.place(arguments.out, Path(name))
     request = Request(arguments.engine, command, arguments.python, arguments.model, arguments.data_dir)
     imported = importer.imported(arguments.format, tree, str(file), request)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrsweep.config.schema import SweepConfig, flatten
-from lrsweep.dialects import axolotl, llamafactory, ms_swift, transformers, trl
+from lrsweep.dialects import axolotl, llamafactory, ms_swift, their_command, transformers, trl
 from lrsweep.dialects.file_editor import edited
 from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, written
 from lrsweep.dialects.yaml_reader import load_yaml
@@ -81,7 +81,8 @@ def tree(
     origin = config.origin
     if origin is not None and origin.base and origin.dialect == trainer.name:
         base = load_yaml(origin.base, "origin.base")
-        return changed(base, changes_in_their_file(trainer, base, config, searched, version))
+        given = searched | their_command.overridden(trainer, base, config)
+        return changed(base, changes_in_their_file(trainer, base, config, given, version))
     if origin is None or origin.dialect != trainer.name:
         return written(trainer, config, None, searched, version)
     rest = load_yaml(origin.rest, "origin.rest") if origin.rest else {}

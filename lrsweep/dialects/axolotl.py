@@ -1,15 +1,15 @@
 """The dialect of Axolotl: the config that `axolotl train FILE` reads."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
-from lrsweep.dialects.data_keys import NO_EVALUATION, rows_are_ours, share_held_out
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
+from lrsweep.dialects.data_keys import NO_EVALUATION, moved, rows_are_ours, share_held_out
+from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
@@ -50,7 +50,7 @@ def _read_finetune(tree: Tree) -> Tree:
         return {"finetune.mode": "full", "model.quantization": None}
     if adapter not in ("lora", "qlora"):
         raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
-    targets = lora_keys.read_targets(tree.get("lora_target_modules") or None, "all-linear")
+    targets = lora_keys.read_targets(tree, "lora_target_modules", None)
     if flag("lora_target_linear", given(tree, "lora_target_linear", False)):
         targets = "all-linear"
     if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
@@ -137,11 +137,12 @@ def _write_loading(config: SweepConfig) -> Tree:
 
 def _read_loading(tree: Tree) -> Tree:
     """Checks how the model and its tokenizer are loaded: keys of which only some values change what is learned."""
-    for plugin in given(tree, "plugins", []):
+    plugins = given(tree, "plugins", [])
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
         if str(plugin).removeprefix("axolotl.integrations.").split(".")[0] not in _PLUGINS:
             raise InputError(f"plugins={brief(plugin)}: it may change the training; remove it")
-    tokens = given(tree, "special_tokens", {})
-    tokens = {name: value for name, value in dict(tokens).items() if name != "pad_token" and value is not None}
+    tokens = training_arguments.mapping_of("special_tokens", given(tree, "special_tokens", {}))
+    tokens = {name: value for name, value in tokens.items() if name != "pad_token" and value is not None}
     others = {name: value for name, value in tokens.items() if name not in ("bos_token", "eos_token", "unk_token")}
     if others:
         raise InputError(f"special_tokens={brief(others)}: it changes the tokenizer; put the tokens into its own files")
@@ -255,14 +256,15 @@ def _notes(tree: Tree) -> list[str]:
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
-    run = TheirRun(command or "axolotl train {config}")
+    command = command or "axolotl train {config}"
+    run = TheirRun(command, method=None if re.search(r"\baxolotl\b", command) else OWN_SCRIPT)
     method = tree.get("rl") or next((name for name in ("reward_model", "process_reward_model") if tree.get(name)), None)
     if method is None:
         streams = tree.get("streaming") or tree.get("pretraining_dataset")
         return replace(run, metric="loss", evaluates=False) if streams and not tree.get("test_datasets") else run
     if method in ("grpo", "gdpo", "ebft"):
-        return replace(run, metric="reward", direction="maximize", method=str(method), evaluates=False)
-    run = replace(run, method=str(method))
+        return replace(run, metric="reward", direction="maximize", method=run.method or str(method), evaluates=False)
+    run = replace(run, method=run.method or str(method))
     return replace(run, metric="eval_rewards/accuracies", direction="maximize") if method in ("dpo", "ipo") else run
 
 
@@ -277,12 +279,15 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
     changes: dict[str, Any] = {} if model is None else {"base_model": model}
     if data_dir is not None:
         for name in ("datasets", "test_datasets"):
-            if isinstance(sets := tree.get(name), list):
-                changes[name] = [entry | {"path": str(Path(data_dir, entry.get("path", "")))} for entry in sets]
+            if tree.get(name):
+                changes[name] = moved(tree[name], "path", data_dir)
     return {**tree, **changes}
 
 
 _METHOD = "trials train plain LoRA or all weights"
+_DOUBLE = {"bnb_4bit_use_double_quant": True}
+# Values that are the defaults.
+_QUANTIZATION = ({}, _DOUBLE, {"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "nf4", **_DOUBLE})
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",
@@ -325,7 +330,10 @@ DIALECT = Dialect(
             "it changes the tokenizer or its chat template",
             "make the change in the model's folder",
         ),
-        Refusal("use_eaft kd_trainer", "trials use the cross-entropy loss", "remove it"),
+        Refusal("tokenizer_legacy", "it changes the tokens of rows", "remove it", off=False),
+        Refusal("tokenizer_use_fast", "trials use the fast tokenizer", "set it to true", (True,), off=False),
+        Refusal("bnb_config_kwargs", "trials quantize to nf4, doubly", "remove it", _QUANTIZATION),
+        Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(
             "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "

@@ -7,6 +7,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out
 from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import given, word
+from lrsweep.dialects.training_arguments import mapping_of
 from lrsweep.errors import InputError
 
 _ENTRY = (
@@ -52,7 +53,7 @@ def _one_set(tree: Tree, name: str) -> Tree:
         )
     roles = given(entry, "roles_to_train", ["assistant"])
     if kind == "chat_template" and (
-        list(roles) not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
+        roles not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
     ):
         raise InputError(
             f"roles_to_train={brief(roles)}: trials train on the assistant's turns and their end tokens; remove it"
@@ -79,7 +80,7 @@ def _format(entry: Tree, kind: Any) -> Tree:
         return {"data.format": "alpaca", "data.columns": {}, "data.template": "alpaca"}
     if kind != "chat_template":
         raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")
-    properties = dict(given(entry, "message_property_mappings", _MESSAGES))
+    properties = mapping_of("message_property_mappings", given(entry, "message_property_mappings", _MESSAGES))
     for name in ("role", "content"):  # its older spelling
         properties[name] = given(entry, f"message_field_{name}", properties.get(name))
     if properties == _SHAREGPT:

@@ -1,8 +1,12 @@
 """Data keys that several dialects share: the rows that are held out for evaluation."""
 
+from pathlib import Path
+from typing import Any
+
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.mapping import Tree
+from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import number
+from lrsweep.errors import InputError
 
 NO_EVALUATION = "the run has no evaluation; trials hold out 10% of the rows for it"
 
@@ -11,6 +15,13 @@ def held_out(tree: Tree, name: str) -> Tree:
     """Reads the share or the number of rows that the trainer's key `name` holds out; 0 sets nothing."""
     share = number(name, tree.get(name) or 0)
     return {"data.eval_fraction": share} if share > 0 else {}
+
+
+def share_only(fraction: float, tool: str) -> float:
+    """Returns `data.eval_fraction` for a trainer that holds out a share of the rows. Raises InputError for a number."""
+    if fraction >= 1:
+        raise InputError(f"data.eval_fraction={fraction:g}: {tool} holds out a share of the rows only; set it below 1")
+    return fraction
 
 
 def share_held_out(tree: Tree, config: SweepConfig, others: str, share: str) -> Tree:
@@ -23,6 +34,18 @@ def share_held_out(tree: Tree, config: SweepConfig, others: str, share: str) -> 
         share: The trainer's key for the share that is held out.
     """
     return {} if tree.get(others) or tree.get(share) else {share: config.data.eval_fraction}
+
+
+def moved(sets: Any, name: str, folder: str) -> list[Any]:
+    """Returns a list of data sets whose files, under `name`, are in another folder."""
+    if not isinstance(sets, list) or not all(isinstance(entry, dict) for entry in sets):
+        raise InputError(f"datasets={brief(sets)}: not a list of data sets, so --data-dir cannot move them; correct it")
+    found = []
+    for entry in sets:
+        files = entry.get(name)
+        paths = [str(Path(folder, str(file))) for file in (files if isinstance(files, list) else [files])]
+        found.append(entry if files is None else entry | {name: paths if isinstance(files, list) else paths[0]})
+    return found
 
 
 def rows_are_ours(config: SweepConfig) -> str:

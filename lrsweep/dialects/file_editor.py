@@ -75,12 +75,14 @@ def edited(
     change = changes_in_their_file if theirs else edits
     changes = change(dialect, tree, config, tuned, version)
     if is_json(path):
-        return json_editor.with_changes(text, changes)
-    changes = _misread(dialect, text, tree, tuned, version) | changes
-    result = with_changes(text, changes)
+        change_text, load = json_editor.with_changes, load_json
+    else:
+        change_text, load = with_changes, load_yaml
+        changes = _misread(dialect, text, tree, tuned, version) | changes
+    result = change_text(text, changes)
     expected = changed(tree, changes)
     try:
-        found: object = load_yaml(result, str(path))
+        found: object = load(result, str(path))
     except InputError:
         found = None
     if found != expected:
@@ -88,6 +90,8 @@ def edited(
             f"{path}: {', '.join(changes)} cannot be changed without touching other keys (an anchor or several keys on "
             "a line); write each key on a line of its own"
         )
+    if is_json(path):
+        return result
     different = [] if theirs else differences(dialect, expected, config, version)
     warning = [f"This file trains differently from the trials: {', '.join(different)}."] if different else []
     above = (header + comments(warning)).replace("\n", _newline(text))

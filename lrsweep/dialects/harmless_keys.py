@@ -23,11 +23,11 @@ TRAINING_ARGUMENTS = """
 """
 
 LLAMAFACTORY = """
-    trust_remote_code cache_dir use_fast_tokenizer low_cpu_mem_usage media_dir print_param_status
+    trust_remote_code cache_dir low_cpu_mem_usage media_dir print_param_status
     overwrite_cache preprocessing_num_workers preprocessing_batch_size data_shared_file_system
-    ignore_pad_token_for_loss plot_loss compute_accuracy predict_with_generate
+    plot_loss compute_accuracy predict_with_generate
     include_effective_tokens_per_second early_stopping_steps use_unsloth use_unsloth_gc enable_liger_kernel
-    use_reentrant_gc use_v1_kernels double_quantization gradient_checkpointing infer_backend infer_dtype
+    use_reentrant_gc use_v1_kernels gradient_checkpointing infer_backend infer_dtype
     offload_folder use_kv_cache max_length max_new_tokens do_sample temperature top_p top_k num_beams
     repetition_penalty length_penalty ray_num_workers ray_init_kwargs ray_run_name ray_storage_path
     resources_per_worker placement_strategy master_addr master_port use_swanlab swanlab_project
@@ -45,7 +45,7 @@ AXOLOTL = """
     eot_tokens experimental_skip_move_to_device use_wandb provider gpu gpu_count node_count volumes memory timeout
     memory_preprocess timeout_preprocess secrets use_scattermoe use_sonicmoe
     experts_implementation expert_parallel_size hub_model_id
-    strict trust_remote_code tokenizer_use_fast tokenizer_legacy hf_use_auth_token low_cpu_mem_usage
+    strict trust_remote_code hf_use_auth_token low_cpu_mem_usage
     dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory push_dataset_to_hub
     skip_prepare_dataset_cache num_dataset_shards_to_save saves_per_epoch save_first_step debug use_tensorboard
     wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_mode wandb_log_model use_wandb
@@ -61,8 +61,8 @@ AXOLOTL = """
     lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels cut_cross_entropy
     chunked_cross_entropy chunked_cross_entropy_num_chunks tiled_mlp tiled_mlp_num_shards liger_rope
     liger_rms_norm liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy liger_cross_entropy
-    liger_rms_norm_gated liger_use_token_scaling activation_offloading layer_offloading selective_checkpointing
-    torch_compile_options gc_steps gc_collect_steps lora_on_cpu qlora_sharded_model_loading bnb_config_kwargs
+    liger_rms_norm_gated activation_offloading layer_offloading selective_checkpointing
+    torch_compile_options gc_steps gc_collect_steps lora_on_cpu qlora_sharded_model_loading
     max_memory gpu_memory_limit device_map device world_size ddp fsdp_version fsdp_final_state_dict_type
     dp_shard_size dp_replicate_size tensor_parallel_size context_parallel_size sequence_parallel_degree
     heads_k_stride ring_attn_func deepcompile pad_to_sequence_len pad_to_multiple_of eval_sample_packing
@@ -85,10 +85,10 @@ MS_SWIFT = """
     trust_remote_code load_args load_data_args ignore_args_error dataset_num_proc load_from_cache_file
     dataset_shuffle val_dataset_shuffle download_mode strict custom_dataset_info model_author model_name add_version
     create_checkpoint_symlink padding_side padding_free packing_num_proc packing_strategy attn_impl experts_impl
-    device_map max_memory local_repo_path template_backend bnb_4bit_compute_dtype bnb_4bit_quant_type
-    bnb_4bit_use_double_quant bnb_4bit_quant_storage zero_hpz_partition_size deepspeed_autotp_size
+    device_map max_memory local_repo_path template_backend
+    bnb_4bit_quant_storage zero_hpz_partition_size deepspeed_autotp_size
     sequence_parallel_size vit_gradient_checkpointing safe_serialization max_shard_size predict_with_generate
-    resume_only_model train_dataloader_shuffle early_stop_interval eval_limit eval_datasets eval_generation_config
+    resume_only_model early_stop_interval eval_limit eval_datasets eval_generation_config
     use_ray ray_exp_name device_groups max_new_tokens temperature top_k top_p repetition_penalty num_beams stream
-    stop_words agent_template lazy_tokenize swanlab_project swanlab_mode swanlab_exp_name swanlab_workspace
+    stop_words lazy_tokenize swanlab_project swanlab_mode swanlab_exp_name swanlab_workspace
 """

@@ -87,14 +87,30 @@ def without_secrets(tree: Tree) -> tuple[dict[str, Any], list[str]]:
     """Returns a file's content without secrets, which a sweep would write to disk, and the keys of those."""
     kept, dropped = {}, []
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            kept[name], inside = without_secrets(value)
-            dropped += [f"{name}.{part}" for part in inside]
-        elif isinstance(value, str) and mask(f"{name}: {value}") != f"{name}: {value}":
+        if isinstance(value, str) and mask(f"{name}: {value}") != f"{name}: {value}":
             dropped.append(name)
         else:
-            kept[name] = value
+            kept[name], inside = _without_secrets_in(name, value)
+            dropped += inside
     return kept, dropped
+
+
+def _without_secrets_in(name: str, value: Any) -> tuple[Any, list[str]]:
+    """A value without the secrets in it, and their keys."""
+    if isinstance(value, Mapping):
+        kept, dropped = without_secrets(value)
+        return kept, [f"{name}.{part}" for part in dropped]
+    if not isinstance(value, list):
+        return value, []
+    parts, dropped = [], []
+    for at, part in enumerate(value):
+        if isinstance(part, str) and mask(f"{name}: {part}") != f"{name}: {part}":
+            dropped.append(f"{name}[{at}]")
+        else:
+            inner, inside = _without_secrets_in(f"{name}[{at}]", part)
+            parts.append(inner)
+            dropped += inside
+    return parts, dropped
 
 
 def _refuse_interpolation(tree: Any) -> None:

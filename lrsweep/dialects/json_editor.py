@@ -17,26 +17,24 @@ def with_changes(text: str, changes: Mapping[str, Any]) -> str:
         changes: Values by key; None removes the key. New keys go to the end.
     """
     places = _places(text)
-    cuts: list[tuple[int, int, str]] = []
+    head = text.index("{") + 1
+    first = min((start for start, _, _ in places.values()), default=head)
+    last = max((end for _, _, end in places.values()), default=head)
+    # Each member that stays, with the comma and the space before it.
+    members: list[tuple[str, str]] = []
+    before = first
     for name, (start, value, end) in places.items():
         if name not in changes:
-            continue
-        if changes[name] is not None:
-            cuts.append((value, end, _text(changes[name])))
-            continue
-        after = _SPACE.match(text, end)
-        comma = after is not None and text[after.end()] == ","
-        # The last member takes the comma before it along.
-        cuts.append((start, after.end() + 1, "") if comma and after else (text.rfind(",", 0, start), end, ""))
+            members.append((text[before:start], text[start:end]))
+        elif changes[name] is not None:
+            members.append((text[before:start], text[start:value] + _text(changes[name])))
+        before = end
+    space = text[head:first]
     new = {name: value for name, value in changes.items() if name not in places and value is not None}
-    if new:
-        first, last = min(start for start, _, _ in places.values()), max(end for _, _, end in places.values())
-        space = text[text.index("{") + 1 : first]
-        added = "".join(f",{space}{json.dumps(name)}: {_text(value)}" for name, value in new.items())
-        cuts.append((last, last, added))
-    for start, end, replacement in sorted(cuts, reverse=True):
-        text = text[:start] + replacement + text[end:]
-    return text
+    members += [(f",{space}", f"{json.dumps(name)}: {_text(value)}") for name, value in new.items()]
+    # The first member that stays may have lost the ones before its comma.
+    body = "".join(comma * (at > 0) + member for at, (comma, member) in enumerate(members))
+    return text[:first] + body + text[last:]
 
 
 def _places(text: str) -> dict[str, tuple[int, int, int]]:

@@ -3,6 +3,7 @@
 LLaMA-Factory requires a version of transformers that still has warmup_ratio.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from lrsweep.dialects.llamafactory_data import (
     write_evaluation_set,
 )
 from lrsweep.dialects.mapping import (
+    OWN_SCRIPT,
     Dialect,
     Refusal,
     Row,
@@ -35,6 +37,7 @@ from lrsweep.dialects.rows import flag, given, key, names, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+_IN_COMMAND = re.compile(r"llamafactory|\blmf\b|\bsrc/train\.py\b")
 _V1 = "model peft_config micro_batch_size global_batch_size optim_config lr_scheduler_config train_dataset dist_config"
 
 
@@ -233,10 +236,12 @@ def _their_run(tree: Tree, command: str | None) -> TheirRun:
         command = command or "env USE_V1=1 llamafactory-cli train {config}"
         return TheirRun(command, "loss", lr=1e-4, method="the v1 engine", evaluates=False)
     run = TheirRun(command or "llamafactory-cli train {config}")
-    stage = tree.get("stage") or "sft"
+    stage = str(tree.get("stage") or "sft")
+    if not _IN_COMMAND.search(run.command):
+        run = replace(run, method=OWN_SCRIPT)
     if stage in ("sft", "pt"):
         return run
-    run = replace(run, method=f"stage {stage}", evaluates=stage != "ppo")
+    run = replace(run, method=run.method or f"stage {stage}", evaluates=stage != "ppo")
     highest = {"dpo": "eval_rewards/accuracies", "rm": "eval_accuracy", "ppo": "reward"}
     if stage not in highest or (stage == "dpo" and tree.get("pref_loss") in ("orpo", "simpo")):
         return run
@@ -298,6 +303,9 @@ DIALECT = Dialect(
         Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
+        Refusal("double_quantization", "trials quantize doubly", "set it to true", (True,), off=False),
+        Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),
+        Refusal("use_fast_tokenizer", "trials use the fast tokenizer", "set it to true", (True,), off=False),
         Refusal(
             "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
             "moe_aux_loss_coef",

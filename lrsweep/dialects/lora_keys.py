@@ -5,7 +5,7 @@ from typing import Any
 
 from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects.mapping import Tree
-from lrsweep.dialects.rows import flag, given, integral, number, whole
+from lrsweep.dialects.rows import flag, given, integral, number, whole, word
 
 # What a module's name does not hold, and a regular expression does.
 _REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
@@ -51,19 +51,21 @@ def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool:
     }
 
 
-def read_targets(value: Any, everything: str) -> Any:
-    """Reads the target modules of a trainer that hands them to PEFT.
+def read_targets(tree: Tree, key: str, default: str | None) -> Any:
+    """Reads the target modules of a trainer that hands them to PEFT: one name or regular expression, or a list.
 
     Args:
-        value: The trainer's value: one name or regular expression, a list, or None.
-        everything: The trainer's word for all linear layers.
+        tree: The trainer's file.
+        key: The trainer's key.
+        default: The trainer's default.
 
     Returns:
         The value of `finetune.target_modules`.
     """
-    names = value if value is None or isinstance(value, str) else [str(name) for name in value]
-    if names in (everything, [everything]):
+    value = given(tree, key, default)
+    targets = [word(key, name) for name in value] if isinstance(value, list) else value and word(key, value)
+    if targets in ("all-linear", ["all-linear"]):
         return "all-linear"
-    if isinstance(names, list) and len(names) == 1 and _REGEX.search(names[0]):
-        return names[0]
-    return [names] if isinstance(names, str) and not _REGEX.search(names) else names
+    if isinstance(targets, list) and len(targets) == 1 and _REGEX.search(targets[0]):
+        return targets[0]
+    return [targets] if isinstance(targets, str) and targets and not _REGEX.search(targets) else targets or None

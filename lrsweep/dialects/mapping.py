@@ -107,21 +107,26 @@ class Refusal:
         keys: The trainer's keys, separated by spaces.
         why: Why it is refused: the middle part of the message "key=value: why; fix".
         fix: What the user should do.
-        harmless: Values without effect, which are accepted. Absent, null and false are always accepted.
+        harmless: Values without effect, which are accepted. Absent and null are always accepted.
+        off: Whether false is accepted too: it is not for what is on by default.
     """
 
     keys: str
     why: str
     fix: str
     harmless: tuple[Any, ...] = ()
+    off: bool = True
 
     def faults(self, tree: Tree) -> list[InputError]:
         """Returns an error for each of the keys whose value in a trainer's file is not harmless."""
         return [
             InputError(f"{key}={brief(value)}: {self.why}; {self.fix}")
             for key in self.keys.split()
-            if (value := tree.get(key)) is not None and value is not False and value not in self.harmless
+            if (value := tree.get(key)) is not None and not self._accepts(value)
         ]
+
+    def _accepts(self, value: Any) -> bool:
+        return self.off if value is False else value in self.harmless
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,10 @@ class TheirRun:
     method: str | None = None
     evaluates: bool = True
     guess: str = ""
+
+
+# The method of a run whose command is not one of the trainer's: nothing here knows what it does.
+OWN_SCRIPT = "your own script"
 
 
 def evaluated(tree: Tree, config: SweepConfig) -> Tree:
@@ -194,6 +203,7 @@ class Dialect:
         evaluation_keys: The same for when and on what a trial is evaluated.
         does_not_train: Returns why the trainer itself would not train a file; None if it would.
         relocated: Returns a file with another place of the model or of the data, each None to leave it.
+        config_argument: How the trainer's command takes its config file.
     """
 
     name: str
@@ -212,6 +222,7 @@ class Dialect:
     evaluation_keys: Callable[[Tree, SweepConfig], Tree] = evaluated
     does_not_train: Callable[[Tree], str | None] = lambda tree: None
     relocated: Callable[[Tree, str | None, str | None], Tree] = with_model
+    config_argument: str = "{config}"
 
 
 def obstacles(dialect: Dialect, tree: Tree) -> list[InputError]:
@@ -364,7 +375,7 @@ def changes_in_their_file(
         elif searched or any(_changes_training(name) and _valid(config, different) for name in different):
             changes |= row.edits(base, config)
     if unknown:
-        raise InputError(f"{min(unknown)}: {dialect.name} has no key for it; search over other keys")
+        raise InputError(f"{min(unknown)}: {dialect.name} has no key for it; leave it out")
     return changes
 
 

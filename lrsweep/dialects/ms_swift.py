@@ -1,7 +1,7 @@
 """The dialect of ms-swift: the config that `swift sft FILE` reads."""
 
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,9 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, optimizer_keys, training_arguments
-from lrsweep.dialects.data_keys import rows_are_ours
+from lrsweep.dialects.data_keys import rows_are_ours, share_only
 from lrsweep.dialects.mapping import (
+    OWN_SCRIPT,
     Dialect,
     Refusal,
     Row,
@@ -87,7 +88,7 @@ def _read_tuner(tree: Tree) -> Tree:
     return {
         **found,
         **lora_keys.read(tree, ("lora_rank", 8), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": lora_keys.read_targets(given(tree, "target_modules", "all-linear"), "all-linear"),
+        "finetune.target_modules": lora_keys.read_targets(tree, "target_modules", "all-linear"),
     }
 
 
@@ -107,21 +108,26 @@ def _write_tuner(config: SweepConfig) -> Tree:
     return {**found, **lora_keys.write(finetune, "lora_rank", "use", named, "ms-swift")}
 
 
+def _sets(tree: Tree, name: str) -> list[str]:
+    """The data sets of a key: a list of them, or one."""
+    value = given(tree, name, [])
+    return [word(name, part) for part in (value if isinstance(value, list) else [value])]
+
+
 def _read_data(tree: Tree) -> Tree:
-    named = given(tree, "dataset", [])
-    sets = [named] if isinstance(named, str) else list(named)
-    if len(sets) != 1 or not str(sets[0]).lower().endswith(_FILES):
-        raise InputError(f"dataset={brief(named)}: trials read one local file here; give one ({', '.join(_FILES)})")
-    columns = given(tree, "columns", {})
-    columns = json.loads(columns) if isinstance(columns, str) else dict(columns)
-    if columns:
+    sets = _sets(tree, "dataset")
+    if len(sets) != 1 or not sets[0].lower().endswith(_FILES):
+        raise InputError(
+            f"dataset={brief(tree.get('dataset'))}: trials read one local file here; give one ({', '.join(_FILES)})"
+        )
+    if columns := training_arguments.mapping_of("columns", given(tree, "columns", {})):
         raise InputError(f"columns={brief(columns)}: trials read ms-swift's usual columns; rename them in the file")
     if given(tree, "truncation_strategy", "delete") not in ("delete", "right"):
         raise InputError(f"truncation_strategy={tree['truncation_strategy']}: trials drop long rows or cut their end")
     if tree.get("max_length") is None:
         raise InputError("max_length: missing, so it is the model's; give the rows' length in tokens")
     return {
-        "data.path": str(sets[0]),
+        "data.path": sets[0],
         "data.max_length": whole("max_length", tree["max_length"]),
         "data.drop_long_rows": given(tree, "truncation_strategy", "delete") == "delete",
     }
@@ -165,19 +171,20 @@ def _read_accumulation(tree: Tree) -> Tree:
 
 
 def _read_evaluation_set(tree: Tree) -> Tree:
-    named = given(tree, "val_dataset", [])
-    sets = [named] if isinstance(named, str) else list(named)
+    sets = _sets(tree, "val_dataset")
     if len(sets) > 1:
-        raise InputError(f"val_dataset={brief(named)}: trials evaluate on one file; give one")
+        raise InputError(f"val_dataset={brief(sets)}: trials evaluate on one file; give one")
     if sets:
-        return {"data.eval_path": str(sets[0])}
+        return {"data.eval_path": sets[0]}
     share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
     return {"data.eval_fraction": share} if share > 0 else {}
 
 
 def _write_evaluation_set(config: SweepConfig) -> Tree:
     data = config.data
-    return {"val_dataset": [data.eval_path]} if data.eval_path else {"split_dataset_ratio": data.eval_fraction}
+    if data.eval_path:
+        return {"val_dataset": [data.eval_path]}
+    return {"split_dataset_ratio": share_only(data.eval_fraction, "ms-swift")}
 
 
 _LORA = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
@@ -261,12 +268,14 @@ def _their_run(tree: Tree, command: str | None) -> TheirRun:
     method = tree.get("rlhf_type")
     name = next((name for name in ("rlhf", "pt") if f" {name} " in f" {command} "), "rlhf" if method else "sft")
     run = TheirRun(command or f"swift {name} {{config}}")
+    if not re.search(r"\bswift\b", run.command):
+        run = replace(run, method=OWN_SCRIPT)
     if name == "sft":
         return run
     if name == "pt":
-        return replace(run, method="swift pt")
+        return replace(run, method=run.method or "swift pt")
     method = str(method or "dpo")
-    run = replace(run, method=f"swift rlhf {method}", lr=None)
+    run = replace(run, method=run.method or f"swift rlhf {method}", lr=None)
     if method in ("grpo", "ppo", "gkd"):
         metric = "loss" if method == "gkd" else "reward"
         return replace(run, metric=metric, direction="minimize" if metric == "loss" else "maximize", evaluates=False)
@@ -289,16 +298,15 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
     changes: dict[str, Any] = {} if model is None else {"model": model}
     if data_dir is not None:
         for name in ("dataset", "val_dataset"):
-            sets = tree.get(name)
-            if sets:
-                changes[name] = [str(Path(data_dir, str(part))) for part in ([sets] if isinstance(sets, str) else sets)]
+            if sets := _sets(tree, name):
+                changes[name] = [str(Path(data_dir, part)) for part in sets]
     return {**tree, **changes}
 
 
 def _evaluation_keys(tree: Tree, config: SweepConfig) -> Tree:
     held_out = tree.get("val_dataset") or tree.get("split_dataset_ratio")
     return {
-        **({} if held_out else {"split_dataset_ratio": config.data.eval_fraction or 0.1}),
+        **({} if held_out else {"split_dataset_ratio": share_only(config.data.eval_fraction, "ms-swift") or 0.1}),
         **evaluated(tree, config),
     }
 
@@ -329,6 +337,11 @@ DIALECT = Dialect(
         Refusal("loss_scale", "trials learn the answers, each token alike", "set it to default", ("default",)),
         Refusal("streaming interleave_prob cached_dataset", "trials draw whole rows at random", "remove it"),
         Refusal("rope_scaling new_special_tokens router_aux_loss_coef", "it changes the model", "remove it", ([], 0)),
+        Refusal("train_dataloader_shuffle", "trials draw rows at random", "set it to true", (True,), off=False),
+        Refusal("bnb_4bit_quant_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
+        Refusal("bnb_4bit_use_double_quant", "trials quantize doubly", "set it to true", (True,), off=False),
+        Refusal("bnb_4bit_compute_dtype", "trials compute in bf16", "set it to bfloat16", ("bfloat16",)),
+        Refusal("agent_template", "trials write tools as the tokenizer's template does", "remove it"),
         Refusal("enable_dft_loss enable_channel_loss", "trials use the cross-entropy loss", "set it to false"),
         *training_arguments.REFUSALS,
     ),

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lrsweep.config.schema import TRIAL_SECTIONS
 from lrsweep.dialects.imported_run import Imported
@@ -70,8 +71,19 @@ def text(run: Imported, name: str) -> str:
         search = {name: tree["search"][name] for name in ("metric", "direction", "prior")}
         engine = {name: tree["engine"][name] for name in ("name", "command", "dialect", "python")}
         groups |= {"search": search, "engine": engine}
-    body = to_yaml(groups | {"space": {"optimizer": {"lr": rates(config.optimizer.lr)}}}).replace("'???'", "???")
+    body = to_yaml(_literal(groups) | {"space": {"optimizer": {"lr": rates(config.optimizer.lr)}}}).replace(
+        "'???'", "???"
+    )
     return "# @package _global_\n" + comments(lines) + _defaults(run) + body + _origin(tree["origin"])
+
+
+def _literal(value: Any) -> Any:
+    """A value in which OmegaConf, which replaces ${...}, finds each as it is."""
+    if isinstance(value, Mapping):
+        return {name: _literal(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(part) for part in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _defaults(run: Imported) -> str:
@@ -81,14 +93,13 @@ def _defaults(run: Imported) -> str:
 
 
 def _origin(origin: Mapping[str, str]) -> str:
-    text = to_yaml({"origin": {"dialect": origin["dialect"], "file": origin["file"]}})
+    text = to_yaml({"origin": {"dialect": origin["dialect"], "file": _literal(origin["file"])}})
     about = {
         "rest": "Keys without an equivalent in lrsweep, or with another spelling, which an export returns unchanged.",
         "base": "The file: a trial's has its own values of the keys that are searched.",
     }
     for name, comment in about.items():
         if origin[name]:
-            # OmegaConf would replace ${...}.
-            lines = origin[name].replace("${", "\\${").split("\n")[:-1]
+            lines = _literal(origin[name]).split("\n")[:-1]
             text += f"  # {comment}\n  {name}: |\n" + "".join(f"    {line}\n" if line else "\n" for line in lines)
     return text

@@ -3,10 +3,9 @@
 import shlex
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lrsweep.config.schema import SweepConfig, replace, validate
+from lrsweep.config.schema import SweepConfig, flatten, replace, validate
 from lrsweep.dialects.imported_run import DEFAULTS, Imported, Request, config_of, run_steps, trial_length
 from lrsweep.dialects.mapping import Dialect, TheirRun, Tree
 from lrsweep.dialects.training_arguments import epochs
@@ -35,6 +34,7 @@ def imported(dialect: Dialect, tree: Tree, file: str, request: Request, reasons:
         raise InputError(
             f"{reasons[0]}; or have your own script train it, as in --command 'python train.py {{config}}'"
         )
+    words(run.command)
     values = _readable(dialect, tree, run)
     config = config_of(values)
     steps = config.training.horizon
@@ -52,11 +52,22 @@ def imported(dialect: Dialect, tree: Tree, file: str, request: Request, reasons:
     return Imported(config, (), (), tuple(note for note in notes if note), tuple(reasons))
 
 
+def words(command: str) -> list[str]:
+    """Returns a command's words. Raises InputError if it has none, or has an open quote."""
+    try:
+        found = shlex.split(command)
+    except ValueError as fault:
+        raise InputError(f"--command {command!r}: {str(fault).lower()}; close every quote in it") from None
+    if not found:
+        raise InputError("--command: empty; give the trainer's command, as in 'llamafactory-cli train {config}'")
+    return found
+
+
 def program_missing(command: str, python: str | None) -> str | None:
     """Returns what to do about a command whose program is not there; None if it is."""
     if program(command, python) is not None:
         return None
-    name = shlex.split(command)[0]
+    name = words(command)[0]
     where = f"beside {python}" if python else "on PATH"
     return (
         f"{name} is not {where}: set engine.python to the Python of its environment, or write its path into "
@@ -71,9 +82,9 @@ def program(command: str, python: str | None) -> str | None:
         command: The command line.
         python: The Python of the environment to look into first; None for PATH only.
     """
-    name = shlex.split(command)[0]
-    beside = None if python is None else shutil.which(name, path=str(Path(python).expanduser().parent))
-    return beside or shutil.which(name)
+    from lrsweep.training.engines.external import path_with
+
+    return shutil.which(words(command)[0], path=path_with(python))
 
 
 def _readable(dialect: Dialect, tree: Tree, run: TheirRun) -> dict[str, Any]:
@@ -112,6 +123,13 @@ def _steps(dialect: Dialect, tree: Tree, config: SweepConfig, own_share: bool) -
         return run_steps(max(1, rows - held_out), config, epochs(tree, *dialect.epochs))
     except InputError:
         return None
+
+
+def overridden(dialect: Dialect, base: Tree, config: SweepConfig) -> set[str]:
+    """Returns what a command line changed of what an import read in a file: dotted keys, but for the run's length."""
+    read = config_of(_readable(dialect, base, dialect.their_run(base, config.engine.command)))
+    before, after = flatten(read.model_dump()), flatten(config.model_dump())
+    return {key for key, value in after.items() if key.startswith(("model.", "data.")) and before.get(key) != value}
 
 
 def _evaluation_note(run: TheirRun) -> str | None:

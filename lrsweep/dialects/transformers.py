@@ -5,7 +5,7 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, training_arguments
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version
+from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version
 from lrsweep.dialects.rows import flag, word
 from lrsweep.formatting import format_value
 
@@ -50,7 +50,8 @@ def _complete(config: SweepConfig) -> dict[str, Any]:
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
-    return TheirRun(command or "")  # the user's own script, which nothing here names
+    # The user's own script, which nothing here names.
+    return TheirRun(command or "", method=OWN_SCRIPT if command else None)
 
 
 def not_here(config: SweepConfig) -> str:

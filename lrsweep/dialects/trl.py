@@ -1,5 +1,6 @@
 """The dialect of TRL: the config that `trl sft --config FILE` reads (ScriptArguments, SFTConfig and ModelConfig)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,19 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
-from lrsweep.dialects.data_keys import rows_are_ours
-from lrsweep.dialects.mapping import Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated, with_model
+from lrsweep.dialects.data_keys import moved, rows_are_ours, share_only
+from lrsweep.dialects.mapping import (
+    OWN_SCRIPT,
+    Dialect,
+    Refusal,
+    Row,
+    TheirRun,
+    Tree,
+    Version,
+    brief,
+    evaluated,
+    with_model,
+)
 from lrsweep.dialects.model_keys import read_model, write_model
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
@@ -50,7 +62,7 @@ def _read_lora(tree: Tree) -> Tree:
         return {"finetune.mode": "full"}
     return {
         **lora_keys.read(tree, ("lora_r", 16), alpha=32, dropout=0.05, prefix="use"),
-        "finetune.target_modules": lora_keys.read_targets(tree.get("lora_target_modules"), "all-linear"),
+        "finetune.target_modules": lora_keys.read_targets(tree, "lora_target_modules", None),
     }
 
 
@@ -122,7 +134,7 @@ def _write_evaluation_set(config: SweepConfig) -> Tree:
     data = config.data
     if _is_mixture(config):
         # `trl sft` can evaluate on a split that this key makes, but not on another file.
-        return {"test_split_size": data.eval_fraction or _HELD_OUT}
+        return {"test_split_size": share_only(data.eval_fraction, "TRL") or _HELD_OUT}
     return {"dataset_test_split": data.eval_split}
 
 
@@ -222,7 +234,7 @@ def _complete(config: SweepConfig) -> Tree:
 
 def _held_out(tree: Tree, config: SweepConfig) -> Tree:
     """`trl sft` evaluates on a split from the hub, or on one that it splits off, which needs the key `datasets`."""
-    share = {"test_split_size": tree.get("test_split_size") or config.data.eval_fraction}
+    share = {"test_split_size": tree.get("test_split_size") or share_only(config.data.eval_fraction, "TRL")}
     if tree.get("datasets"):
         return share
     if config.data.eval_split:
@@ -241,6 +253,8 @@ _COMMANDS: Mapping[str, TheirRun] = {
     "grpo": TheirRun("", "reward", "maximize", 1e-6, "trl grpo", evaluates=False),
     "rloo": TheirRun("", "reward", "maximize", 1e-6, "trl rloo", evaluates=False),
 }
+# `trl dpo`, and its module `trl.scripts.dpo` or that file.
+_IN_COMMAND = re.compile(r"(?:^|[\s/])trl\s+(\w+)|trl[./]scripts[./](\w+)")
 # Keys that only one command has, or that tell it from `trl sft`.
 _SIGNS = (
     ("rloo", "normalize_advantages reward_clip_range"),
@@ -258,12 +272,15 @@ _GUESS = (
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
+    name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
     if command is None:
-        name = next((name for name, keys in _SIGNS if any(tree.get(key) is not None for key in keys.split())), "sft")
         guess = name == "sft" and not any(tree.get(key) is not None for key in _OF_SFT)
         return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}", guess=_GUESS if guess else "")
-    name = next((word for word in command.split() if word in _COMMANDS), "sft")
-    return replace(_COMMANDS[name], command=command)
+    match = _IN_COMMAND.search(command)
+    named = match and next(name for name in match.groups() if name)
+    if named in _COMMANDS:
+        return replace(_COMMANDS[named], command=command)
+    return replace(_COMMANDS[name], command=command, method=OWN_SCRIPT)
 
 
 def _does_not_train(tree: Tree) -> str | None:
@@ -278,11 +295,7 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
     if data_dir is None:
         return found
     if tree.get("datasets"):
-        files = [
-            entry | {"data_files": str(Path(data_dir, entry["data_files"]))} if entry.get("data_files") else entry
-            for entry in tree["datasets"]
-        ]
-        return found | {"datasets": files}
+        return found | {"datasets": moved(tree["datasets"], "data_files", data_dir)}
     return found | {"dataset_name": str(Path(data_dir, str(tree.get("dataset_name", ""))))}
 
 
@@ -334,4 +347,5 @@ DIALECT = Dialect(
     does_not_train=_does_not_train,
     relocated=_relocated,
     evaluation_keys=lambda tree, config: {**_held_out(tree, config), **evaluated(tree, config)},
+    config_argument="--config {config}",
 )

@@ -94,11 +94,16 @@ def load_json(text: str, where: str) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        return _mapping(json.loads(text, object_pairs_hook=pairs_once), where)
+        tree = json.loads(text, object_pairs_hook=pairs_once)
     except json.JSONDecodeError as fault:
         raise InputError(f"{where}:{fault.lineno}: not valid JSON: {fault.msg.lower()}; correct that line") from None
     except RecursionError:
         raise InputError(f"{where}: not valid JSON: it is nested too deeply; correct it") from None
+    except ValueError:  # Python reads no longer ones
+        raise InputError(f"{where}: not valid JSON: a number of thousands of digits; correct it") from None
+    # JSON is YAML, and its values are written as that.
+    yaml_safety.check(text, where)
+    return _mapping(tree, where)
 
 
 def _mapping(tree: Any, where: str) -> dict[str, Any]:

@@ -253,6 +253,11 @@ def test_a_compressed_file_is_read() -> None:
     Path("rows.jsonl.gz").write_bytes(gzip.compress(Path("train.jsonl").read_bytes()))
     plain, packed = (load(data(name, "messages"), tokenizer_with(CHATML)) for name in ("train.jsonl", "rows.jsonl.gz"))
     assert plain.fingerprint == packed.fingerprint
+    Path("split").mkdir()
+    Path("split/train.jsonl.gz").write_bytes(Path("rows.jsonl.gz").read_bytes())
+    assert load(data("split", "messages"), tokenizer_with(CHATML)).train == plain.train
+    Path("rows.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    assert "a compressed Parquet file; decompress it" in refused(data("rows.parquet.gz", "messages"))
     Path("rows.jsonl.gz").write_bytes(b"not gzip")
     assert "is not a whole gzip file; compress it again" in refused(data("rows.jsonl.gz", "messages"))
 

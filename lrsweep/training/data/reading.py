@@ -101,6 +101,8 @@ class Source:
         return rows
 
     def _open_files(self, files: list[Path]) -> Rows:
+        if any(_suffix(file) == ".parquet" and file.suffix.lower() == ".gz" for file in files):
+            raise InputError(f"{self}: a compressed Parquet file; decompress it")
         if all(file.suffix.lower() == ".parquet" for file in files):
             return self._open_table("parquet", data_files=[str(file) for file in files], split="train")
         lines: list[_Line] = []
@@ -145,7 +147,7 @@ class Source:
             split_key = "data.split" if self.key == "data.path" else "data.eval_split"
             raise InputError(f"{self}: no split {self.split} in it; set {split_key} to one of: {', '.join(splits)}")
         files = splits[self.split]
-        suffixes = {file.suffix.lower() for file in files}
+        suffixes = {_suffix(file) for file in files}
         if not suffixes <= set(SUFFIXES) or (len(suffixes) > 1 and ".parquet" in suffixes):
             raise InputError(f"{self}: cannot read {', '.join(sorted(suffixes))} files together; give one file")
         used = {file.resolve() for files in splits.values() for file in files}
@@ -375,7 +377,7 @@ def _suffix(file: Path) -> str:
 
 def _is_data_file(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and file.is_file() and not hidden
+    return _suffix(file) in SUFFIXES and file.is_file() and not hidden
 
 
 def _silence_datasets() -> None:

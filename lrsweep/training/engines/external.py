@@ -63,7 +63,7 @@ class ExternalEngine:
         self.text = text
         self.metric = metric
         self._at_once = at_once
-        self.path = _path_with(python)
+        self.path = path_with(python)
         share = len(gpus) // at_once
         self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
@@ -248,7 +248,7 @@ class _Process:
         return f"the command ended with {code}: {last}; see {self.console.name}"
 
 
-def _path_with(python: str | None) -> str:
+def path_with(python: str | None) -> str:
     """The PATH on which a command is looked up, with the folder of its environment's Python first."""
     usual = os.environ.get("PATH", os.defpath)
     return usual if python is None else f"{Path(python).expanduser().parent.absolute()}{os.pathsep}{usual}"

@@ -1,0 +1,197 @@
+"""Nothing that changes training is imported as without effect, dropped, or written as something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lrsweep.config.schema import replace
+from lrsweep.dialects import TRAINERS, sweep_file, tree
+from lrsweep.dialects.file_editor import edited
+from lrsweep.dialects.imported_run import Imported, Request
+from lrsweep.dialects.importer import imported, without_secrets
+from lrsweep.dialects.json_editor import with_changes
+from lrsweep.dialects.mapping import obstacles
+from lrsweep.dialects.trial_file import of_trial
+from lrsweep.dialects.yaml_reader import load_json, load_yaml
+from lrsweep.errors import InputError
+
+FILES: dict[str, dict[str, Any]] = {
+    "llamafactory": {"model_name_or_path": "m", "dataset": "d", "template": "qwen", "max_steps": 9},
+    "trl": {"model_name_or_path": "m", "dataset_name": "d", "packing": False, "max_steps": 9},
+    "axolotl": {
+        "base_model": "m",
+        "datasets": [{"path": "d", "type": "completion"}],
+        "learning_rate": 1e-4,
+        "max_steps": 9,
+    },
+    "ms-swift": {
+        "model": "./m",
+        "dataset": "d.jsonl",
+        "template_backend": "jinja",
+        "max_length": 9,
+        "max_steps": 9,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name", "same", "other"),
+    [
+        ("llamafactory", "ignore_pad_token_for_loss", True, False),
+        ("llamafactory", "double_quantization", True, False),
+        ("llamafactory", "use_fast_tokenizer", True, False),
+        ("axolotl", "tokenizer_use_fast", True, False),
+        ("axolotl", "tokenizer_legacy", None, False),
+        ("axolotl", "tokenizer_legacy", None, True),
+        ("axolotl", "bnb_config_kwargs", {"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "fp4"}),
+        ("axolotl", "liger_use_token_scaling", False, True),
+        ("ms-swift", "train_dataloader_shuffle", True, False),
+        ("ms-swift", "bnb_4bit_quant_type", "nf4", "fp4"),
+        ("ms-swift", "bnb_4bit_use_double_quant", True, False),
+        ("ms-swift", "bnb_4bit_compute_dtype", "bfloat16", "float16"),
+        ("ms-swift", "agent_template", None, "hermes"),
+    ],
+)
+def test_a_key_that_changes_training_is_no_harmless_one(dialect: str, name: str, same: Any, other: Any) -> None:
+    trainer, before = TRAINERS[dialect], {str(fault) for fault in obstacles(TRAINERS[dialect], FILES[dialect])}
+    assert {str(fault) for fault in obstacles(trainer, FILES[dialect] | {name: same})} == before
+    added = [str(fault) for fault in obstacles(trainer, FILES[dialect] | {name: other}) if str(fault) not in before]
+    assert [fault.partition("=")[0] for fault in added] == [name]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "b": [2], "c": 3}', '{\n  "a": 1,\n  "b": [2],\n  "c": 3\n}\n', "{}", "{ }"]
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"a": None},
+        {"c": None},
+        {"a": None, "b": None},
+        {"b": None, "c": None},
+        {"a": None, "b": None, "c": None},
+        {"a": None, "b": None, "c": None, "d": "new", "e": [1]},
+        {"a": None, "c": 4, "d": {"x": 1}},
+        {},
+    ],
+)
+def test_json_stays_json_whatever_is_removed(text: str, changes: dict[str, Any]) -> None:
+    wanted = {name: value for name, value in {**json.loads(text), **changes}.items() if value is not None}
+    found = with_changes(text, changes)
+    assert json.loads(found) == wanted
+    assert found.count("\n") >= text.count("\n") - 3
+
+
+def test_an_edited_json_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "f.json"
+    file.write_text(json.dumps(FILES["trl"] | {"learning_rate": 1e-4}))
+    config = replace(imported("trl", FILES["trl"], "f.json", Request("theirs")).config, {"optimizer.lr": 3e-4})
+    assert json.loads(edited(TRAINERS["trl"], file, config, {"optimizer.lr"}, None, ""))["learning_rate"] == 3e-4
+    monkeypatch.setattr("lrsweep.dialects.json_editor.with_changes", lambda text, changes: text)
+    with pytest.raises(InputError, match="cannot be changed without touching other keys"):
+        edited(TRAINERS["trl"], file, config, {"optimizer.lr"}, None, "")
+
+
+ODD: list[tuple[str, dict[str, Any]]] = [
+    ("ms-swift", {"columns": "a:b"}),
+    ("ms-swift", {"columns": [1]}),
+    ("ms-swift", {"dataset": 5}),
+    ("ms-swift", {"dataset": {"a": 1}}),
+    ("ms-swift", {"val_dataset": 5}),
+    ("ms-swift", {"target_modules": 5}),
+    ("trl", {"lora_target_modules": 5, "use_peft": True}),
+    ("trl", {"lora_target_modules": {"a": 1}, "use_peft": True}),
+    ("trl", {"datasets": [{"path": "json", "data_files": ["a.json"]}], "dataset_name": None}),
+    ("trl", {"datasets": ["x"], "dataset_name": None}),
+    ("axolotl", {"special_tokens": ["x"]}),
+    ("axolotl", {"datasets": ["x"]}),
+    ("axolotl", {"datasets": 5}),
+    ("axolotl", {"plugins": 5}),
+    ("axolotl", {"datasets": [{"path": "d", "type": "chat_template", "roles_to_train": 5}]}),
+    ("axolotl", {"datasets": [{"path": "d", "type": "chat_template", "message_property_mappings": ["x"]}]}),
+    ("axolotl", {"datasets": [{"path": ["d"], "type": ["chat_template"], "data_files": [1]}]}),
+    ("axolotl", {"lora_target_modules": 5, "adapter": "lora", "lora_r": 8, "lora_alpha": 8}),
+]
+
+
+@pytest.mark.parametrize(("dialect", "keys"), ODD)
+@pytest.mark.parametrize("request_", [Request(data_dir="/x"), Request("ours"), Request("theirs")], ids=str)
+def test_an_odd_value_gets_a_sweep_or_one_line(dialect: str, keys: dict[str, Any], request_: Request) -> None:
+    told = ""
+    try:
+        assert imported(dialect, FILES[dialect] | keys, "f.yaml", request_).config
+    except InputError as fault:
+        told = str(fault)
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 400 + "]" * 400 + "}"])
+def test_json_beyond_all_bounds_is_told(text: str) -> None:
+    with pytest.raises(InputError, match=r"^f\.json"):
+        load_json(text, "f.json")
+
+
+def test_data_files_in_a_list_move_with_the_folder() -> None:
+    entry = {"path": "json", "data_files": ["a.json", "b.json"]}
+    moved = TRAINERS["trl"].relocated({"datasets": [entry]}, None, "/x")
+    assert moved["datasets"] == [{"path": "json", "data_files": ["/x/a.json", "/x/b.json"]}]
+
+
+def test_secrets_in_lists_are_left_out() -> None:
+    token = "hf_" + "x" * 30
+    kept, dropped = without_secrets({"a": [{"hf_token": token, "b": 1}, [{"api_key": "k" * 20}]], "tags": ["t", token]})
+    assert kept == {"a": [{"b": 1}, [{}]], "tags": ["t"]}
+    assert dropped == ["a[0].hf_token", "a[1][0].api_key", "tags[1]"]
+
+
+@pytest.mark.parametrize("name", ["out/${USER}", "a\\${b}", "plain\\", "tab\t${x}"])
+def test_a_value_that_looks_like_an_interpolation_is_kept(name: str) -> None:
+    given = FILES["trl"] | {"model_name_or_path": name, "run_name": name}
+    run = imported("trl", given, "f ${x}.yaml", Request("theirs", "trl sft --config {config} --run ${RUN}"))
+    sweep = OmegaConf.to_container(OmegaConf.create(sweep_file.text(run, "s")), resolve=True)
+    assert isinstance(sweep, dict)
+    assert sweep["model"]["path"] == name
+    assert sweep["engine"]["command"] == "trl sft --config {config} --run ${RUN}"
+    assert sweep["origin"]["file"] == "f ${x}.yaml"
+    assert load_yaml(sweep["origin"]["base"], "base") == given
+
+
+def theirs(dialect: str, **keys: Any) -> Imported:
+    return imported(dialect, FILES[dialect] | keys, "f.yaml", Request("theirs"))
+
+
+def test_what_the_command_line_changes_reaches_their_file() -> None:
+    config = theirs("llamafactory").config
+    assert tree(TRAINERS["llamafactory"], config, {"optimizer.lr"})["model_name_or_path"] == "m"
+    changed = replace(config, {"model.path": "other", "data.max_length": 77, "data.eval_fraction": 0.3})
+    found = tree(TRAINERS["llamafactory"], changed, {"optimizer.lr"})
+    assert [found[name] for name in ("model_name_or_path", "cutoff_len", "val_size")] == ["other", 77, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "name", "value"),
+    [
+        ("llamafactory", {}, "data.max_train_rows", 5),
+        ("llamafactory", {"quantization_bit": 3}, "model.quantization", "4bit"),
+        ("ms-swift", {"model": "hub/id"}, "model.path", "other"),
+    ],
+)
+def test_what_cannot_reach_their_file_is_refused(dialect: str, keys: dict[str, Any], name: str, value: Any) -> None:
+    config = replace(theirs(dialect, **keys).config, {name: value})
+    with pytest.raises(InputError, match=f"^{name}: "):
+        tree(TRAINERS[dialect], config, {"optimizer.lr"})
+
+
+@pytest.mark.parametrize("dialect", ["trl", "ms-swift"])
+def test_a_number_of_rows_is_no_share(dialect: str) -> None:
+    config = theirs(dialect).config
+    assert of_trial(TRAINERS[dialect], FILES[dialect], config, Path("out"))
+    for_rows = replace(config, {"data.eval_fraction": 100.0})
+    with pytest.raises(InputError, match=r"^data\.eval_fraction=100: .* a share of the rows only; set it below 1$"):
+        of_trial(TRAINERS[dialect], FILES[dialect], for_rows, Path("out"))
+    row = next(row for row in TRAINERS[dialect].rows(None) if "data.eval_fraction" in row.ours)
+    with pytest.raises(InputError, match="a share of the rows only"):
+        row.write(for_rows)

@@ -41,8 +41,8 @@ from lrsweep.search.samplers import check_method, check_search
 from lrsweep.search.study_lifecycle import find_study, method_before, open_study, put_aside
 from lrsweep.tracking import DatasetInfo, Tracker, check_uri, open_tracker
 from lrsweep.tracking.tags import tags
-from lrsweep.training.engines.left_over import end_left_over
 from lrsweep.training.engines.factory import check_engine
+from lrsweep.training.engines.left_over import end_left_over
 
 log = logging.getLogger(__name__)
 

@@ -271,7 +271,7 @@ def test_the_command_is_found_beside_the_given_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_command_ends_with_its_worker_even_if_that_is_killed(tmp_path: Path, hidden: bool) -> None:
-    """Nobody is there to end it: no controller, no later attempt. It may have left its environment, and its child too."""
+    """Nobody else is there to end it, and it may have hidden its environment, as its child has."""
     sleep = "import time; time.sleep(99)"
     run = f"subprocess.run([sys.executable, '-c', {sleep!r}, {str(tmp_path)!r}], start_new_session=True)"
     again = "os.environ.get('LRSWEEP_TRIAL') and os.execve(sys.executable, [sys.executable, *sys.argv], {})"

@@ -1,14 +1,17 @@
 """Sends SIGKILLs at random points of sweeps and measures the cost: `python benchmarks/chaos.py --kills 200`, an hour.
 
 Runs sweeps of a 16-point grid on the embedded model with 1, 2 and 4 workers, and with the packed and the trainer engine
-in turn. At a random moment after a training step has been logged, it kills one worker, or the controller, or all
-processes. If the controller was killed, the same command runs again, until the sweep is complete. Then the next sweep
-starts, until there have been enough kills.
+in turn. Further arms: `external` runs a light trainer, `refine` searches the learning rate coarse to fine, and `pruned`
+stops trials early. At a random moment after a training step has been logged, it kills one worker, or the controller, or
+all processes. If the controller was killed, the same command runs again, until the sweep is complete. Then the next
+sweep starts, until there have been enough kills.
 
 Checked after every kill: no completed trial is lost or repeated, and a trial has logged at most one checkpoint interval
 of steps after its last checkpoint. Checked at the end of a sweep: 16 of 16 trials are complete, each point once;
 nothing is RUNNING in Optuna or MLflow; each trial's curve in MLflow is complete, each step once; the best trial and the
-losses are those of a sweep without kills. `--arms packed:4 trainer:1` runs only these arms, and `--add` keeps the
+losses are those of a sweep without kills. With the external engine, at most one trainer runs for a trial, ever: each
+trainer locks its folder. A pruned search ends with its number of trials, complete or pruned; which are pruned depends
+on who was there to compare with. `--arms packed:4 trainer:1` runs only these arms, and `--add` keeps the
 sweeps in the results file.
 
 Plain Optuna for comparison (one worker, a 16-point grid, 4 sweeps per storage, half of each unfinished after 80 s):
@@ -35,21 +38,62 @@ from common import RESULTS, about, save, table
 
 from lrsweep.files.metrics_log import read_metrics
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.faults.disk import TRAINER
+
 EVERY, STEPS, POINTS = 4, 16, 16
 COMMAND = [
     "name=chaos",
-    "space.optimizer.lr=[1e-5,3e-5,1e-4,3e-4,1e-3,2e-3,3e-3,5e-3]",
-    "space.optimizer.weight_decay=[0.0,0.1]",
     f"training.max_steps={STEPS}",
     f"training.eval_every={EVERY}",
     "training.checkpoint_seconds=0",
     "training.save_adapter=false",
     "data.max_eval_rows=32",
     "search.preflight=false",
+    "search.replicates=1",
 ]
-ENGINES = {"packed": ["engine=packed", "engine.slots=4"], "trainer": ["engine=trainer"]}
+_GRID = [
+    "space.optimizer.lr=[1e-5,3e-5,1e-4,3e-4,1e-3,2e-3,3e-3,5e-3]",
+    "space.optimizer.weight_decay=[0.0,0.1]",
+    "search=grid",
+]
+_RANGE = "space.optimizer.lr={low:1e-5,high:1e-2,log:true}"
+ENGINES = {
+    "packed": [*_GRID, "engine=packed", "engine.slots=4"],
+    "trainer": [*_GRID, "engine=trainer"],
+    "external": [
+        *_GRID,
+        "model.path=none",
+        "search.prior=false",
+        "engine=external",
+        "engine.dialect=transformers",
+        "engine.slots=2",
+        f"engine.command='{sys.executable} {TRAINER} {{config}} 0.1'",
+    ],
+    "refine": [_RANGE, "search=refine", "engine=packed", "engine.slots=4"],
+    "pruned": [
+        _RANGE,
+        "engine=packed",
+        "engine.slots=4",
+        "search=random",
+        f"search.n_trials={POINTS}",
+        "pruner=sync_halving",
+    ],
+}
+# Those whose trials do not train to their end, or whose number is not known.
+SEARCHES = ("refine", "pruned")
 # Engine and number of workers; sweeps use them in turn.
-ARMS = [("packed", 1), ("trainer", 2), ("packed", 2), ("trainer", 1), ("packed", 4), ("trainer", 4)]
+ARMS = [
+    ("packed", 1),
+    ("trainer", 2),
+    ("external", 2),
+    ("packed", 2),
+    ("trainer", 1),
+    ("refine", 1),
+    ("packed", 4),
+    ("trainer", 4),
+    ("pruned", 1),
+]
 # Who is killed, and how often relative to each other. "keeper" is the controller: the name in results files.
 VICTIMS = {"all": 2, "worker": 2, "keeper": 1}
 # The module that a worker process runs.
@@ -131,6 +175,8 @@ class Sweep:
         if victim == "keeper":
             psutil.wait_procs(workers, timeout=60)  # they checkpoint and exit
         states = {number: state for number, (state, _, _) in self._trials().items()}
+        if self.engine == "external":
+            return  # the user's trainer has no checkpoints of ours
         self.lost += [
             rows[-1] - kept_step(self._trial(number))
             for number, rows in self._logged().items()
@@ -145,25 +191,33 @@ class Sweep:
         if max(self.lost, default=0) > EVERY:
             raise BrokenPromiseError(f"{max(self.lost)} steps must be trained again, more than the interval of {EVERY}")
         self.done = now
+        if both := sorted(self.folder.rglob("two")):
+            raise BrokenPromiseError(f"two trainers at once in {both[0].parent}")
 
     def _check_end(self) -> None:
         found = self._trials()
-        states = sorted(state for state, _, _ in found.values())
+        states = Counter(state for state, _, _ in found.values())
         points = {params for _, params, _ in found.values()}
-        if states != ["COMPLETE"] * POINTS or len(points) != POINTS:
-            raise BrokenPromiseError(f"{len(points)} points, {Counter(states)}")
+        searched = self.engine in SEARCHES
+        whole_grid = states == {"COMPLETE": POINTS} and len(points) == POINTS
+        ended = states.keys() <= {"COMPLETE", "PRUNED"} and (self.engine == "refine" or states.total() == POINTS)
+        if not (ended if searched else whole_grid):
+            raise BrokenPromiseError(f"{len(points)} points, {states}")
         with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
             active = "from runs where lifecycle_stage = 'active'"
             (running,) = database.execute(f"select count(*) {active} and status = 'RUNNING'").fetchone()
+            if running:
+                raise BrokenPromiseError(f"MLflow: {running} RUNNING")
             curves = database.execute(
                 "select run_uuid, key, count(*), count(distinct step) from metrics"
                 f" where run_uuid in (select run_uuid {active}) and key in ('loss', 'eval_loss') group by run_uuid, key"
             ).fetchall()
-        whole = {"loss": (STEPS, STEPS), "eval_loss": (STEPS // EVERY + 1, STEPS // EVERY + 1)}
-        if running or len(curves) != 2 * POINTS or any((n, steps) != whole[key] for _, key, n, steps in curves):
-            raise BrokenPromiseError(
-                f"MLflow: {running} RUNNING; {len(curves)} curves: {Counter(c[1:] for c in curves)}"
-            )
+        # A trainer of the user's does not evaluate before step 1.
+        evals = STEPS // EVERY + (self.engine != "external")
+        whole = {"loss": (STEPS, STEPS), "eval_loss": (evals, evals)}
+        broken = [c for c in curves if (c[2:] != whole[c[1]] and not searched) or c[2] != c[3]]
+        if broken or len(curves) != 2 * len(found):
+            raise BrokenPromiseError(f"MLflow: {len(curves)} curves: {Counter(c[1:] for c in curves)}")
 
     def losses(self) -> dict[str, Any]:
         """Returns the best trial's parameters, and the loss of every point."""
@@ -256,11 +310,14 @@ def main() -> None:
         begun = time.monotonic()
         try:
             end = one.run(min(MOST_A_SWEEP, arguments.kills - kills), draw)
-            apart = max(abs(end["losses"][point] - loss) for point, loss in undisturbed[engine]["losses"].items())
-            if end["best"] != undisturbed[engine]["best"] or apart > 1e-3:
-                raise BrokenPromiseError(
-                    f"best {end['best']}, without kills {undisturbed[engine]['best']}; losses differ by {apart}"
-                )
+            alone = undisturbed[engine]
+            pairs = [(end["losses"].get(point), loss) for point, loss in alone["losses"].items()]
+            if engine == "pruned":
+                # Which trials are stopped, and what is sampled next, depends on what is there to compare with.
+                pairs, alone = [], end
+            apart = max([abs((own or 0) - (loss or 0)) for own, loss in pairs], default=0.0)
+            if end["best"] != alone["best"] or apart > 1e-3:
+                raise BrokenPromiseError(f"best {end['best']}, without kills {alone['best']}; losses differ by {apart}")
         except BrokenPromiseError as broken:
             sys.exit(f"{engine}, {workers} workers, after {dict(one.kills)}: {broken}; see {one.folder}")
         kills += one.kills.total()

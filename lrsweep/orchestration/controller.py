@@ -41,8 +41,8 @@ from lrsweep.search.samplers import check_method, check_search
 from lrsweep.search.study_lifecycle import find_study, method_before, open_study, put_aside
 from lrsweep.tracking import DatasetInfo, Tracker, check_uri, open_tracker
 from lrsweep.tracking.tags import tags
-from lrsweep.training.engines.external import end_left_over
 from lrsweep.training.engines.factory import check_engine
+from lrsweep.training.engines.left_over import end_left_over
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ class InterruptedSweepError(LrsweepError):
 
 
 class Interrupt:
-    """Records the first SIGINT or SIGTERM, so that workers can finish their step; a second one kills them and exits.
+    """Records the first signal to end, so that workers can finish their step; a second one kills them and exits.
+
+    SIGINT and SIGTERM are such signals, and SIGHUP, which a closed terminal sends, unless nohup has it ignored.
 
     Args:
         kill: Kills the workers.
@@ -81,7 +83,9 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         # Python allows handlers in the main thread only; a program may run a sweep in another.
         own = threading.current_thread() is threading.main_thread()
-        signals = (signal.SIGINT, signal.SIGTERM) if own else ()
+        signals = [signal.SIGINT, signal.SIGTERM] if own else []
+        if own and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signals.append(signal.SIGHUP)
         self._before = {s: signal.signal(s, self._received) for s in signals}
         return self
 
@@ -90,6 +94,8 @@ class Interrupt:
             signal.signal(signum, handler)
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None and signum == signal.SIGHUP:
+            return  # a shell passes a closed terminal's on: it comes twice
         if self.signum is not None:
             self._kill()
             os._exit(128 + signum)

@@ -21,7 +21,7 @@ from lrsweep.search.samplers import pruner
 from lrsweep.search.storage import Storage
 from lrsweep.search.study_store import StudyStore
 from lrsweep.search.worker_study import Liveness, WorkerStudy
-from lrsweep.training.engines.external import end_left_over
+from lrsweep.training.engines.left_over import end_left_over
 
 # The identity's key for the data's fingerprint.
 _DATA = "data fingerprint"

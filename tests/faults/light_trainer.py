@@ -1,8 +1,10 @@
 """A trainer that trains nothing: it writes the log of a run whose loss depends on its learning rate. No torch, no time.
 
-`python light_trainer.py FILE [SECONDS a step]`; steps and evaluations are those that the file says.
+`python light_trainer.py FILE [SECONDS a step]`; steps and evaluations are those that the file says. If another one is
+at work in its folder, it leaves a file `two` there.
 """
 
+import fcntl
 import json
 import math
 import sys
@@ -17,6 +19,11 @@ def main() -> None:
     pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     folder = Path(arguments["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
+    alone = (folder / "alone").open("w")
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        (folder / "two").touch()
     floor = 1 + abs(math.log10(arguments["learning_rate"]) + 3)
     steps = arguments["max_steps"]
     with (folder / "trainer_log.jsonl").open("a") as log:

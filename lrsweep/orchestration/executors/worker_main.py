@@ -45,7 +45,7 @@ def main() -> None:
     answers = _own_stdout()
     stop = threading.Event()
     # SLURM announces the end of a job with SIGUSR1 or SIGUSR2.
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, lambda *_: stop.set())
     requests = _Requests(stop)
     try:

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from lrsweep.errors import LrsweepError
 from lrsweep.files.atomic import disk_faults, write_text
 from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.training.engines.left_over import TRIAL, Guard, end_left_over
 
 log = logging.getLogger(__name__)
 
 # Seconds between two reads of the logs; between SIGTERM and SIGKILL for a command; and then for its subprocesses.
 _POLL_EVERY, _GRACE, _SUBPROCESS_GRACE = 0.25, 10.0, 1.0
-# An environment variable that holds the trial's folder; the command and all its subprocesses inherit it.
-_TRIAL = "LRSWEEP_TRIAL"
 # Signals that a service manager or SLURM may send to the trainer itself, as well as to the worker.
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
@@ -65,6 +65,7 @@ class ExternalEngine:
         self._at_once = at_once
         self.path = path_with(python)
         share = len(gpus) // at_once
+        self._guard: Guard | None = None
         self._gpus = [",".join(gpus[i * share : (i + 1) * share]) for i in range(at_once)] if share else []
 
     def run(self, host: Host) -> None:
@@ -93,14 +94,18 @@ class ExternalEngine:
                 process.send(signal.SIGTERM)
             for process in running:
                 process.end()
+            if self._guard is not None:
+                self._guard.close()
+                self._guard = None
 
     def _started(self, trial: Trial, host: Host, running: Sequence["_Process"]) -> "list[_Process]":
         """The trial's process, on GPUs that no other one uses; empty if the command cannot be started."""
         taken = {process.gpu for process in running}
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None)
+        self._guard = self._guard or Guard()
         try:
-            return [_start(self, trial, gpu)]
-        except (FileNotFoundError, PermissionError) as fault:
+            return [_start(self, self._guard, trial, gpu)]
+        except (FileNotFoundError, PermissionError, _StillRunningError) as fault:
             host.finish(failed(trial, fault))
             return []
 
@@ -254,14 +259,19 @@ def path_with(python: str | None) -> str:
     return usual if python is None else f"{Path(python).expanduser().parent.absolute()}{os.pathsep}{usual}"
 
 
-def _start(engine: ExternalEngine, trial: Trial, gpu: str | None) -> _Process:
+class _StillRunningError(LrsweepError):
+    """An earlier attempt's command cannot be ended: a second one would write into the same folder."""
+
+
+def _start(engine: ExternalEngine, guard: Guard, trial: Trial, gpu: str | None) -> _Process:
     """Starts a trial's command in an output folder without logs of earlier attempts."""
     folder = trial.folder / "run"
     config, output = trial.folder / "trainer.yaml", trial.folder / "output.log"
     with disk_faults(trial.folder):
         folder.mkdir(parents=True, exist_ok=True)
         # An earlier attempt's logs are not this one's, and a killed sweep may have left its command running.
-        end_left_over(trial.folder)
+        if alive := end_left_over(trial.folder):
+            raise _StillRunningError(f"process {alive[0]} of an earlier attempt cannot be killed; end it, then resume")
         for log_file in _logs(folder):
             log_file.unlink()
         console = open(output, "wb")  # noqa: SIM115 - open until the command has ended
@@ -271,7 +281,7 @@ def _start(engine: ExternalEngine, trial: Trial, gpu: str | None) -> _Process:
         for word in shlex.split(engine.command)
     ]
     arguments[0] = shutil.which(arguments[0], path=engine.path) or arguments[0]
-    environment = {**os.environ, "PATH": engine.path, _TRIAL: str(trial.folder.resolve())}
+    environment = {**os.environ, "PATH": engine.path, TRIAL: str(trial.folder.resolve()), **guard.environment}
     environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     try:
         process = subprocess.Popen(
@@ -285,6 +295,7 @@ def _start(engine: ExternalEngine, trial: Trial, gpu: str | None) -> _Process:
     except OSError:
         console.close()
         raise
+    guard.watch(process.pid)
     return _Process(trial, gpu, folder, process, console, engine.metric)
 
 
@@ -303,29 +314,6 @@ def _in_group(group: int) -> bool:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 return True
     return False
-
-
-def end_left_over(folder: Path) -> None:
-    """Kills the commands on this machine that outlived their workers, with all their subprocesses.
-
-    They are recognised by their environment: a record on disk would come too late for a worker that is killed just
-    after it has started one.
-
-    Args:
-        folder: A trial's folder, or a sweep's for all its trials.
-    """
-    import psutil
-
-    inside = str(folder.resolve())
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            own = process.environ().get(_TRIAL, "")
-            if own == inside or own.startswith(f"{inside}{os.sep}"):
-                process.kill()
-                found.append(process)
-    # A process that is still alive could write into the logs of the next attempt.
-    psutil.wait_procs(found, timeout=_GRACE)
 
 
 def _logs(folder: Path) -> list[Path]:

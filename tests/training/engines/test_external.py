@@ -15,7 +15,8 @@ from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.dialects import TRAINERS, tree
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines import Trial
-from lrsweep.training.engines.external import ExternalEngine, end_left_over
+from lrsweep.training.engines.external import ExternalEngine
+from lrsweep.training.engines.left_over import end_left_over
 from lrsweep.training.engines.trainer import TrainerEngine
 from tests.conftest import lrsweep
 from tests.recorder import TINY, Recorder, tiny, train
@@ -266,3 +267,26 @@ def test_the_command_is_found_beside_the_given_python(tmp_path: Path) -> None:
     assert train(found, tmp_path / "trials", tiny()).outcomes[0].status == "complete"
     missing = ExternalEngine(command, text, 1, [], None, ("loss", "smoothed_loss"))
     assert train(missing, tmp_path / "more", tiny()).outcomes[0].status == "failed"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_command_ends_with_its_worker_even_if_that_is_killed(tmp_path: Path, hidden: bool) -> None:
+    """Nobody else is there to end it, and it may have hidden its environment, as its child has."""
+    sleep = "import time; time.sleep(99)"
+    run = f"subprocess.run([sys.executable, '-c', {sleep!r}, {str(tmp_path)!r}], start_new_session=True)"
+    again = "os.environ.get('LRSWEEP_TRIAL') and os.execve(sys.executable, [sys.executable, *sys.argv], {})"
+    (tmp_path / "trainer.py").write_text(f"import os, subprocess, sys\n{again if hidden else ''}\n{run}\n")
+    command = f"{sys.executable} {tmp_path / 'trainer.py'} {{config}}"
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.engines.external_worker", command, str(tmp_path / "trials")]
+    )
+    until = time.monotonic() + 60
+    while len(running(tmp_path)) < 3 and time.monotonic() < until:  # the worker, the trainer and its child
+        time.sleep(0.05)
+    assert len(running(tmp_path)) == 3
+    worker.kill()
+    worker.wait()
+    until = time.monotonic() + 10
+    while running(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert running(tmp_path) == []

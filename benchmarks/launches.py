@@ -10,7 +10,8 @@ is counted on its way to the device:
 
 These are estimates of a large GPU, not measurements. Where a library takes another path on CUDA than on meta tensors
 (attention, norms, autocast, fused optimizers), the operation that CUDA has is counted in its place. What lrsweep
-compiles to one kernel is counted as one, which reads its inputs once and writes its outputs once.
+compiles to one kernel is counted as one, which reads its inputs once and writes its outputs once. `earlier` in the
+results is what the version before these savings took.
 """
 
 import argparse

@@ -285,9 +285,14 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 
 _METHOD = "trials train plain LoRA or all weights"
-_DOUBLE = {"bnb_4bit_use_double_quant": True}
+_DOUBLE: dict[str, Any] = {"bnb_4bit_use_double_quant": True}
 # Values that are the defaults.
-_QUANTIZATION = ({}, _DOUBLE, {"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "nf4", **_DOUBLE})
+_QUANTIZATION: tuple[dict[str, Any], ...] = (
+    {},
+    _DOUBLE,
+    {"bnb_4bit_quant_type": "nf4"},
+    {"bnb_4bit_quant_type": "nf4", **_DOUBLE},
+)
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",

@@ -100,8 +100,8 @@ def _is_launched(program: Sequence[str], options: Sequence[str]) -> bool:
     name = Path(program[0]).name
     if _PYTHON.fullmatch(name):
         return len(program) == 1
-    alone = len(program) == 1 and any(re.fullmatch(r"[^-].*\.py", word) for word in options)
-    return _LAUNCHERS.fullmatch(name) is not None or alone
+    script = len(program) == 1 and any(re.fullmatch(r"[^-].*\.py", word) for word in options)
+    return _LAUNCHERS.fullmatch(name) is not None or script
 
 
 def _options(arguments: Sequence[str]) -> dict[str, Any]:

@@ -128,7 +128,9 @@ def test_an_odd_value_gets_a_sweep_or_one_line(dialect: str, keys: dict[str, Any
     assert "\n" not in told
 
 
-@pytest.mark.parametrize("text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 400 + "]" * 400 + "}"])
+@pytest.mark.parametrize(
+    "text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 400 + "]" * 400 + "}"], ids=["digits", "depth"]
+)
 def test_json_beyond_all_bounds_is_told(text: str) -> None:
     with pytest.raises(InputError, match=r"^f\.json"):
         load_json(text, "f.json")

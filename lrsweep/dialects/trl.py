@@ -187,7 +187,7 @@ _ROWS = (
     ),
     Row(
         ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"),
-        tuple(f"finetune.{name}" for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")),
+        tuple(f"finetune.{name}" for name in lora_keys.OURS),
         _read_lora,
         _write_lora,
     ),

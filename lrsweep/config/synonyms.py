@@ -55,6 +55,7 @@ _SYNONYMS = {
     "lora_target_modules": "finetune.target_modules",
     "use_dora": "finetune.dora",
     "use_rslora": "finetune.rslora",
+    "loraplus_lr_ratio": "finetune.loraplus_lr_ratio",
     "finetuning_type": "finetune.mode",
     "base_model": "model.path",
     "model_name": "model.path",

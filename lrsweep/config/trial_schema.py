@@ -56,6 +56,7 @@ _ROWS = trial_key(in_pack="same", comparable=False)
 _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
+_ADDED = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
 
@@ -107,8 +108,8 @@ class DataConfig(Section):
     eval_name: Annotated[str | None, _ROWS] = None
     """For `llamafactory`: the data sets to evaluate on, as in `name`."""
     template: Annotated[str | None, _ROWS] = None
-    """For `llamafactory`: its template, which must agree with the tokenizer's chat template. For `alpaca`: `alpaca`,
-    the prompt of Stanford's Alpaca (### Instruction:) instead of the chat template."""
+    """For `llamafactory`: its template, instead of the tokenizer's chat template. For `alpaca`: `alpaca`, the prompt of
+    Stanford's Alpaca (### Instruction:) instead of the chat template."""
     max_rows_per_set: Annotated[Count | None, _ROWS] = None
     """For `llamafactory`: uses only the first this many rows of each data set."""
     split: Annotated[str, _ROWS] = "train"
@@ -160,6 +161,9 @@ class FinetuneConfig(Section):
     """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False
     """rsLoRA: scales by alpha / sqrt(r)."""
+    loraplus_lr_ratio: Annotated[Positive | None, _ADDED] = None
+    """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same. Needs
+    `engine=trainer`, which `auto` chooses."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
     """How many of the last layers mode `freeze` trains."""
 

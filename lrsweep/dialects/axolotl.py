@@ -55,8 +55,10 @@ def _read_finetune(tree: Tree) -> Tree:
         targets = "all-linear"
     if tree.get("lora_r") is None or tree.get("lora_alpha") is None:
         raise InputError("lora_r, lora_alpha: missing; an adapter needs both")
+    if tree.get("loraplus_lr_ratio") is not None and number("weight_decay", tree.get("weight_decay") or 0):
+        raise InputError(f"weight_decay={brief(tree['weight_decay'])}: Axolotl leaves it out with LoRA+; remove it")
     return {
-        **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use"),
+        **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use", loraplus="loraplus_lr_ratio"),
         "finetune.target_modules": targets,
         "model.quantization": bits[0] if bits else None,
     }
@@ -80,7 +82,7 @@ def _write_finetune(config: SweepConfig) -> Tree:
     return {
         "adapter": "qlora" if bits == "4bit" else "lora",
         **({f"load_in_{bits}": True} if bits else {}),
-        **lora_keys.write(finetune, "lora_r", "peft_use", named, "Axolotl"),
+        **lora_keys.write(finetune, "lora_r", "peft_use", named, "Axolotl", "loraplus_lr_ratio"),
     }
 
 
@@ -152,7 +154,6 @@ def _read_loading(tree: Tree) -> Tree:
     return {"model.special_tokens": {name: word(name, token) for name, token in tokens.items()}}
 
 
-_FINETUNE = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
 _ROWS = (
     Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
     Row(
@@ -174,8 +175,9 @@ _ROWS = (
             "lora_target_linear",
             "peft_use_dora",
             "peft_use_rslora",
+            "loraplus_lr_ratio",
         ),
-        (*(f"finetune.{name}" for name in _FINETUNE), "model.quantization"),
+        (*(f"finetune.{name}" for name in lora_keys.OURS), "model.quantization"),
         _read_finetune,
         _write_finetune,
     ),
@@ -242,6 +244,8 @@ def _rows(version: Version | None) -> Sequence[Row]:
 
 
 def _check(config: SweepConfig, version: Version | None) -> None:
+    if config.finetune.loraplus_lr_ratio is not None and config.optimizer.weight_decay:
+        raise InputError("optimizer.weight_decay: Axolotl leaves it out with LoRA+; sweep with weight_decay=0")
     if config.finetune.mode == "freeze":
         raise InputError("finetune.mode=freeze: Axolotl freezes by parameter names; sweep with finetune=lora or full")
 
@@ -285,9 +289,14 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 
 _METHOD = "trials train plain LoRA or all weights"
-_DOUBLE = {"bnb_4bit_use_double_quant": True}
+_DOUBLE: dict[str, Any] = {"bnb_4bit_use_double_quant": True}
 # Values that are the defaults.
-_QUANTIZATION = ({}, _DOUBLE, {"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "nf4", **_DOUBLE})
+_QUANTIZATION: tuple[dict[str, Any], ...] = (
+    {},
+    _DOUBLE,
+    {"bnb_4bit_quant_type": "nf4"},
+    {"bnb_4bit_quant_type": "nf4", **_DOUBLE},
+)
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",
@@ -296,7 +305,7 @@ DIALECT = Dialect(
         Refusal(
             "rl reward_model process_reward_model trainer_cls", "trials do supervised fine-tuning only", "remove it"
         ),
-        Refusal("loraplus_lr_ratio embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "remove it"),
+        Refusal("embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "remove it"),
         Refusal(
             "relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
             "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft "

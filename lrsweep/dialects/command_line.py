@@ -59,22 +59,22 @@ def parsed(
 
 def _environment(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The line's variables, as `env` takes them, and the rest of the line."""
-    words = list(arguments)
-    given = words[:1] == ["env"]
+    line = list(arguments)
+    given = line[:1] == ["env"]
     start = int(given)
-    while start < len(words) and _VARIABLE.fullmatch(words[start]):
+    while start < len(line) and _VARIABLE.fullmatch(line[start]):
         start += 1
-    variables = words[int(given) : start]
-    return ["env", *variables] if variables else [], words[start:]
+    variables = line[int(given) : start]
+    return ["env", *variables] if variables else [], line[start:]
 
 
-def _program(words: list[str], has_command: bool) -> tuple[list[str], list[str]]:
+def _program(line: list[str], has_command: bool) -> tuple[list[str], list[str]]:
     """The program with its subcommands, and its options.
 
     With `has_command`, the program may also be what a launcher starts: a script, or a module after `-m`.
     """
-    start = next((at for at, word in enumerate(words) if _OPTION.fullmatch(word) or _is_setting(word)), len(words))
-    program, options = words[:start], words[start:]
+    start = next((at for at, word in enumerate(line) if _OPTION.fullmatch(word) or _is_setting(word)), len(line))
+    program, options = line[:start], line[start:]
     if not program or not _is_launched(program, options):
         return program, options
     if not has_command:
@@ -85,14 +85,14 @@ def _program(words: list[str], has_command: bool) -> tuple[list[str], list[str]]
     script = next(
         (
             at
-            for at, word in enumerate(words)
-            if word.endswith(".py") or (at and words[at - 1] in ("-m", "--module") and not word.startswith("-"))
+            for at, word in enumerate(line)
+            if word.endswith(".py") or (at and line[at - 1] in ("-m", "--module") and not word.startswith("-"))
         ),
         None,
     )
     if script is None:
         raise InputError(f"{' '.join(program)}: no script and no -m MODULE in the line; leave the launcher out of it")
-    return _program(words[script:], has_command)
+    return _program(line[script:], has_command)
 
 
 def _is_launched(program: Sequence[str], options: Sequence[str]) -> bool:
@@ -100,8 +100,8 @@ def _is_launched(program: Sequence[str], options: Sequence[str]) -> bool:
     name = Path(program[0]).name
     if _PYTHON.fullmatch(name):
         return len(program) == 1
-    alone = len(program) == 1 and any(re.fullmatch(r"[^-].*\.py", word) for word in options)
-    return _LAUNCHERS.fullmatch(name) is not None or alone
+    script = len(program) == 1 and any(re.fullmatch(r"[^-].*\.py", word) for word in options)
+    return _LAUNCHERS.fullmatch(name) is not None or script
 
 
 def _options(arguments: Sequence[str]) -> dict[str, Any]:

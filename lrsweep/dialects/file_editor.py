@@ -75,11 +75,10 @@ def edited(
     change = changes_in_their_file if theirs else edits
     changes = change(dialect, tree, config, tuned, version)
     if is_json(path):
-        change_text, load = json_editor.with_changes, load_json
+        result, load = json_editor.with_changes(text, changes), load_json
     else:
-        change_text, load = with_changes, load_yaml
         changes = _misread(dialect, text, tree, tuned, version) | changes
-    result = change_text(text, changes)
+        result, load = with_changes(text, changes), load_yaml
     expected = changed(tree, changes)
     try:
         found: object = load(result, str(path))

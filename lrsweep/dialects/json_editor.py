@@ -20,20 +20,20 @@ def with_changes(text: str, changes: Mapping[str, Any]) -> str:
     head = text.index("{") + 1
     first = min((start for start, _, _ in places.values()), default=head)
     last = max((end for _, _, end in places.values()), default=head)
-    # Each member that stays, with the comma and the space before it.
-    members: list[tuple[str, str]] = []
+    # Each key that stays, with the comma and the space before it.
+    parts: list[tuple[str, str]] = []
     before = first
     for name, (start, value, end) in places.items():
         if name not in changes:
-            members.append((text[before:start], text[start:end]))
+            parts.append((text[before:start], text[start:end]))
         elif changes[name] is not None:
-            members.append((text[before:start], text[start:value] + _text(changes[name])))
+            parts.append((text[before:start], text[start:value] + _text(changes[name])))
         before = end
     space = text[head:first]
     new = {name: value for name, value in changes.items() if name not in places and value is not None}
-    members += [(f",{space}", f"{json.dumps(name)}: {_text(value)}") for name, value in new.items()]
-    # The first member that stays may have lost the ones before its comma.
-    body = "".join(comma * (at > 0) + member for at, (comma, member) in enumerate(members))
+    parts += [(f",{space}", f"{json.dumps(name)}: {_text(value)}") for name, value in new.items()]
+    # The first key that stays may have lost the ones before its comma.
+    body = "".join(comma * (at > 0) + part for at, (comma, part) in enumerate(parts))
     return text[:first] + body + text[last:]
 
 

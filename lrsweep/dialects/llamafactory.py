@@ -89,8 +89,12 @@ def _read_finetune(tree: Tree) -> Tree:
         return {"finetune.mode": mode, "finetune.trainable_layers": layers}
     rank = whole("lora_rank", given(tree, "lora_rank", 8))
     targets = names("lora_target", given(tree, "lora_target", "all"))
+    if tree.get("loraplus_lr_ratio") is not None and any("emb" in target or "wte" in target for target in targets):
+        raise InputError(
+            f"loraplus_lr_ratio: with lora_target={','.join(targets)} it gives embeddings a rate of their own"
+        )
     return {
-        **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use"),
+        **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use", loraplus="loraplus_lr_ratio"),
         "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
         "finetune.target_modules": "all-linear" if targets == ["all"] else targets,
     }
@@ -106,7 +110,8 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if targets is None or (isinstance(targets, str) and targets != "all-linear"):
         raise InputError(f"finetune.target_modules={targets!r}: LLaMA-Factory takes names only; list them")
     named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
-    return {"finetuning_type": "lora", **lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory")}
+    written = lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory", "loraplus_lr_ratio")
+    return {"finetuning_type": "lora", **written}
 
 
 _ROWS = (
@@ -132,12 +137,10 @@ _ROWS = (
             "lora_target",
             "use_dora",
             "use_rslora",
+            "loraplus_lr_ratio",
             "freeze_trainable_layers",
         ),
-        tuple(
-            f"finetune.{name}"
-            for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "trainable_layers")
-        ),
+        tuple(f"finetune.{name}" for name in (*lora_keys.OURS, "trainable_layers")),
         _read_finetune,
         _write_finetune,
     ),
@@ -285,7 +288,6 @@ DIALECT = Dialect(
             "it is another optimizer, with another best learning rate",
             "set it to false",
         ),
-        Refusal("loraplus_lr_ratio", "LoRA+ has two learning rates", "remove it"),
         Refusal(
             "pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
             "use_mca use_kt train_from_scratch",

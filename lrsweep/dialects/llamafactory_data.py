@@ -44,7 +44,7 @@ def write_data(config: SweepConfig) -> Tree:
 
 
 def read_template(tree: Tree) -> Tree:
-    """Reads the template. Whether it agrees with the chat template is checked when the tokenizer is loaded."""
+    """Reads the template. Whether the tokenizer has its tokens is checked when it is loaded."""
     name = tree.get("template")
     if name is not None:
         check_name(word("template", name))

@@ -6,12 +6,17 @@ from typing import Any
 from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import flag, given, integral, number, whole, word
+from lrsweep.errors import InputError
 
+# The keys of `finetune` that the rows of an adapter have.
+OURS = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "loraplus_lr_ratio")
 # What a module's name does not hold, and a regular expression does.
 _REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
-def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str) -> Tree:
+def read(
+    tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str, loraplus: str | None = None
+) -> Tree:
     """Reads the LoRA keys except for the target modules.
 
     Args:
@@ -20,7 +25,9 @@ def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix
         alpha: The trainer's default for lora_alpha.
         dropout: The trainer's default for lora_dropout.
         prefix: What precedes `_dora` and `_rslora` in the trainer's keys.
+        loraplus: The trainer's key for LoRA+'s ratio of rates; None if it has none.
     """
+    ratio = None if loraplus is None else tree.get(loraplus)
     return {
         "finetune.mode": "lora",
         "finetune.r": whole(rank[0], given(tree, *rank)),
@@ -28,10 +35,13 @@ def read(tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix
         "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", dropout)),
         "finetune.dora": flag(f"{prefix}_dora", given(tree, f"{prefix}_dora", False)),
         "finetune.rslora": flag(f"{prefix}_rslora", given(tree, f"{prefix}_rslora", False)),
+        "finetune.loraplus_lr_ratio": None if ratio is None else number(str(loraplus), ratio),
     }
 
 
-def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool: str) -> Tree:
+def write(
+    finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool: str, loraplus: str | None = None
+) -> Tree:
     """Writes the LoRA keys.
 
     Args:
@@ -40,7 +50,16 @@ def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool:
         prefix: What precedes `_dora` and `_rslora` in the trainer's keys.
         targets: The target modules by the trainer's keys.
         tool: The trainer's name, for messages.
+        loraplus: The trainer's key for LoRA+'s ratio of rates; None if it has none.
+
+    Raises:
+        InputError: The trainer has no LoRA+, or takes whole numbers only.
     """
+    ratio = finetune.loraplus_lr_ratio
+    if ratio is not None and loraplus is None:
+        raise InputError(
+            f"finetune.loraplus_lr_ratio={ratio:g}: {tool} has no key for LoRA+; export to llamafactory or axolotl"
+        )
     return {
         rank: finetune.r,
         "lora_alpha": integral("finetune.alpha", finetune.alpha, tool),
@@ -48,6 +67,7 @@ def write(finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool:
         **targets,
         **({f"{prefix}_dora": True} if finetune.dora else {}),
         **({f"{prefix}_rslora": True} if finetune.rslora else {}),
+        **({loraplus: ratio} if loraplus is not None and ratio is not None else {}),
     }
 
 

@@ -187,7 +187,6 @@ def _write_evaluation_set(config: SweepConfig) -> Tree:
     return {"split_dataset_ratio": share_only(data.eval_fraction, "ms-swift")}
 
 
-_LORA = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")
 _ROWS = (
     Row(
         ("model", "use_hf", "model_revision", "attn_impl"),
@@ -210,7 +209,7 @@ _ROWS = (
             "use_dora",
             "use_rslora",
         ),
-        ("model.dtype", "model.quantization", *(f"finetune.{name}" for name in _LORA)),
+        ("model.dtype", "model.quantization", *(f"finetune.{name}" for name in lora_keys.OURS)),
         _read_tuner,
         _write_tuner,
     ),

@@ -34,7 +34,7 @@ def imported(dialect: Dialect, tree: Tree, file: str, request: Request, reasons:
         raise InputError(
             f"{reasons[0]}; or have your own script train it, as in --command 'python train.py {{config}}'"
         )
-    words(run.command)
+    split(run.command)
     values = _readable(dialect, tree, run)
     config = config_of(values)
     steps = config.training.horizon
@@ -52,7 +52,7 @@ def imported(dialect: Dialect, tree: Tree, file: str, request: Request, reasons:
     return Imported(config, (), (), tuple(note for note in notes if note), tuple(reasons))
 
 
-def words(command: str) -> list[str]:
+def split(command: str) -> list[str]:
     """Returns a command's words. Raises InputError if it has none, or has an open quote."""
     try:
         found = shlex.split(command)
@@ -67,7 +67,7 @@ def program_missing(command: str, python: str | None) -> str | None:
     """Returns what to do about a command whose program is not there; None if it is."""
     if program(command, python) is not None:
         return None
-    name = words(command)[0]
+    name = split(command)[0]
     where = f"beside {python}" if python else "on PATH"
     return (
         f"{name} is not {where}: set engine.python to the Python of its environment, or write its path into "
@@ -84,7 +84,7 @@ def program(command: str, python: str | None) -> str | None:
     """
     from lrsweep.training.engines.external import path_with
 
-    return shutil.which(words(command)[0], path=path_with(python))
+    return shutil.which(split(command)[0], path=path_with(python))
 
 
 def _readable(dialect: Dialect, tree: Tree, run: TheirRun) -> dict[str, Any]:

@@ -64,6 +64,8 @@ def not_here(config: SweepConfig) -> str:
         kind = ("rs" if finetune.rslora else "") + ("DoRA" if finetune.dora else "LoRA")
         comment += f", {kind} r={finetune.r} alpha={finetune.alpha:g} dropout={finetune.dropout:g}"
         comment += f" on {format_value(finetune.target_modules)}"
+        ratio = finetune.loraplus_lr_ratio
+        comment += "" if ratio is None else f", B at {ratio:g} times A's rate (LoRA+)"
     else:
         comment += f", {finetune.mode} fine-tuning"
         comment += f" of the last {finetune.trainable_layers} layers" if finetune.mode == "freeze" else ""

@@ -187,7 +187,7 @@ _ROWS = (
     ),
     Row(
         ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora"),
-        tuple(f"finetune.{name}" for name in ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora")),
+        tuple(f"finetune.{name}" for name in lora_keys.OURS),
         _read_lora,
         _write_lora,
     ),
@@ -277,7 +277,7 @@ def _their_run(tree: Tree, command: str | None) -> TheirRun:
         guess = name == "sft" and not any(tree.get(key) is not None for key in _OF_SFT)
         return replace(_COMMANDS[name], command=f"trl {name} --config {{config}}", guess=_GUESS if guess else "")
     match = _IN_COMMAND.search(command)
-    named = match and next(name for name in match.groups() if name)
+    named = next((name for name in match.groups() if name), "") if match else ""
     if named in _COMMANDS:
         return replace(_COMMANDS[named], command=command)
     return replace(_COMMANDS[name], command=command, method=OWN_SCRIPT)

@@ -4,9 +4,10 @@ import inspect
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from transformers import get_scheduler
 
-from lrsweep.config.trial_schema import OptimizerConfig, SchedulerConfig
+from lrsweep.config.trial_schema import FinetuneConfig, OptimizerConfig, SchedulerConfig
 from lrsweep.errors import InputError
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
@@ -48,6 +49,22 @@ def optimizer_class(optimizer: OptimizerConfig) -> tuple[type[torch.optim.Optimi
     if kind in (torch.optim.AdamW, torch.optim.Adam) and not arguments.keys() & _IMPLEMENTATIONS:
         arguments["fused"] = True
     return kind, arguments
+
+
+def loraplus(
+    model: torch.nn.Module, optimizer: OptimizerConfig, finetune: FinetuneConfig
+) -> torch.optim.Optimizer | None:
+    """PEFT's LoRA+ optimizer over a model with adapters; None if the config has one learning rate for A and B."""
+    if finetune.mode != "lora" or finetune.loraplus_lr_ratio is None:
+        return None
+    kind, arguments = optimizer_class(optimizer)
+    ratio, decay = finetune.loraplus_lr_ratio, optimizer.weight_decay
+    found: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **arguments
+    )
+    # PEFT makes groups for parameters that the adapters do not have.
+    found.param_groups = [group for group in found.param_groups if group["params"]]
+    return found
 
 
 def check_buildable(optimizer: OptimizerConfig, scheduler: SchedulerConfig, schedule_steps: int) -> None:

@@ -108,6 +108,7 @@ CHANGES: dict[str, Any] = {
     "finetune.target_modules": ["q_proj", "v_proj"],
     "finetune.dora": True,
     "finetune.rslora": True,
+    "finetune.loraplus_lr_ratio": 16.0,
     "model.dtype": "float32",
     "training.batch_size": 16,
     "training.max_grad_norm": 0.5,

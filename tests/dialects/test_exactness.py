@@ -128,7 +128,9 @@ def test_an_odd_value_gets_a_sweep_or_one_line(dialect: str, keys: dict[str, Any
     assert "\n" not in told
 
 
-@pytest.mark.parametrize("text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 400 + "]" * 400 + "}"])
+@pytest.mark.parametrize(
+    "text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 400 + "]" * 400 + "}"], ids=["digits", "depth"]
+)
 def test_json_beyond_all_bounds_is_told(text: str) -> None:
     with pytest.raises(InputError, match=r"^f\.json"):
         load_json(text, "f.json")
@@ -195,3 +197,42 @@ def test_a_number_of_rows_is_no_share(dialect: str) -> None:
     row = next(row for row in TRAINERS[dialect].rows(None) if "data.eval_fraction" in row.ours)
     with pytest.raises(InputError, match="a share of the rows only"):
         row.write(for_rows)
+
+
+LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys"), [("llamafactory", {"optim": "adamw_torch", "weight_decay": 0.1}), ("axolotl", LORA)]
+)
+def test_lora_plus_is_ours_and_comes_back(dialect: str, keys: dict[str, Any]) -> None:
+    run = imported(dialect, FILES[dialect] | keys | {"loraplus_lr_ratio": 16}, "f.yaml")
+    assert not run.reasons
+    assert run.config.finetune.loraplus_lr_ratio == 16
+    config = replace(run.config, {"finetune.loraplus_lr_ratio": 4.0})
+    assert tree(TRAINERS[dialect], config, {"finetune.loraplus_lr_ratio"})["loraplus_lr_ratio"] == 4
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "said"),
+    [
+        ("axolotl", LORA | {"weight_decay": 0.1}, "weight_decay=0.1: Axolotl leaves it out with LoRA+"),
+        (
+            "llamafactory",
+            {"lora_target": "q_proj,embed_tokens"},
+            "loraplus_lr_ratio: with lora_target=q_proj,embed_tokens",
+        ),
+    ],
+)
+def test_lora_plus_that_learns_otherwise_is_not(dialect: str, keys: dict[str, Any], said: str) -> None:
+    run = imported(dialect, FILES[dialect] | keys | {"loraplus_lr_ratio": 16}, "f.yaml")
+    assert [reason for reason in run.reasons if reason.startswith(said)]
+
+
+def test_lora_plus_is_not_dropped_by_who_has_none() -> None:
+    config = imported("llamafactory", FILES["llamafactory"] | {"loraplus_lr_ratio": 16}, "f.yaml").config
+    for name in ("trl", "ms-swift"):
+        row = next(row for row in TRAINERS[name].rows(None) if "finetune.loraplus_lr_ratio" in row.ours)
+        with pytest.raises(InputError, match=r"^finetune\.loraplus_lr_ratio=16: .* has no key for LoRA\+"):
+            row.write(config)
+    assert "LoRA+" in TRAINERS["transformers"].not_here(config)

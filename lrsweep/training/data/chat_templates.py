@@ -1,9 +1,10 @@
-"""Compares LLaMA-Factory's templates with the tokenizer's own chat template, which trials render with.
+"""LLaMA-Factory's templates, in which its data sets are written, whatever the tokenizer's own chat template is.
 
 `TEMPLATES` has the text that LLaMA-Factory's templates put around each turn, for the most common models; its source is
 LLaMA-Factory's `data/template.py`. `{}` stands for the turn's text, `<bos>` and `<eos>` for the tokenizer's tokens.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ class Template:
         opening: The start of every conversation.
         default_system: The system message of conversations without one.
         system_inside: The system message is part of the first user turn, before its text.
+        stops: Tokens that end a turn, which the tokenizer has to have.
+        thinks: An answer without a thought gets an empty one, which is learned.
     """
 
     user: str
@@ -33,13 +36,16 @@ class Template:
     opening: str = ""
     default_system: str = ""
     system_inside: bool = False
+    stops: tuple[str, ...] = ()
+    thinks: bool = False
 
 
-def _chatml(**more: Any) -> Template:
+def _chatml(stops: tuple[str, ...] = ("<|im_end|>",), **more: Any) -> Template:
     return Template(
         "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
         "{}<|im_end|>\n",
         "<|im_start|>system\n{}<|im_end|>\n",
+        stops=stops,
         **more,
     )
 
@@ -50,7 +56,10 @@ _GEMMA = Template(
     "{}\n\n",
     "<bos>",
     system_inside=True,
+    stops=("<end_of_turn>",),
 )
+# What opens and what closes a thought.
+_THOUGHT = ("<think>", "</think>")
 TEMPLATES: Mapping[str, Template] = {
     "empty": Template("{}", "{}"),
     "default": Template("Human: {}<eos>\nAssistant:", "{}<eos>\n", "System: {}<eos>\n"),
@@ -65,25 +74,33 @@ TEMPLATES: Mapping[str, Template] = {
         default_system="A chat between a curious user and an artificial intelligence assistant. The assistant gives "
         "helpful, detailed, and polite answers to the user's questions.",
     ),
-    "chatml": _chatml(),
+    "chatml": _chatml(stops=("<|im_end|>", "<|im_start|>")),
     "yi": _chatml(),
     "smollm": _chatml(),
     "smollm2": _chatml(default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face."),
     "qwen": _chatml(default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "qwen3": _chatml(thinks=True),
     "qwen3_nothink": _chatml(),
+    "qwen3_5": _chatml(thinks=True),
+    "qwen3_5_nothink": _chatml(),
+    "llama2": Template("<bos>[INST] {} [/INST]", system="<<SYS>>\n{}\n<</SYS>>\n\n", system_inside=True),
     "llama3": Template(
         "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "{}<|eot_id|>",
         "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
         "<bos>",
+        stops=("<|eot_id|>",),
     ),
     "gemma": _GEMMA,
     "gemma3": _GEMMA,
-    "phi": Template("<|user|>\n{}<|end|>\n<|assistant|>\n", "{}<|end|>\n", "<|system|>\n{}<|end|>\n"),
+    "phi": Template(
+        "<|user|>\n{}<|end|>\n<|assistant|>\n", "{}<|end|>\n", "<|system|>\n{}<|end|>\n", stops=("<|end|>",)
+    ),
     "phi4": Template(
         "<|im_start|>user<|im_sep|>{}<|im_end|><|im_start|>assistant<|im_sep|>",
         "{}<|im_end|>",
         "<|im_start|>system<|im_sep|>{}<|im_end|>",
+        stops=("<|im_end|>",),
     ),
     "mistral": Template("[INST] {}[/INST]", " {}<eos>", "{}\n\n", "<bos>", system_inside=True),
     "deepseek3": Template("<\uff5cUser\uff5c>{}<\uff5cAssistant\uff5c>", opening="<bos>"),
@@ -98,16 +115,10 @@ TEMPLATES: Mapping[str, Template] = {
         "<|start_of_role|>system<|end_of_role|>{}<|end_of_text|>\n",
     ),
 }
-_CONVERSATION = ({"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Two."})
-_PROBES: tuple[Sequence[Mapping[str, str]], ...] = (
-    _CONVERSATION,
-    (*_CONVERSATION, {"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Three."}),
-    ({"role": "system", "content": "Be brief."}, *_CONVERSATION),
-)
 
 
 def check_name(name: str) -> None:
-    """Checks that `TEMPLATES` has a template, so that it can be compared with a tokenizer's.
+    """Checks that `TEMPLATES` has a template.
 
     Args:
         name: LLaMA-Factory's name for it.
@@ -122,61 +133,58 @@ def check_name(name: str) -> None:
         )
 
 
-def check(name: str, tokenizer: "PreTrainedTokenizerBase", own: str | None) -> None:
-    """Checks that the tokenizer's chat template renders conversations as LLaMA-Factory's template does.
+def check(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Checks that a tokenizer has the tokens that end a template's turns.
 
     Args:
         name: LLaMA-Factory's name for the template.
         tokenizer: The model's tokenizer.
-        own: The tokenizer's chat template; None if it has none.
 
     Raises:
-        InputError: It does not; the message has the first difference.
+        InputError: It has not: LLaMA-Factory would add the token.
     """
     check_name(name)
-    if own is None:
-        raise InputError(
-            f"data.template={name}: this model's tokenizer has no chat template that could agree with it; use a chat "
-            "(instruct) model, or add a chat_template.jinja to its folder"
-        )
-    for conversation in _PROBES:
-        try:
-            turns = [dict(turn) for turn in conversation]
-            found = str(tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False))
-        except Exception:
-            if conversation[0]["role"] == "system":
-                continue  # a template without system turns raises an error for the rows that have one
-            raise
-        expected = text(name, conversation, tokenizer.bos_token or "", tokenizer.eos_token or "")
-        if found.rstrip("\n") != expected.rstrip("\n"):
-            at = next((i for i, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other), 0)
+    for token in TEMPLATES[name].stops:
+        if len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1:
             raise InputError(
-                f"data.template={name}: LLaMA-Factory writes {expected[max(0, at - 10) : at + 30]!r} where the "
-                f"tokenizer's chat template writes {found[max(0, at - 10) : at + 30]!r}; choose this model's template, "
-                "or remove the key"
+                f"data.template={name}: this model's tokenizer has no token {token}, which LLaMA-Factory would add; "
+                "choose this model's template"
             )
 
 
-def text(name: str, conversation: Sequence[Mapping[str, str]], bos: str, eos: str) -> str:
-    """The conversation as LLaMA-Factory's template renders it.
+def pieces(name: str, conversation: Sequence[Mapping[str, str]], bos: str, eos: str) -> list[tuple[str, bool]]:
+    """The conversation as LLaMA-Factory's template writes it.
 
     Args:
         name: LLaMA-Factory's name for the template.
         conversation: Turns with `role` (system, user or assistant) and `content`.
         bos: The tokenizer's BOS token, as text.
         eos: The tokenizer's EOS token, as text.
+
+    Returns:
+        The pieces that LLaMA-Factory tokenises one by one, and whether each is part of an answer.
     """
     template = TEMPLATES[name]
-    rendered = template.opening
+    tokens = {"<bos>": bos, "<eos>": eos}
     system, turns = template.default_system, list(conversation)
     if turns[0]["role"] == "system":
-        system, turns = turns[0]["content"], turns[1:]
+        system, turns = turns[0]["content"] or system, turns[1:]
+    found = [(template.opening, "", False)]
     before = template.system.replace("{}", system) if system else ""
     if not template.system_inside:
-        rendered += before
+        found += [(part, system, False) for part in _parts(template.system) if system]
         before = ""
     for turn in turns:
-        around = template.user if turn["role"] == "user" else template.assistant
-        rendered += around.replace("{}", before + turn["content"])
+        answers = turn["role"] == "assistant"
+        if answers and template.thinks and not any(mark in turn["content"] for mark in _THOUGHT):
+            found.append(("\n\n".join((*_THOUGHT, "")), "", True))
+        around = template.assistant if answers else template.user
+        found += [(part, before + turn["content"], answers) for part in _parts(around)]
         before = ""
-    return rendered.replace("<bos>", bos).replace("<eos>", eos)
+    written = [(tokens.get(part, part.replace("{}", content)), answers) for part, content, answers in found]
+    return [(piece, answers) for piece, answers in written if piece]
+
+
+def _parts(around: str) -> list[str]:
+    """The text around a turn, with the tokenizer's tokens by themselves."""
+    return re.split("(<bos>|<eos>)", around)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from lrsweep.config.trial_schema import DataConfig
@@ -32,6 +32,8 @@ MOST_BAD = 0.05
 
 Span = tuple[int, int]
 Tools = tuple[Any, ...]
+# Indices in a text that no token crosses, in order.
+Cuts = tuple[int, ...]
 log = logging.getLogger(__name__)
 
 
@@ -65,13 +67,14 @@ class Encoder:
                 "model.path: its tokenizer gives no character offsets, which masking prompts needs; use a fast one"
             )
         template, opening = _template(tokenizer), tokenizer("")["input_ids"][:1]
-        if template is None and config.format in ("sharegpt", "messages", "llamafactory"):
+        written_there = config.format == "llamafactory" and config.template is not None
+        if template is None and config.format in ("sharegpt", "messages", "llamafactory") and not written_there:
             raise InputError(
                 f"data.format={config.format}: conversations need a chat template and this model's tokenizer has none; "
                 "use a chat (instruct) model, add a chat_template.jinja to its folder, or use format prompt_completion"
             )
-        if config.template is not None and config.format == "llamafactory":
-            chat_templates.check(config.template, tokenizer, template)
+        if config.template is not None and written_there:
+            chat_templates.check(config.template, tokenizer)
         marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
             config=config,
@@ -104,19 +107,18 @@ class Encoder:
         examples: list[Example] = []
         dropped = cut = 0
         while chunk := list(islice(texts, CHUNK)):
+            parts = [_parts(text, cuts) for text, _, cuts, _ in chunk]
             encoded = self.tokenizer(
-                [text for text, _, _ in chunk],
+                [part for of_row in parts for part in of_row],
                 add_special_tokens=False,
                 return_offsets_mapping=True,
                 return_attention_mask=False,
                 return_token_type_ids=False,
                 verbose=False,
             )
-            for (text, spans, plain), ids, offsets in zip(
-                chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
-            ):
-                if isinstance(spans, int):
-                    ids, offsets, spans = self._apart(text, spans)
+            tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            for (_, spans, _, plain), of_row in zip(chunk, parts, strict=True):
+                ids, offsets = next(tokens) if len(of_row) == 1 else _joined(of_row, tokens)
                 example, whole = self._example(ids, offsets, spans, plain)
                 if not whole and self.config.drop_long_rows:
                     dropped += 1
@@ -136,16 +138,6 @@ class Encoder:
             )
         return examples, dropped, cut
 
-    def _apart(self, text: str, at: int) -> tuple[list[int], list[Span], list[Span]]:
-        """The tokens and offsets of a text whose two parts are tokenised one by one, and the span of the second."""
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for start, part in ((0, text[:at]), (at, text[at:])):
-            encoded = self.tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids += encoded["input_ids"]
-            offsets += [(start + first, start + last) for first, last in encoded["offset_mapping"]]
-        return ids, offsets, [(at, len(text))]
-
     def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> tuple[Example, bool]:
         """The row's Example, and whether all of the row is in it."""
         labels = [IGNORED] * len(ids)
@@ -163,10 +155,9 @@ class Encoder:
         longest = self.config.max_length
         return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
-    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span] | int, bool]]:
-        """Each row's text, what of it to learn, and whether it is plain text, without a template's markers.
+    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span], Cuts, bool]]:
+        """Each row's text, its spans to learn, where no token crosses, and whether it is plain, without markers.
 
-        What to learn are character spans, or the index from which on all is learned and which no token crosses.
         Rows that have nothing to learn are left out, and `bad` gets what is wrong with each.
         """
         at_most = max(1, math.ceil(MOST_BAD * len(indices))) if self.config.on_bad_row == "drop" else 0
@@ -177,19 +168,31 @@ class Encoder:
                 )
                 if isinstance(form, Plain):
                     text = form.prompt + form.completion
-                    if form.apart:
-                        yield text, len(form.prompt), True
-                        continue
-                    yield text, [(len(form.prompt), len(text))], True
+                    cuts = (len(form.prompt),) if form.apart else ()
+                    yield text, [(len(form.prompt), len(text))], cuts, True
+                elif self.config.format == "llamafactory" and self.config.template is not None:
+                    yield *self._as_llamafactory(form, self.config.template), False
                 else:
                     for text, spans in self._conversation(form):
-                        yield text, spans, False
+                        yield text, spans, (), False
             except NothingToLearnError as fault:
                 bad.append(f"{rows.where(index)}: {fault}")
                 if len(bad) > at_most:
                     raise InputError(_too_many(bad, at_most, len(indices))) from None
             except BadRowError as fault:
                 raise InputError(f"{rows.where(index)}: {fault}") from None
+
+    def _as_llamafactory(self, chat: Chat, template: str) -> tuple[str, list[Span], Cuts]:
+        """The conversation in a template of LLaMA-Factory's, which tokenises its pieces one by one."""
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        found = chat_templates.pieces(template, chat.messages, bos, eos)
+        ends = tuple(accumulate(len(piece) for piece, _ in found))
+        spans = [
+            (start, end)
+            for (_, answers), start, end in zip(found, (0, *ends), ends, strict=False)
+            if answers or self.config.train_on_prompt
+        ]
+        return "".join(piece for piece, _ in found), spans, ends[:-1]
 
     def _conversation(self, chat: Chat) -> list[tuple[str, list[Span]]]:
         """The conversation as the template renders it, with the spans of its answers.
@@ -255,6 +258,23 @@ class Encoder:
                 add_generation_prompt=ask,
             )
         return str(text)
+
+
+def _parts(text: str, cuts: Cuts) -> list[str]:
+    return [text[start:end] for start, end in zip((0, *cuts), (*cuts, len(text)), strict=True)]
+
+
+def _joined(parts: list[str], tokens: Iterator[tuple[list[int], list[Span]]]) -> tuple[list[int], list[Span]]:
+    """The tokens of a text whose parts are tokenised one by one, with their offsets in the text."""
+    ids: list[int] = []
+    offsets: list[Span] = []
+    start = 0
+    for part, (part_ids, part_offsets) in zip(parts, tokens, strict=False):
+        ids += part_ids
+        # A token without characters, such as the space that some tokenizers put first, is the part's too.
+        offsets += [(start + first, start + max(last, 1)) for first, last in part_offsets]
+        start += len(part)
+    return ids, offsets
 
 
 def _too_many(bad: list[str], at_most: int, rows: int) -> str:

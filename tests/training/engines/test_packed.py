@@ -195,6 +195,8 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
         build_engine(Workload(tiny("finetune.dora=true", "engine=packed"), 8, 1))
+    with pytest.raises(InputError, match=r"engine=packed: finetune\.loraplus_lr_ratio=4: .*use engine=trainer"):
+        build_engine(Workload(tiny("finetune.loraplus_lr_ratio=4", "engine=packed"), 8, 1))
 
 
 def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(

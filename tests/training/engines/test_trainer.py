@@ -36,6 +36,12 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
     decayed = [p for p in weights if all(p is not other for other in undecayed)]
     o = config.optimizer
     groups = [{"params": decayed, "weight_decay": o.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    if (ratio := config.finetune.loraplus_lr_ratio) is not None:
+        of = {
+            b: [p for n, p in model.named_parameters() if p.requires_grad and ("lora_B" in n) == b]
+            for b in (False, True)
+        }
+        groups = [{"params": of[b], "weight_decay": o.weight_decay, "lr": o.lr * (ratio if b else 1)} for b in of]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps)
     t = config.training
     schedule = get_scheduler(
@@ -73,6 +79,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
     "overrides",
     [
         ("finetune=lora",),
+        ("finetune.loraplus_lr_ratio=16", "optimizer.weight_decay=0.1"),
         ("finetune=full", "optimizer.weight_decay=0.1"),
         ("finetune=freeze", "finetune.trainable_layers=1"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),

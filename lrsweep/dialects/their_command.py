@@ -3,7 +3,6 @@
 import shlex
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig, replace, validate
@@ -11,6 +10,7 @@ from lrsweep.dialects.imported_run import DEFAULTS, Imported, Request, config_of
 from lrsweep.dialects.mapping import Dialect, TheirRun, Tree
 from lrsweep.dialects.training_arguments import epochs
 from lrsweep.errors import InputError
+from lrsweep.files.paths import expanded
 from lrsweep.files.yaml_writer import to_yaml
 
 # What stands in the sweep's config for a model and data that only the trainer reads.
@@ -72,7 +72,7 @@ def program(command: str, python: str | None) -> str | None:
         python: The Python of the environment to look into first; None for PATH only.
     """
     name = shlex.split(command)[0]
-    beside = None if python is None else shutil.which(name, path=str(Path(python).expanduser().parent))
+    beside = None if python is None else shutil.which(name, path=str(expanded(python).parent))
     return beside or shutil.which(name)
 
 

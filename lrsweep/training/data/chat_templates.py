@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lrsweep.errors import InputError
+from lrsweep.training.data.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -142,7 +143,8 @@ def check(name: str, tokenizer: "PreTrainedTokenizerBase", own: str | None) -> N
     for conversation in _PROBES:
         try:
             turns = [dict(turn) for turn in conversation]
-            found = str(tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False))
+            with TimeLimit() as limit, limit.block():
+                found = str(tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False))
         except Exception:
             if conversation[0]["role"] == "system":
                 continue  # a template without system turns raises an error for the rows that have one

@@ -60,6 +60,20 @@ def cpu_count() -> int:
     return int(available())
 
 
+def memory() -> int:
+    """The bytes of memory that this process may use, by the machine, its container and its own limit."""
+    import resource
+
+    import psutil
+
+    found = [int(psutil.virtual_memory().total)]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # `max`
+            found.append(int(Path(path).read_text()))
+    own = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return min([*found, *([own] if own != resource.RLIM_INFINITY else [])])
+
+
 def oom_kills() -> int:
     """The number of processes that the kernel has killed because the container or the machine ran out of memory."""
     total = 0

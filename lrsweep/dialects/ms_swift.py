@@ -25,6 +25,7 @@ from lrsweep.dialects.mapping import (
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
+from lrsweep.files.paths import expanded
 
 _FILES = (".json", ".jsonl", ".csv")
 # ms-swift accumulates gradients up to this many rows if the file does not say how many.
@@ -41,7 +42,7 @@ def _read_model(tree: Tree) -> Tree:
     if not tree.get("model"):
         raise InputError("model: missing; give the model")
     path = word("model", tree["model"])
-    local = Path(path).expanduser().exists() or path.startswith((".", "/", "~"))
+    local = expanded(path).exists() or path.startswith((".", "/", "~"))
     if not local and not flag("use_hf", given(tree, "use_hf", False)):
         raise InputError(f"model={path}: it is on ModelScope; trials load from folders and Hugging Face's hub")
     revision, attention = tree.get("model_revision"), tree.get("attn_impl")

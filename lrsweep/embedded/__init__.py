@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lrsweep.files.paths import expanded
+
 BASE = Path(__file__).parent / "base"
 """The embedded model's folder: safetensors weights, config, tokenizer, model card and pretraining log."""
 NO_HUB = ("embedded", "smollm2_135m")
@@ -20,4 +22,4 @@ def folder_of(path: str) -> str:
         from lrsweep.embedded import smollm2
 
         return str(smollm2.folder())
-    return str(Path(path).expanduser())
+    return str(expanded(path))

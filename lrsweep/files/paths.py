@@ -19,6 +19,14 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 CHECKPOINTS = ("checkpoint", "checkpoint.previous", "checkpoint.new")
 
 
+def expanded(text: str) -> Path:
+    """A user's path with `~` expanded; one of a user that is not there stays as it is, and names nothing."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 class SweepFolder:
     """`outputs/NAME`: the paths of one sweep. Nothing is created until `create`.
 

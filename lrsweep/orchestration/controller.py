@@ -43,6 +43,7 @@ from lrsweep.tracking import DatasetInfo, Tracker, check_uri, open_tracker
 from lrsweep.tracking.tags import tags
 from lrsweep.training.engines.factory import check_engine
 from lrsweep.training.engines.left_over import end_left_over
+from lrsweep.training.model_folder import own_code
 
 log = logging.getLogger(__name__)
 
@@ -316,7 +317,8 @@ def _run(
     with folder.locked(), logging_to(folder, config.redactor), Interrupt(kill) as interrupt:
         wait_for_earlier_workers(folder.path, _LINGER)
         study = open_study(config, axes, folder.path, dataset.fingerprint, first_point(axes, about.prior))
-        for note in (about.searched, *missing_rows(dataset, config.data)):
+        code = own_code(config.model) if config.engine.name != "external" else None
+        for note in (about.searched, code, *missing_rows(dataset, config.data)):
             if note:
                 screen.note(note)
         write_text(folder.config, to_yaml(config.masked()))

@@ -44,16 +44,18 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     from lrsweep.training.gradient_check import check_gradients
     from lrsweep.training.inputs import forget_inputs, inputs
     from lrsweep.training.model import check_quantization, check_trainable
+    from lrsweep.training.model_fit import check_lengths
     from lrsweep.training.optimizer import check_buildable
 
     check_quantization(config.model, config.finetune)
     for trial in _combinations(config, axes):
         check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
         _check_packing(trial)
-    check_trainable(config.model, config.finetune)
+    limit = check_trainable(config.model, config.finetune)
     forget_inputs()
     phase("reading the data")
     _, data = inputs(config.model, config.data)
+    check_lengths(limit, config.data.max_length, data)
     dataset = DatasetInfo(
         config.data.path, data.source, data.fingerprint, len(data.train), len(data.evaluation), data.dropped, data.cut
     )

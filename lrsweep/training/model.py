@@ -22,6 +22,13 @@ from transformers.utils.logging import disable_progress_bar
 from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
 from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
+from lrsweep.training.model_fit import (
+    check_attention,
+    check_causal,
+    check_memory,
+    check_quantized_weights,
+    positions,
+)
 from lrsweep.training.out_of_memory import is_out_of_memory
 
 # Trials load the base often, and each progress bar would break the terminal's display.
@@ -78,8 +85,7 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
     """
     check_quantization(model, finetune)
     compute = resolve_dtype(model)
-    stored = compute if finetune.mode == "lora" or compute == torch.float64 else torch.float32
-    options: dict[str, Any] = {"dtype": stored, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": _stored_dtype(model, finetune), "use_safetensors": True}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
@@ -94,6 +100,11 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
         )
     loaded.config.use_cache = False
     return loaded if model.quantization else loaded.to(device())
+
+
+def _stored_dtype(model: ModelConfig, finetune: FinetuneConfig) -> torch.dtype:
+    compute = resolve_dtype(model)
+    return compute if finetune.mode == "lora" or compute == torch.float64 else torch.float32
 
 
 def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) -> Any:
@@ -137,13 +148,19 @@ def prepare_quantized(model: PreTrainedModel) -> None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
-    """Runs `make_trainable` on the model's architecture alone, without loading its weights.
+def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> int | None:
+    """Checks the model's architecture alone, without loading its weights, and runs `make_trainable` on it.
+
+    Returns:
+        The most positions that the model has; None if it counts on without an end.
 
     Raises:
-        InputError: As `make_trainable`, or the model's config cannot be loaded.
+        InputError: As `make_trainable`, or the model's config cannot be loaded, it is no causal language model, is too
+            large, or lacks what its quantized weights need.
     """
+    check_attention(model)
     config = _loaded(AutoConfig, model)
+    check_quantized_weights(model, finetune, config)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"attn_implementation": model.attn_implementation} if model.attn_implementation else {}
@@ -151,7 +168,10 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> None:
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code, **options)
         except Exception as fault:
             raise _unloadable(model, fault) from None
+        check_causal(model, skeleton)
+        check_memory(model, finetune, _stored_dtype(model, finetune), skeleton)
         make_trainable(skeleton, finetune, 0)
+    return positions(skeleton)
 
 
 def lora_config(finetune: FinetuneConfig) -> LoraConfig:

@@ -1,15 +1,20 @@
 """Quick checks of a model's folder, before any slow library is imported."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from lrsweep.config.trial_schema import ModelConfig
 from lrsweep.embedded import smollm2
 from lrsweep.errors import InputError
+from lrsweep.files.paths import expanded
 
 # safetensors' own limit for the header, in bytes.
 _LONGEST_HEADER = 100_000_000
+# The deepest published models have some hundred layers. A skeleton of more takes minutes to build.
+MOST_LAYERS = 2000
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts")
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 
 
@@ -24,8 +29,8 @@ def check_path(model: ModelConfig) -> None:
     if model.path == smollm2.NAME:
         smollm2.check()
         return
-    path = Path(model.path).expanduser()
-    if not path.exists():
+    path = expanded(model.path)
+    if not os.path.exists(path):  # False for a name that is too long
         if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
             raise InputError(f"model.path={model.path!r}: no such folder")
         return
@@ -36,8 +41,11 @@ def check_path(model: ModelConfig) -> None:
         )
     if not (path / "config.json").is_file():
         raise InputError(f"model.path={model.path!r}: not a model folder: it has no config.json")
-    if not isinstance(_read_json(model, path / "config.json"), dict):
+    tree = _read_json(model, path / "config.json")
+    if not isinstance(tree, dict):
         raise InputError(f"model.path={model.path!r}: config.json is not a mapping; download the model again")
+    _check_layers(model, tree)
+    _check_entries(model, path)
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model.path={model.path!r}: no .safetensors file there; other weight formats are not loaded")
     # Without one, transformers silently makes a tokenizer without a vocabulary.
@@ -50,6 +58,41 @@ def check_path(model: ModelConfig) -> None:
         _read_json(model, path / "tokenizer.json")
     for file in _weights(model, path):
         _check_whole(model, file)
+
+
+def own_code(model: ModelConfig) -> str | None:
+    """A line for the terminal about code in a local model's folder that is not run; None if there is none."""
+    path = expanded(model.path)
+    if model.trust_remote_code or not (path / "config.json").is_file():
+        return None
+    tree = _read_json(model, path / "config.json")
+    if not isinstance(tree, dict) or not tree.get("auto_map"):
+        return None
+    return (
+        f"the model's own code (auto_map in config.json) is not run, but transformers' {tree.get('model_type')}; "
+        "model.trust_remote_code=true runs it"
+    )
+
+
+def _check_layers(model: ModelConfig, tree: dict[str, Any]) -> None:
+    text = tree.get("text_config")
+    for place in (tree, text if isinstance(text, dict) else {}):
+        for key in _LAYERS:
+            count = place.get(key)
+            if isinstance(count, int) and count > MOST_LAYERS:
+                shown = f"{count:.0e}" if count < 10**300 else "a number of hundreds of digits"
+                raise InputError(
+                    f"model.path={model.path!r}: config.json has {key}={shown}, more than {MOST_LAYERS}, as no model "
+                    "has; download it again"
+                )
+
+
+def _check_entries(model: ModelConfig, path: Path) -> None:
+    """Refuses pipes, sockets and devices, which would block who reads them, and folders where files belong."""
+    for entry in sorted(path.iterdir()):
+        named_as_file = entry.suffix in (".json", ".safetensors", ".jinja", ".model", ".tiktoken")
+        if (os.path.exists(entry) and not entry.is_file() and not entry.is_dir()) or (entry.is_dir() and named_as_file):
+            raise InputError(f"model.path={model.path!r}: {entry.name} is not a file; download the model again")
 
 
 def _read_json(model: ModelConfig, file: Path) -> Any:

@@ -2,9 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
-from tests.faults.cases import Bad, Content, lines, of_rows, sweep
+from tests.faults.cases import Bad, Content, lines, link, of_rows, sweep
 
 ALPACA = {"instruction": "Say yes", "output": "yes"}
 SHAREGPT = {"conversations": [{"from": "human", "value": "Say yes"}, {"from": "gpt", "value": "yes"}]}
@@ -168,4 +169,54 @@ DATASET_INFO = [
     info("template=klingon: ", MINE, "data.template=klingon", mine__jsonl=lines(good=ALPACA | {"input": ""})),
 ]
 
-TABLE = [*ROWS, *FILES, *DATASET_INFO]
+LONG = "n" * 300
+LOCAL = ("data=local", "data.format=alpaca")
+RIGHT = lines(good=ALPACA)
+
+
+def linked(path: Path) -> None:
+    """A second name of the train rows."""
+    os.link(path.parent / "rows.jsonl", path)
+
+
+PLACES = [
+    *(
+        sweep(f"{key}={path}: no such file or folder", *LOCAL, *before, f"{key}={path}", files={"rows.jsonl": RIGHT})
+        for key, before in (("data.path", ()), ("data.eval_path", ("data.path=rows.jsonl",)))
+        for path in ("~nosuchuser/rows.jsonl", "~nosuchuser", f"{LONG}.jsonl", f"./{LONG}", f"/{LONG}/{LONG}/rows.csv")
+    ),
+    *(
+        sweep(f"data.path=/proc/{name}: not a data file", *LOCAL, f"data.path=/proc/{name}")
+        for name in ("self/status", "cpuinfo", "self/environ", "kallsyms")
+    ),
+    *(
+        sweep(f"data.path=/dev/{name}: not a file; it is a pipe", *LOCAL, f"data.path=/dev/{name}")
+        for name in ("zero", "null", "urandom", "full")
+    ),
+    *(
+        sweep(
+            f"data.path=rows.{kind}: not a file; it is a pipe",
+            *LOCAL,
+            f"data.path=rows.{kind}",
+            files={f"rows.{kind}": os.mkfifo},
+        )
+        for kind in ("jsonl", "json", "csv", "parquet")
+    ),
+    *(
+        sweep(
+            f"data.eval_path={name}: the eval rows are the training rows",
+            *LOCAL,
+            "data.path=rows.jsonl",
+            f"data.eval_path={name}",
+            files={"rows.jsonl": RIGHT, **files},
+        )
+        for name, files in (
+            ("rows.jsonl", {}),
+            ("./rows.jsonl", {}),
+            ("again.jsonl", {"again.jsonl": linked}),
+            ("soft.jsonl", {"soft.jsonl": link("rows.jsonl")}),
+        )
+    ),
+]
+
+TABLE = [*ROWS, *FILES, *DATASET_INFO, *PLACES]

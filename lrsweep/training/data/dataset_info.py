@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.errors import InputError, NotFoundError
+from lrsweep.files.paths import expanded
 from lrsweep.training.data.formats import BadRowError
 from lrsweep.training.data.reading import Rows, Source
 
@@ -88,7 +89,7 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
     Raises:
         InputError: One of them is missing, or is not for supervised fine-tuning on text.
     """
-    path = Path(folder).expanduser() / FILE
+    path = expanded(folder) / FILE
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from lrsweep.training.data import chat_templates
 from lrsweep.training.data.collate import IGNORED, Example
 from lrsweep.training.data.formats import BadRowError, Chat, Message, NothingToLearnError, Plain, parse
 from lrsweep.training.data.reading import Rows, first_line
+from lrsweep.training.data.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,7 @@ class Encoder:
         marks_answers: Whether the template's {% generation %} blocks decide what is learned.
         bos: The tokens to put before plain text.
         eos: The tokens to put after plain text, which are learned.
+        limit: The template's time limit.
     """
 
     config: DataConfig
@@ -58,6 +60,7 @@ class Encoder:
     marks_answers: bool
     bos: tuple[int, ...]
     eos: tuple[int, ...]
+    limit: TimeLimit = field(default_factory=TimeLimit)
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", config: DataConfig) -> "Encoder":
@@ -102,6 +105,10 @@ class Encoder:
         Raises:
             InputError: A row is bad, or nothing is left to learn in any of them.
         """
+        with self.limit:
+            return self._encode(rows, indices, part)
+
+    def _encode(self, rows: Rows, indices: list[int], part: str) -> tuple[list[Example], int, int]:
         bad: list[str] = []
         texts = self._texts(rows, sorted(indices), bad)
         examples: list[Example] = []
@@ -220,7 +227,7 @@ class Encoder:
         """The conversation's text, and the spans that the template's {% generation %} blocks mark."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _template_errors():
+        with _template_errors(), self.limit.block():
             [text], [spans] = render_jinja_template(
                 conversations=[messages],
                 tools=list(chat.tools) or None,
@@ -249,7 +256,7 @@ class Encoder:
         return end
 
     def _render(self, messages: list[Message], tools: Tools, ask: bool = False) -> str:
-        with _template_errors():
+        with _template_errors(), self.limit.block():
             text = self.tokenizer.apply_chat_template(
                 messages,
                 tools=list(tools) or None,

@@ -168,7 +168,12 @@ def _sources(config: DataConfig) -> tuple[Source | None, Source | None]:
 
 
 def _same(train: Source, evaluation: Source) -> bool:
-    return train.split == evaluation.split and os.path.realpath(train.path) == os.path.realpath(evaluation.path)
+    if train.split != evaluation.split:
+        return False
+    one, other = train.local, evaluation.local
+    if one is None or other is None or not (os.path.exists(one) and os.path.exists(other)):
+        return train.path == evaluation.path
+    return os.path.samefile(one, other)  # by a link of either kind too
 
 
 def _split(config: DataConfig) -> tuple[Rows, list[int], Rows, list[int]]:

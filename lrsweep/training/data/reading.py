@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import zlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lrsweep.errors import InputError, NotFoundError
+from lrsweep.files.paths import expanded
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -59,18 +61,18 @@ class Source:
     @property
     def local(self) -> Path | None:
         """The file or folder, which may not exist; None for an id on the hub."""
-        path = Path(self.path).expanduser()
+        path = expanded(self.path)
         looks_local = (
-            path.is_absolute() or self.path.startswith(".") or len(path.parts) > 2 or _suffix(path) in SUFFIXES
+            path.is_absolute() or self.path.startswith((".", "~")) or len(path.parts) > 2 or _suffix(path) in SUFFIXES
         )
-        return path if looks_local or path.exists() else None
+        return path if looks_local or os.path.exists(path) else None
 
     def check(self) -> None:
         """Checks that a local file or folder exists, is not empty and has a known type. Raises InputError."""
         path = self.local
         if path is None:
             return
-        if not path.exists():
+        if not os.path.exists(path):  # False for a name that is too long
             raise NotFoundError(
                 f"{self}: no such file or folder; give a file ({', '.join(SUFFIXES)}), a folder or a hub id"
             )
@@ -78,6 +80,10 @@ class Source:
             if not is_saved(path) and not any(_is_data_file(file, path) for file in path.rglob("*")):
                 raise InputError(f"{self}: the folder holds no data file ({', '.join(SUFFIXES)})")
             return
+        if not path.is_file():
+            raise InputError(f"{self}: not a file; it is a pipe, a socket or a device")
+        if path.resolve().is_relative_to("/proc"):
+            raise InputError(f"{self}: not a data file; /proc shows the machine, and changes while it is read")
         if _suffix(path) not in SUFFIXES:
             raise InputError(f"{self}: unknown extension {path.suffix or '(none)'}; use one of {', '.join(SUFFIXES)}")
         if path.stat().st_size == 0:

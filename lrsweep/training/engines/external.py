@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from lrsweep.errors import LrsweepError
 from lrsweep.files.atomic import disk_faults, write_text
+from lrsweep.files.paths import expanded
 from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
 from lrsweep.training.engines.left_over import TRIAL, Guard, end_left_over
 
@@ -256,7 +257,7 @@ class _Process:
 def path_with(python: str | None) -> str:
     """The PATH on which a command is looked up, with the folder of its environment's Python first."""
     usual = os.environ.get("PATH", os.defpath)
-    return usual if python is None else f"{Path(python).expanduser().parent.absolute()}{os.pathsep}{usual}"
+    return usual if python is None else f"{expanded(python).parent.absolute()}{os.pathsep}{usual}"
 
 
 class _StillRunningError(LrsweepError):

@@ -23,7 +23,18 @@ def tested(file: str, smoke: bool) -> Found:
     """Runs a file's tests; each that fails comes with the command that repeats it."""
     device = "cuda" if ON_GPU else "cpu"
     some = ["-k", "float32 and qwen2"] if smoke else []
-    command = ["-m", "pytest", file, "-o", "filterwarnings=", "-p", "no:cacheprovider", "--maxfail=6", "--durations=0", *some]
+    command = [
+        "-m",
+        "pytest",
+        file,
+        "-o",
+        "filterwarnings=",
+        "-p",
+        "no:cacheprovider",
+        "--maxfail=6",
+        "--durations=0",
+        *some,
+    ]
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,

@@ -56,7 +56,7 @@ class Case:
     dtype: str = "float32"
     mode: str = "lora"
     trials: int = 4
-    steps: int = 20
+    steps: int = 12
     layers: int = 4
     rows: int = 4
     tokens: int = 96
@@ -92,7 +92,8 @@ class Case:
         )
 
     def optimizer(self, trial: int) -> dict[str, Any]:
-        lr = 10 ** (-2.5 + trial / 4) * (0.03 if self.mode == "full" else 1)
+        # At ten times these rates training is chaotic: a last bit becomes a hundredth within twenty steps.
+        lr = 10 ** (-3.5 + trial / 4) * (0.3 if self.mode == "full" else 1)
         betas = (0.9, 0.999) if trial % 2 else (0.8, 0.95)
         return {"lr": lr, "betas": betas, "weight_decay": 0.1 * (trial % 2), "fused": ON_GPU or None}
 
@@ -240,8 +241,10 @@ def against_stock(case: Case) -> Found:
     worst = apart(together(case, pack), theirs)
     found: Found = {"worst": worst, "gate": case.gate, "end_to_end": bool(pack.unpadded)}
     fell = float((theirs[0] - theirs[-1]).max())
-    # If nothing is learnt, nothing is compared.
-    return found | {"fell": round(fell, 4), "ok": worst < case.gate and (case.steps < 4 or fell > 0.02)}
+    found |= {"fell": round(fell, 4), "ok": worst < case.gate}
+    if found["ok"] and case.steps >= 4 and fell < 0.02:
+        found |= {"ok": False, "failed": "nothing was learnt, so nothing was compared"}
+    return found
 
 
 def one_by_one(case: Case) -> Found:

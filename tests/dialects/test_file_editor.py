@@ -247,7 +247,7 @@ def test_whatever_the_layout_all_else_stays(data: st.DataObject) -> None:
         ),
         ('{"a": {"lr": 1}, "lr": 1}', {"lr": 2}, '{"a": {"lr": 1}, "lr": 2}'),
         ('{"a": "x, \\"lr\\": 3", "b": 1}', {"b": None}, '{"a": "x, \\"lr\\": 3"}'),
-        ('{"b": 1 , "a": 2}', {"b": None}, '{ "a": 2}'),
+        ('{"b": 1 , "a": 2}', {"b": None}, '{"a": 2}'),
         ('{"模型": "m", "lr": 1}', {"lr": 3}, '{"模型": "m", "lr": 3}'),
     ],
 )

@@ -312,6 +312,7 @@ _COUNTS = (
 _FLOATS = ("optimizer.lr", "optimizer.eps", "finetune.alpha")
 BOUNDS = [
     *(sweep(key, f"{key}={value}") for key in _COUNTS for value in ("100000000000", "1e30")),
+    *(sweep(key, f"{key}={value}") for key in _COUNTS for value in ("-7", "0.5", "[1]")),
     *(sweep(f"{key}=", f"{key}={value}") for key in _FLOATS for value in ("1e-320", "5e-324", "1e300", "-1e-3")),
     sweep("training.max_grad_norm=", "training.max_grad_norm=1e300"),
     sweep("optimizer.weight_decay=", "optimizer.weight_decay=1e300"),

@@ -15,14 +15,13 @@ from rich.text import Text
 
 from lrsweep.config.objective import EVAL_LOSS, Objective
 from lrsweep.config.schema import SweepConfig
-from lrsweep.formatting import format_duration, format_loss, format_value
+from lrsweep.formatting import format_loss, format_value
+from lrsweep.report.clock import Clock
 from lrsweep.training.engines import Measurement
 
 _ROWS = 16
 # Seconds after which a plain screen says that the sweep is alive.
 _SILENT = 30.0
-# Seconds within which steps are seen together: those of a pack.
-_TOGETHER = 0.2
 _STYLES = {"running": "bold", "diverged": "red", "failed": "red", "pruned": "dim", "interrupted": "yellow"}
 
 
@@ -82,57 +81,6 @@ class _Row:
     # What trials are ranked by, and its last value as a score.
     objective: Objective = field(default_factory=Objective)
     score: float | None = None
-
-
-class Clock:
-    """Estimates the time left from the time of the steps done.
-
-    The model is loaded and evaluated before the first steps, which says nothing about the steps to come.
-    """
-
-    def __init__(self) -> None:
-        # The step that each trial has reached, and the seconds of one step; None if they are not known.
-        self._reached: dict[int, int] = {}
-        self._each: float | None = None
-        self.begin(0)
-
-    def begin(self, steps: int) -> None:
-        """Starts anew, with this many optimizer steps left."""
-        self._start = time.monotonic()
-        # When the first steps were seen, and how many they were.
-        self._first: tuple[float, int] | None = None
-        self._left = steps
-        self._done = 0
-
-    def at(self, number: int, step: int) -> None:
-        """Records that a trial has reached `step`."""
-        before = self._reached.get(number, 0)
-        # The log of a trial that was resumed is read again from its start.
-        if step <= before:
-            return
-        self._done += step - before
-        self._reached[number] = step
-        now = time.monotonic()
-        if self._first is None or now - self._first[0] < _TOGETHER:
-            self._first = (self._first[0] if self._first else now), self._done
-        elif self._done > self._first[1]:
-            self._each = (now - self._first[0]) / (self._done - self._first[1])
-
-    def ended(self, number: int, max_steps: int) -> None:
-        """Records that a trial has ended; it does not need the rest of its steps."""
-        self._left -= max(max_steps - self._reached.get(number, 0), 0)
-
-    def progress(self) -> str:
-        """The steps done of those there were, and the time left."""
-        return f"{self._done} of {self._left} steps, {self.left()} left"
-
-    def left(self) -> str:
-        """The time left, like `2:05`; `?` before the first step."""
-        if not self._done and self._each is None:
-            return "?"
-        # Of the first steps alone, only the time since the start is known, which is too much.
-        each = (time.monotonic() - self._start) / self._done if self._each is None else self._each
-        return format_duration(each * max(self._left - self._done, 0))
 
 
 class LiveScreen:

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.formatting import format_factor
-from lrsweep.report.screen import Clock, NotebookScreen, PlainScreen
+from lrsweep.report.clock import Clock
+from lrsweep.report.screen import NotebookScreen, PlainScreen
 from lrsweep.training.engines import Measurement
 
 CONFIG = sweep_config(["+sweep=lora_lr", "training.max_steps=60"])

@@ -153,10 +153,11 @@ def test_an_interrupted_sweep_goes_on_with_the_same_call(folder: Path, capsys: p
     def run() -> lrsweep.SweepResult:
         return lrsweep.sweep("lora_lr", {**TINY, "training.max_steps": 30}, name="interrupted", data=ROWS, quiet=True)
 
+    before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt, match=r"lrsweep.load\('interrupted'\)"):
         run()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert not lrsweep.load("interrupted").complete
     if len(lrsweep.load("interrupted").trials):
         report.run(["interrupted"])

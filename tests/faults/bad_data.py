@@ -90,7 +90,7 @@ FILES = [
         "data.path=rows",
         files={"rows/a.jsonl": lines(good=TEXT), "rows/b.csv": "text\nyes\n"},
     ),
-    of_rows("data.path=pipe.jsonl: the file is empty", "text", os.mkfifo, file="pipe.jsonl"),
+    of_rows("data.path=pipe.jsonl: not a file; it is a pipe", "text", os.mkfifo, file="pipe.jsonl"),
     of_rows("data.eval_path=none.jsonl: no such file", "text", lines(good=TEXT), "data.eval_path=none.jsonl"),
     of_rows(
         "data.eval_path=rows.jsonl: the eval rows are the training rows",

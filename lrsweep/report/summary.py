@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrsweep import __version__
-from lrsweep.analysis.diagnosis import Advice, Diagnosis, curve, diagnose
+from lrsweep.analysis.diagnosis import Advice, Curve, Diagnosis, curve, diagnose, remedies
 from lrsweep.analysis.diagnosis.trial_remedies import fitted
 from lrsweep.analysis.horizon import LongerRun, longer_run
 from lrsweep.analysis.priors import Factor, Prior
 from lrsweep.analysis.ranking import Result
 from lrsweep.analysis.verdict import Verdict, judge
 from lrsweep.config.schema import SweepConfig, flatten, replace, validate
-from lrsweep.config.search_space import Axis, trial_config, values
+from lrsweep.config.search_space import LR, Axis, trial_config, values
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.atomic import write_text
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.row_losses import RowLosses, read_row_losses
+from lrsweep.formatting import format_value
 from lrsweep.search.records import Record
 from lrsweep.tracking import DatasetInfo
 
@@ -186,8 +187,26 @@ def _diagnoses(
             first = result.of if result.role == "replicate" else result.number
             if diagnosis.label in _WORSE and first in good:
                 diagnosis = Diagnosis("healthy", {"reason": "its final loss is among the best of the sweep"})
+            elif verdict.recommended is not None:
+                own = curves[result.number]
+                diagnosis = _on_its_side(diagnosis, own, result, verdict.recommended.result)
             found[result.number] = dataclasses.replace(diagnosis, advice=fitted(diagnosis.advice, result.config))
     return found
+
+
+def _on_its_side(diagnosis: Diagnosis, own: Curve, result: Result, best: Result) -> Diagnosis:
+    """The diagnosis, unless it calls a rate above the recommended one too low, or one below it too high.
+
+    A short curve by itself may look so. The other axes must have the same values.
+    """
+    same = {**result.values, LR: None} == {**best.values, LR: None}
+    if not same or diagnosis.label != ("too_low" if result.lr > best.lr else "too_high") or result.lr == best.lr:
+        return diagnosis
+    if diagnosis.label == "too_low":
+        reason = f"it falls less than with the lower rate {format_value(best.lr)}"
+        return Diagnosis("too_high", {"reason": reason}, remedies.lower_lr(own))
+    reason = f"the higher rate {format_value(best.lr)} does better, so the rate is not what makes its loss rise"
+    return Diagnosis("unknown", {"reason": reason})
 
 
 def read_summary(folder: SweepFolder) -> Summary:

@@ -50,12 +50,13 @@ def cpu_seconds(arguments: Sequence[str], folder: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def first_step(folder: str) -> tuple[float, float]:
-    """Starts the default sweep anew, and ends it at its first step; returns its seconds, and its seconds of CPU."""
-    command = [sys.executable, "-m", "lrsweep", "+sweep=lora_lr", "resume=fresh"]
+def first_step(folder: Path) -> tuple[float, float]:
+    """Starts the default sweep in a new folder, and ends it at its first step; returns its seconds, and CPU seconds."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "lrsweep", "+sweep=lora_lr"]
     started = time.monotonic()
     process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    trials = Path(folder) / "outputs" / "lora_lr" / "trials"
+    trials = folder / "outputs" / "lora_lr" / "trials"
     try:
         while not any('"step": 1,' in log.read_text() for log in trials.glob("*/metrics.jsonl")):
             if process.poll() is not None:
@@ -82,10 +83,10 @@ def main() -> None:
         (Path(folder) / "metrics.jsonl").write_text(LOG)
         for name in calls:
             cpu_seconds(calls[name], folder)  # fills the disk cache
-        for _ in range(arguments.repeats):
+        for repeat in range(arguments.repeats):
             for name in random.sample(list(calls), len(calls)):
                 found[name].append(cpu_seconds(calls[name], folder))
-            took, cpu = first_step(folder)
+            took, cpu = first_step(Path(folder) / str(repeat))
             found[FIRST_STEP].append(cpu)
             waits.append(took)
     median = {name: statistics.median(times) for name, times in found.items()}

@@ -39,6 +39,12 @@ class StorageError(LrsweepError):
     exit_code = 4
 
 
+class LimitError(LrsweepError):
+    """The system allows no more processes, files or memory; the same command resumes."""
+
+    exit_code = 4
+
+
 class UnexpectedError(LrsweepError):
     """An error that no code expected: a fault of lrsweep or of a library. `files/logs.py` makes it.
 

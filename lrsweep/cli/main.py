@@ -43,6 +43,7 @@ def main() -> None:
 def _exit_code(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code, after one line on stderr if it is an error's."""
     try:
+        _check_encoding(argv)
         code = run(argv)
         _flush_stdout()
         return code
@@ -57,6 +58,16 @@ def _exit_code(argv: Sequence[str]) -> int:
         return _failed(fault)
     except Exception as fault:
         return _failed(unexpected(fault, " ".join(["lrsweep", *argv])[:200]))
+
+
+def _check_encoding(argv: Sequence[str]) -> None:
+    """Refuses names that not all libraries would write in the same way.
+
+    Python encodes a file's name by the locale, SQLite always as UTF-8: they would be two files.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not all(word.isascii() for word in (os.getcwd(), *argv)):
+        raise InputError(f"names that are not ASCII need UTF-8, and Python uses {encoding} here; set PYTHONUTF8=1")
 
 
 def _flush_stdout() -> None:

@@ -10,10 +10,11 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrsweep.errors import LrsweepError, UnexpectedError
+from lrsweep.errors import LimitError, LrsweepError, UnexpectedError
 from lrsweep.files.atomic import disk_faults
 from lrsweep.files.paths import SweepFolder
 from lrsweep.files.redaction import Redactor, mask
+from lrsweep.files.system_limits import limit_reached
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def logging_to(folder: SweepFolder, redactor: Redactor) -> Iterator[None]:
 
     Raises:
         StorageError: The log file cannot be opened.
+        LimitError: The system allows the block no more processes, files or memory.
         UnexpectedError: The block raised an error that no code expected; its traceback is in the log.
     """
     with disk_faults(folder.log):
@@ -44,7 +46,10 @@ def logging_to(folder: SweepFolder, redactor: Redactor) -> Iterator[None]:
     except LrsweepError:
         raise
     except Exception as fault:
-        log.exception("no code expected this error")
+        limit = limit_reached(fault)
+        log.exception(limit or "no code expected this error")
+        if limit is not None:
+            raise LimitError(f"sweep {folder.path.name}: {limit}; then run the same command to resume") from fault
         text = redactor.mask(traceback_of(fault))
         raise UnexpectedError(redactor.mask(_line(fault, f"sweep {folder.path.name}", folder.log)), text) from fault
     finally:
@@ -53,13 +58,18 @@ def logging_to(folder: SweepFolder, redactor: Redactor) -> Iterator[None]:
         handler.close()
 
 
-def unexpected(fault: Exception, doing: str) -> UnexpectedError:
+def unexpected(fault: Exception, doing: str) -> LrsweepError:
     """An error that no code expected as one line; its traceback goes to a new file in the temporary folder.
+
+    If the system allows no more processes, files or memory, the line says so, and there is nothing to report.
 
     Args:
         fault: The error.
         doing: What was being done.
     """
+    limit = limit_reached(fault)
+    if limit is not None:
+        return LimitError(mask(f"{doing}: {limit}"))
     text = mask(traceback_of(fault))
     return UnexpectedError(mask(_line(fault, doing, _saved(text))), text)
 

@@ -77,6 +77,7 @@ class MlflowTracker:
         view = charts.view(shown, axes, metric, lowest_first=lowest_first)
         try:
             with self._store.faults(), self._store.exclusive():
+                self._store.probe()
                 self._experiment.set_tag(f"{charts.TAG}{sweep_id}", view)
         except StorageError:
             return compare_url(server, self._experiment.id, shown, metric, lowest_first=lowest_first)
@@ -194,7 +195,7 @@ class MlflowTracker:
                 self._failures = 0
 
     def _send_all(self) -> None:
-        self._probe()
+        self._store.probe()
         faults = []
         for run in self._runs():
             try:
@@ -202,16 +203,11 @@ class MlflowTracker:
             # A fault of one run must not stop the others, unless the store is down.
             except Exception as fault:
                 faults.append(fault)
-                self._probe()
+                self._store.probe()
         with self._lock:
             self._trials = {number: run for number, run in self._trials.items() if run.waiting or not run.over}
         if faults:
             raise faults[0]
-
-    def _probe(self) -> None:
-        """Raises ConnectionError if the server is down, so that no request waits for its whole timeout."""
-        if not self._store.responds():
-            raise ConnectionError("no response from /health")
 
     def _send(self, run: PendingRun) -> None:
         if not run.refused:

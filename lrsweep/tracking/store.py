@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import sqlite3
 import ssl
 import urllib.error
 import urllib.request
@@ -32,8 +33,9 @@ ENVIRONMENT = {
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
-# Seconds in which a server must respond to a probe.
+# Seconds in which a server must respond to a probe, and in which a SQLite file must be free to write to.
 _PROBE_TIMEOUT = 1.5
+_LOCK_TIMEOUT = 5.0
 
 
 def default_uri(folder: Path | None = None) -> str:
@@ -135,6 +137,23 @@ class Store:
             return isinstance(fault.reason, ssl.SSLError)
         except (OSError, http.client.HTTPException):
             return False
+
+    def probe(self) -> None:
+        """Returns if the store can be written to. If it is down, MLflow itself would wait for minutes.
+
+        Raises:
+            OSError: The server does not respond, or the database file is gone.
+            sqlite3.Error: The database file is locked by another program, or broken.
+        """
+        if not self.responds():
+            raise ConnectionError("no response from /health")
+        if self.file is None:
+            return
+        if not self.file.exists():
+            raise FileNotFoundError(f"{self.file}: no such file")
+        with contextlib.closing(sqlite3.connect(self.file, timeout=_LOCK_TIMEOUT)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -65,13 +64,12 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         run([str(tmp_path)])
 
 
-@pytest.mark.parametrize("line", ['loss {"' + 'a" "' * 20_000, "loss" + " " * 20_000 + "x"])
-def test_a_long_line_takes_no_time(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['loss {"' + 'a" "' * 200_000, "loss" + " " * 200_000 + "x"])
+def test_a_long_line_is_read_once(line: str, tmp_path: Path) -> None:
+    # Time that grows with the square of its length would be half an hour.
     log = tmp_path / "train.log"
     log.write_text("".join(f"{{'loss': {2 - i / 10}, 'epoch': {i / 10}}}\n" for i in range(1, 9)) + line + "\n")
-    started = time.process_time()
     assert len(read_logs(str(log), no_mlflow)[0].curve.loss) == 8
-    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("config", ["a: !!bool x\n", 'a: !!int ""\n', "a: !!timestamp x\n", "a: &b [*b]\n", "[" * 999])

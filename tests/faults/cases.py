@@ -18,7 +18,7 @@ Content = str | bytes | Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Bad:
-    """`said` are the words that the line has to hold; `process` has it run as a process of its own, and timed."""
+    """`said` are the words that the line has to hold; `process` has it run as a process of its own."""
 
     said: str
     arguments: tuple[str, ...]

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import resource
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from tests.faults.cases import Bad, put
 BAD = [*bad_configs.TABLE, *bad_data.TABLE, *bad_models.TABLE, *bad_commands.TABLE]
 # Loggers with a handler of their own, which keeps the stderr that was there when they were imported.
 _TALKERS = ("transformers", "datasets", "huggingface_hub", "optuna", "mlflow", "alembic")
-# Seconds of a processor: a busy machine changes nothing of them.
-_LONGEST = 5.0
 
 
 @pytest.fixture
@@ -58,11 +55,10 @@ def test_refused(bad: Bad, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.parametrize("bad", [bad for bad in BAD if bad.process], ids=lambda bad: bad.name)
-def test_refused_quickly_by_the_real_command(bad: Bad, here: Path) -> None:
+def test_refused_by_the_real_command(bad: Bad, here: Path) -> None:
     put(here, bad.files)
-    before, spent = listing(here), _processor_seconds()
+    before = listing(here)
     run = lrsweep(*bad.arguments, cwd=here)
-    assert _processor_seconds() - spent < _LONGEST
     check(bad, run.returncode, run.stderr)
     assert listing(here) == before
 
@@ -105,8 +101,3 @@ def _talk_to(stream: TextIO | None) -> None:
                 handler, LogCaptureHandler | logging.FileHandler
             ):
                 handler.stream = stream
-
-
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

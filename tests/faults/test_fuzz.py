@@ -26,7 +26,7 @@ Try = Callable[..., None]
 # The exit codes of a command that worked, and of errors that were expected; 1 is an error that no code expected.
 EXPECTED = (0, 2, 3, 4)
 # Seconds that one input may take, on a busy machine.
-_LONGEST = 10.0
+_LONGEST = 30.0
 # Every sweep is refused at the latest here, before it loads a model.
 _NO_DATA = "data.path=./nowhere"
 # What a kernel passes as an argument: no NUL.

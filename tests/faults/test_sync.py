@@ -1,5 +1,6 @@
 """MLflow's server dies in the middle of a sweep and stays away: the sweep ends, says so, and `sync` sends the rest."""
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -51,6 +52,31 @@ def measured(folder: Path) -> set[tuple[str, str, int, float]]:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("what", ["removed", "locked"])
+def test_what_a_lost_database_kept_back_is_sent_by_sync(what: str, tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    process = subprocess.Popen(
+        command_line(*SWEEP), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = tmp_path / "outputs" / "outage" / "trials" / "0000"
+    while process.poll() is None and not read_metrics(first):
+        time.sleep(0.05)
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as other:
+        if what == "removed":
+            file.unlink()
+        else:
+            other.execute("BEGIN EXCLUSIVE")
+        stdout, stderr = process.communicate(timeout=200)
+    assert (process.returncode, stderr) == (0, "")
+    assert "points have not reached MLflow" in stdout
+    sent = lrsweep("sync", "outage", cwd=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    found = points(tmp_path)
+    assert len(found) == len(set(found))
+    assert set(found) == measured(tmp_path)
+
+
+@pytest.mark.faults
 def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
     open_tracker(TrackingConfig(name="mlflow"), tmp_path)  # makes the store
     with served(tmp_path) as server:
@@ -72,7 +98,7 @@ def test_what_an_outage_kept_back_is_sent_by_sync(tmp_path: Path) -> None:
         assert sent.returncode == 0, sent.stderr
         assert "has all ended trials" in sent.stdout
         again = lrsweep("sync", "outage", cwd=tmp_path)
-        assert again.stdout.startswith("outage: 0 trials sent")
+        assert again.stdout.startswith("outage: sent 0 trials")
     found = points(tmp_path)
     assert len(found) == len(set(found))
     assert set(found) == measured(tmp_path)

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from lrsweep.config import search_space
 from lrsweep.config.schema import validate
@@ -47,7 +47,10 @@ def main() -> None:
     # SLURM announces the end of a job with SIGUSR1 or SIGUSR2.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, lambda *_: stop.set())
-    requests = _Requests(stop)
+    try:
+        requests = _Requests(stop)
+    except RuntimeError as fault:  # no further thread may be started
+        _fail(answers, unexpected(fault, "starting a worker"))
     try:
         with PhaseHandler(lambda doing: _answer(answers, {"phase": doing})):
             _run(requests, answers, stop)
@@ -56,10 +59,16 @@ def main() -> None:
             # It ends like a worker that dies: another one tries its trials again.
             print(fault, file=sys.stderr)
         else:
-            traceback = fault.traceback if isinstance(fault, UnexpectedError) else ""
-            _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code, "traceback": traceback})
+            _fail(answers, fault)
         _exit(fault.exit_code)
     _exit(143 if stop.is_set() else 0)
+
+
+def _fail(answers: IO[str], fault: LrsweepError) -> NoReturn:
+    """Answers with the error that ends this worker, and exits."""
+    traceback = fault.traceback if isinstance(fault, UnexpectedError) else ""
+    _answer(answers, {"fault": str(fault), "exit_code": fault.exit_code, "traceback": traceback})
+    _exit(fault.exit_code)
 
 
 def _run(requests: "_Requests", answers: IO[str], stop: threading.Event) -> None:
@@ -132,7 +141,7 @@ def _answer(answers: IO[str], message: Mapping[str, Any]) -> None:
         answers.flush()
 
 
-def _exit(code: int) -> None:
+def _exit(code: int) -> NoReturn:
     logging.shutdown()
     sys.stderr.flush()
     # A normal exit could hang in the threads of torch or of the database.

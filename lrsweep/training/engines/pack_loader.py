@@ -86,7 +86,10 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     pad_token_id = tokenizer.pad_token_id
     held_out = list(eval_batches(data.evaluation, config.training.eval_batch_size, pad_token_id))
     compiled = config.engine.compile
-    maskless = lay_end_to_end(model, held_out[-1])
+    # The shortest row and the longest show how the model treats padding, and any limit on how far it looks back.
+    by_length = sorted(data.evaluation, key=lambda row: len(row.input_ids))
+    probe = collate([by_length[0], by_length[-1]], pad_token_id)
+    maskless = lay_end_to_end(model, probe)
     trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
     count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
     if config.finetune.mode == "lora":
@@ -96,7 +99,7 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     # A compiled decoder sees few shapes.
     pack = dataclasses.replace(pack, unpadded=0 if compiled else maskless, maskless=maskless)
     # For some models only a pass shows that the trials' rows cannot be told apart.
-    eval_pass(pack, 0, 1, held_out[0])
+    eval_pass(pack, 0, 1, probe)
     if compiled:
         # A graph for each shape: tracing the packed layers with symbolic lengths never ends.
         pack.model.get_decoder().compile(dynamic=False)

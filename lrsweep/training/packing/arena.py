@@ -5,32 +5,17 @@ was half as fast when measured. Torch's optimizers also keep their own arithmeti
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrsweep.training.packing.columns import BLOCK, Columns
+from lrsweep.training.packing.working_copy import View, WorkingCopy
+
 Weights = Mapping[str, Tensor]
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], torch.optim.Optimizer]
-
-# A row's norm is computed in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
-_BLOCK = 1024
-
-
-class View(NamedTuple):
-    """One parameter of k neighbouring slots, in the arena's own memory.
-
-    Attributes:
-        weight: The weights [k, *shape].
-        compute: The weights for the products [k, *shape]: `weight` itself, or a copy of it in their dtype, scaled if
-            the arena scales it.
-        grad: The gradients with respect to `compute` [k, *shape].
-    """
-
-    weight: Tensor
-    compute: Tensor
-    grad: Tensor
 
 
 class Arena:
@@ -73,48 +58,22 @@ class Arena:
         device: torch.device | None = None,
     ) -> None:
         self.slots = slots
-        # Those without weight decay last, and those that are scaled next to each other.
-        arranged = sorted(shapes, key=lambda name: (name in undecayed, (name in scaled) != (name in undecayed)))
-        self.shapes = {name: torch.Size(shapes[name]) for name in arranged}
         self._stacks = dict(stacks or {})
-        self._columns: dict[str, slice] = {}
-        used = decayed = 0
-        for name, shape in self.shapes.items():
-            self._columns[name] = slice(used, used + shape.numel())
-            used += shape.numel()
-            decayed = decayed if name in undecayed else used
-        places = [place for name, place in self._columns.items() if name in scaled]
-        self._scaled = slice(places[0].start, places[-1].stop) if places else slice(0, 0)
-        self._undecayed = frozenset(undecayed)
-        columns = -(-used // _BLOCK) * _BLOCK
-        parts = [(slice(0, decayed), True), (slice(decayed, used), False)]
-        self._parts = [(part, decays) for part, decays in parts if part.start < part.stop]
-        self.weights = torch.zeros(slots, columns, dtype=dtype, device=device)
+        self._columns = Columns.of(shapes, undecayed, scaled, self._stacks)
+        self.shapes = self._columns.shapes
+        self.weights = torch.zeros(slots, self._columns.width, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
         self.scales = torch.ones(slots, 1, dtype=dtype, device=device)
         self.compute_dtype = compute or dtype
-        self._compute = self._working_copy()
+        self._copy = self._working_copy()
         self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
         self._optimizers: list[torch.optim.Optimizer | None] = [None] * slots
         self._flat = [True] * slots
         self._filled: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
-        self._views: dict[tuple[int, int], dict[str, View]] = {}
 
-    @torch.no_grad()
     def views(self, start: int, stop: int) -> Mapping[str, View]:
         """The parameters of the slots start..stop, and their stacks, by name; their `compute` copies are refreshed."""
-        weights, scaled = self.weights[start:stop], self._scaled
-        if self.compute_dtype != self.weights.dtype:
-            self._compute[start:stop].copy_(weights)
-        if scaled.start < scaled.stop:
-            copies = self._compute[start:stop, self._in_copy(scaled)]
-            torch.mul(weights[:, scaled], self.scales[start:stop], out=copies)
-        if (start, stop) not in self._views:
-            if len(self._views) >= self.slots:
-                self._views.clear()
-            views = {name: self._view(name, start, stop) for name in self.shapes}
-            self._views[start, stop] = views | {name: self._stack(name, start, stop) for name in self._stacks}
-        return self._views[start, stop]
+        return self._copy.views(start, stop)
 
     @torch.no_grad()
     def admit(
@@ -188,18 +147,17 @@ class Arena:
         self.slots = slots
         del self._optimizers[slots:], self._flat[slots:], self._filled[slots:]
         # All that is not copied goes first, to make room for the copy.
-        self._views.clear()
+        del self._copy
         for optimizer in self._optimizers:
             for group in [] if optimizer is None else optimizer.param_groups:
                 for weight in group["params"]:
                     weight.grad = None
         self.grads = self.weights.new_empty(0)
-        self._compute = self.weights.new_empty(0)
         self.weights = self.weights[:slots].clone()
         self._max_norms = self._max_norms[:slots].clone()
         self.scales = self.scales[:slots].clone()
         self.grads = torch.zeros_like(self.weights)
-        self._compute = self._working_copy()
+        self._copy = self._working_copy()
         for slot in range(slots):
             self._rebind(slot)
 
@@ -254,7 +212,7 @@ class Arena:
                 f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
             )
         optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
-        optimizer.load_state_dict(self._rearranged(state, flat))
+        optimizer.load_state_dict(self._columns.rearranged(state, flat))
         return optimizer
 
     @torch.no_grad()
@@ -287,9 +245,10 @@ class Arena:
         Clipping is torch.nn.utils.clip_grad_norm_'s.
         """
         grads = self.grads[start:stop]
-        if self._scaled.start < self._scaled.stop:
-            grads[:, self._scaled].mul_(self.scales[start:stop])
-        blocks = torch.linalg.vector_norm(grads.view(stop - start, -1, _BLOCK), dim=2)
+        scaled = self._columns.scaled
+        if scaled.start < scaled.stop:
+            grads[:, scaled].mul_(self.scales[start:stop])
+        blocks = torch.linalg.vector_norm(grads.view(stop - start, -1, BLOCK), dim=2)
         norms: Tensor = torch.linalg.vector_norm(blocks, dim=1)
         max_norms = self._max_norms[start:stop]
         # Without a limit, a norm that is not finite must leave the gradients as they are.
@@ -313,88 +272,30 @@ class Arena:
         self.grads[slot].zero_()
         self._filled[slot] = {}
 
-    def _working_copy(self) -> Tensor:
-        """Memory for the weights in the dtype of the products; if that is their own, for those that are scaled."""
-        if self.compute_dtype != self.weights.dtype:
-            return torch.zeros_like(self.weights, dtype=self.compute_dtype)
-        return self.weights.new_zeros(self.slots, self._scaled.stop - self._scaled.start)
-
-    def _in_copy(self, columns: slice) -> slice:
-        """The columns of the working copy for columns of the weights."""
-        skipped = self._scaled.start if self.compute_dtype == self.weights.dtype else 0
-        return slice(columns.start - skipped, columns.stop - skipped)
-
-    def _view(self, name: str, start: int, stop: int) -> View:
-        return self._view_of(self._columns[name], self.shapes[name], start, stop)
-
-    def _stack(self, name: str, start: int, stop: int) -> View:
-        names = self._stacks[name]
-        columns = slice(self._columns[names[0]].start, self._columns[names[-1]].stop)
-        rows = sum(self.shapes[part][0] for part in names)
-        return self._view_of(columns, torch.Size((rows, *self.shapes[names[0]][1:])), start, stop)
-
-    def _view_of(self, columns: slice, shape: torch.Size, start: int, stop: int) -> View:
-        def view(buffer: Tensor, columns: slice) -> Tensor:
-            return buffer[start:stop, columns].view(stop - start, *shape)
-
-        weight = view(self.weights, columns).requires_grad_()
-        scaled = self._scaled.start <= columns.start < self._scaled.stop
-        if scaled or self.compute_dtype != self.weights.dtype:
-            compute = view(self._compute, self._in_copy(columns)).requires_grad_()
-        else:
-            compute = weight
-        return View(weight, compute, view(self.grads, columns))
-
-    def _rearranged(self, state: Mapping[str, Any], flat: bool) -> dict[str, Any]:
-        """A saved optimizer state, with the parameters in this arena's order.
-
-        The saved state has them in the order of the saved weights: that of earlier versions is another.
-        """
-        optimizer: dict[str, Any] = state["optimizer"]
-        saved, own = sorted(state["weights"], key=lambda name: name in self._undecayed), list(self.shapes)
-        if saved == own:
-            return optimizer
-        entries: Mapping[int, Mapping[str, Any]] = optimizer["state"]
-        if not flat:
-            return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
-        rearranged = {}
-        for index, entry in entries.items():
-            part, _ = self._parts[index]
-            names = [name for name in own if part.start <= self._columns[name].start < part.stop]
-            sizes = {name: self.shapes[name].numel() for name in saved if name in names}
-            rearranged[index] = {
-                key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value
-                for key, value in entry.items()
-            }
-        return optimizer | {"state": rearranged}
+    def _working_copy(self) -> WorkingCopy:
+        return WorkingCopy(self._columns, self._stacks, self.weights, self.grads, self.scales, self.compute_dtype)
 
     def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
         """The part of a parameter's place that the slot's trial fills."""
-        place = buffer[slot, self._columns[name]].view(self.shapes[name])
+        place = buffer[slot, self._columns.places[name]].view(self.shapes[name])
         return place[tuple(slice(size) for size in self._filled[slot][name])]
 
     def _groups(self, slot: int) -> Groups:
         """The slot's parameter groups: with weight decay, and without."""
         groups: Groups = []
-        for columns, decays in self._parts:
+        for columns, decays in self._columns.parts:
             if self._flat[slot]:
                 pairs = [(self.weights[slot, columns], self.grads[slot, columns])]
             else:
-                names = [name for name, place in self._columns.items() if columns.start <= place.start < columns.stop]
                 pairs = [
-                    (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name)) for name in names
+                    (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name))
+                    for name in self._columns.within(columns)
                 ]
             for weight, grad in pairs:
                 weight.requires_grad_().grad = grad
             group: dict[str, Any] = {"params": [weight for weight, _ in pairs]}
             groups.append(group if decays else group | {"weight_decay": 0.0})
         return groups
-
-
-def _reordered(flat: Tensor, sizes: Mapping[str, int], names: Sequence[str]) -> Tensor:
-    """A flat tensor of parts of these sizes, with the parts in the order of `names`."""
-    parts = dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
-    return torch.cat([parts[name] for name in names])
 
 
 def runs(slots: Sequence[int], longest: int | None = None) -> list[tuple[int, int]]:

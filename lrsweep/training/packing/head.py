@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lrsweep.training.packing.arena import View
 from lrsweep.training.packing.errors import Unpackable
 from lrsweep.training.packing.functions import linear
+from lrsweep.training.packing.working_copy import View
 
 
 @dataclass(frozen=True)

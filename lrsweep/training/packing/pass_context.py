@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrsweep.training.packing.arena import Arena, View
+from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.dropout import Masks, layer_keys, token_places
 from lrsweep.training.packing.errors import Unpackable
+from lrsweep.training.packing.working_copy import View
 
 
 class PassContext:

@@ -63,11 +63,9 @@ def test_a_failure_is_told_with_its_last_line(tmp_path: Path) -> None:
 
 def test_one_that_is_stopped_ends_with_all_its_children(tmp_path: Path) -> None:
     shell = ExternalEngine(f"sh -c '{SCRIPT} --sleep 0.5; echo never'", text, 1, [])
-    begun = time.monotonic()
     host = train(shell, tmp_path, tiny("training.max_steps=200"), stop_at=3)
     assert [(o.status, o.step >= 3) for o in host.outcomes] == [("stopped", True)]
     assert max(host.curve("loss")) < 20
-    assert time.monotonic() - begun < 90
     assert running(tmp_path) == []
 
 

@@ -11,8 +11,8 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from lrsweep.training.packing import fused
-from lrsweep.training.packing.arena import View
 from lrsweep.training.packing.functions import Frozen, adapted_linear, adapted_linears
+from lrsweep.training.packing.working_copy import View
 from tests.training.packing.solo import COMMON, tiny
 
 NORMS = (modeling_llama.LlamaRMSNorm, Qwen2RMSNorm, GemmaRMSNorm)

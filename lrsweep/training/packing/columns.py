@@ -1,0 +1,97 @@
+"""Where the parameters of a trial lie in its row of the arena."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A row's norm is computed in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of each parameter. Those with weight decay come first, and those that are scaled are neighbours.
+
+    Attributes:
+        shapes: The shape of each parameter, by name, in the order of the columns.
+        places: The columns of each parameter, and of each stack, by name.
+        parts: The columns with weight decay and those without, each with whether it has; no empty one.
+        undecayed: The names of the parameters without weight decay.
+        scaled: The columns that the slot's scale multiplies.
+        width: The number of columns N, padded to a multiple of BLOCK.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    places: Mapping[str, slice]
+    parts: Sequence[tuple[slice, bool]]
+    undecayed: frozenset[str]
+    scaled: slice
+    width: int
+
+    @classmethod
+    def of(
+        cls,
+        shapes: Mapping[str, Sequence[int]],
+        undecayed: Collection[str],
+        scaled: Collection[str],
+        stacks: Mapping[str, Sequence[str]],
+    ) -> "Columns":
+        """Arranges the parameters; the arguments are those of Arena."""
+        arranged = sorted(shapes, key=lambda name: (name in undecayed, (name in scaled) != (name in undecayed)))
+        sizes = {name: torch.Size(shapes[name]) for name in arranged}
+        places: dict[str, slice] = {}
+        used = decayed = 0
+        for name, shape in sizes.items():
+            places[name] = slice(used, used + shape.numel())
+            used += shape.numel()
+            decayed = decayed if name in undecayed else used
+        multiplied = [place for name, place in places.items() if name in scaled]
+        both = [(slice(0, decayed), True), (slice(decayed, used), False)]
+        return cls(
+            shapes=sizes,
+            places=places
+            | {name: slice(places[parts[0]].start, places[parts[-1]].stop) for name, parts in stacks.items()},
+            parts=[(part, decays) for part, decays in both if part.start < part.stop],
+            undecayed=frozenset(undecayed),
+            scaled=slice(multiplied[0].start, multiplied[-1].stop) if multiplied else slice(0, 0),
+            width=-(-used // BLOCK) * BLOCK,
+        )
+
+    def within(self, part: slice) -> list[str]:
+        """The names of the parameters in these columns, in their order."""
+        return [name for name in self.shapes if part.start <= self.places[name].start < part.stop]
+
+    def rearranged(self, state: Mapping[str, Any], flat: bool) -> dict[str, Any]:
+        """A saved optimizer state, with the parameters in the order of these columns.
+
+        The saved state has them in the order of the saved weights: that of earlier versions is another.
+
+        Args:
+            state: What `Arena.state` returned.
+            flat: As for `Arena.admit`.
+        """
+        optimizer: dict[str, Any] = state["optimizer"]
+        saved, own = sorted(state["weights"], key=lambda name: name in self.undecayed), list(self.shapes)
+        if saved == own:
+            return optimizer
+        entries: Mapping[int, Mapping[str, Any]] = optimizer["state"]
+        if not flat:
+            return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
+        rearranged = {}
+        for index, entry in entries.items():
+            names = self.within(self.parts[index][0])
+            sizes = {name: self.shapes[name].numel() for name in saved if name in names}
+            rearranged[index] = {
+                key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value
+                for key, value in entry.items()
+            }
+        return optimizer | {"state": rearranged}
+
+
+def _reordered(flat: Tensor, sizes: Mapping[str, int], names: Sequence[str]) -> Tensor:
+    """A flat tensor of parts of these sizes, with the parts in the order of `names`."""
+    parts = dict(zip(sizes, torch.split(flat, list(sizes.values())), strict=True))
+    return torch.cat([parts[name] for name in names])

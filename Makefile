@@ -62,8 +62,9 @@ clean:
 chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
 
-faults: .venv/.installed-test ## everything that can go wrong, the long way round (an hour)
+faults: .venv/.installed-test ## everything that can go wrong, the long way round (three hours)
 	$(BIN)/python -m pytest -m faults
+	$(BIN)/python benchmarks/fuzz.py
 	$(BIN)/python benchmarks/full_disk.py
 	$(BIN)/python benchmarks/outage.py
 

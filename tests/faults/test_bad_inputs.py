@@ -16,6 +16,7 @@ from lrsweep.cli.main import main
 from tests.conftest import lrsweep
 from tests.faults import bad_commands, bad_configs, bad_data, bad_models
 from tests.faults.cases import Bad, put
+from tests.faults.fuzzing import forget
 
 BAD = [*bad_configs.TABLE, *bad_data.TABLE, *bad_models.TABLE, *bad_commands.TABLE]
 # Loggers with a handler of their own, which keeps the stderr that was there when they were imported.
@@ -27,9 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """A working folder, and a process that leaves nothing behind for the next case."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
-    if "lrsweep.training.inputs" in sys.modules:
-        # Another case's ./model is another model.
-        sys.modules["lrsweep.training.inputs"]._inputs.cache_clear()
+    forget()
     _talk_to(sys.stderr)
     yield tmp_path
     _talk_to(sys.__stderr__)

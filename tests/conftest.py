@@ -1,5 +1,8 @@
-"""Shared by all tests: an offline, single-threaded torch, the command line as a process, and one finished sweep."""
+"""Shared by all tests: an offline, single-threaded torch, the command line, and one finished sweep."""
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -56,6 +59,37 @@ def lrsweep(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         timeout=300,
         check=False,
     )
+
+
+def lrsweep_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, without a worker's: an import of torch and its like takes ten seconds.
+
+    For tests of what a command does; those of processes, signals and environments need `lrsweep`.
+    """
+    from lrsweep.cli.main import main
+
+    words = command_line(*arguments)[3:]
+    sweeps = bool(words) and words[0].startswith("+sweep=") and not any(word.startswith("-") for word in words)
+    inline = ["executor=inline"] if sweeps and not any(word.startswith("executor") for word in words) else []
+    code: object = 0
+    environment, argv, started_in = dict(os.environ), sys.argv, Path.cwd()
+    os.environ["COLUMNS"] = "160"
+    os.chdir(cwd)
+    sys.argv = ["lrsweep", *words, *inline]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            main()
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv = argv
+        os.chdir(started_in)
+        os.environ.clear()
+        os.environ.update(environment)
+        logging.captureWarnings(False)
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess([*words, *inline], code, stdout.getvalue(), stderr.getvalue())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lrsweep.analysis import diagnosis, log_readers
 from lrsweep.analysis.diagnosis import Curve, curve, diagnose, rung
 from lrsweep.errors import InputError
 from lrsweep.files.metrics_log import read_metrics
-from tests.conftest import FinishedSweep, lrsweep
+from tests.conftest import FinishedSweep, lrsweep_here
 
 
 def drawn(
@@ -223,12 +223,12 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
     (tmp_path / "flat.jsonl").write_text(
         "".join(f'{{"step": {i}, "loss": {4 - 0.0001 * i}, "learning_rate": 1e-5}}\n' for i in range(1, 40))
     )
-    told = lrsweep("diagnose", "trainer_state.json", "flat.jsonl", cwd=tmp_path)
+    told = lrsweep_here("diagnose", "trainer_state.json", "flat.jsonl", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "trainer_state.json: healthy: loss falls from" in told.stdout
     assert "raise the learning rate, step by step: learning_rate=3e-05" in told.stdout
     assert "judged: 30 training losses (step 1 to 30); 1 evaluations on val (step 30)" in told.stdout
-    as_json = json.loads(lrsweep("diagnose", "--json", "flat.jsonl", "--plot", cwd=tmp_path).stdout)
+    as_json = json.loads(lrsweep_here("diagnose", "--json", "flat.jsonl", "--plot", cwd=tmp_path).stdout)
     assert [list(entry) for entry in as_json] == [
         ["file", "label", "evidence", "advice", "confidence", "judged", "same_run"]
     ]
@@ -236,7 +236,7 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
         {"text": "raise the learning rate, step by step", "overrides": {"learning_rate": 3e-5}}
     ]
     assert (tmp_path / "flat.jsonl.png").read_bytes().startswith(b"\x89PNG")
-    missing = lrsweep("diagnose", "nowhere.json", cwd=tmp_path)
+    missing = lrsweep_here("diagnose", "nowhere.json", cwd=tmp_path)
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
 
 
@@ -244,10 +244,10 @@ def test_the_command_answers_in_words_and_in_json(tmp_path: Path) -> None:
 def test_an_mlflow_run_is_read_by_its_id(finished_sweep: FinishedSweep) -> None:
     with sqlite3.connect(finished_sweep.folder / "mlflow.db") as database:
         (run_id,) = database.execute("select run_uuid from tags where key = 'trial' and value = '2'").fetchone()
-    told = lrsweep("diagnose", run_id, cwd=finished_sweep.folder)
+    told = lrsweep_here("diagnose", run_id, cwd=finished_sweep.folder)
     assert told.returncode == 0, told.stderr
     assert f"{run_id}: healthy" in told.stdout
-    unknown = lrsweep("diagnose", "0" * 32, cwd=finished_sweep.folder)
+    unknown = lrsweep_here("diagnose", "0" * 32, cwd=finished_sweep.folder)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
 
 
@@ -265,7 +265,7 @@ def test_an_mlflow_run_of_another_program_is_read_from_the_store_in_the_environm
         for old, new in (("loss", "train/loss"), ("eval_loss", "val_loss")):
             database.execute("update latest_metrics set key = ? where key = ?", (new, old))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    told = lrsweep("diagnose", run_id, cwd=tmp_path)
+    told = lrsweep_here("diagnose", run_id, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert f"{run_id}: healthy: eval_loss falls" in told.stdout
     assert "training losses" in told.stdout

@@ -12,7 +12,7 @@ from lrsweep.analysis.diagnosis.remedies import in_training_arguments
 from lrsweep.analysis.log_groups import distinct, groups, other_runs
 from lrsweep.analysis.log_readers import Log, read_logs
 from lrsweep.dialects import TRAINERS
-from tests.conftest import lrsweep
+from tests.conftest import lrsweep_here
 
 
 def write(path: Path, lr: float, end: float, start: float = 4.0, steps: int = 40, **state: Any) -> str:
@@ -38,7 +38,7 @@ def test_runs_of_one_sweep_are_compared_whatever_their_folders_are_called(tmp_pa
         """What is said of the three runs in folders with these names, with numbers for the names."""
         named = list(zip(names, RUNS.items(), strict=True))
         paths = [write(tmp_path / name / "trainer_state.json", lr, end) for name, (lr, end) in named]
-        result = lrsweep("diagnose", *(reversed(paths) if backwards else paths), cwd=tmp_path)
+        result = lrsweep_here("diagnose", *(reversed(paths) if backwards else paths), cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         for number, name in enumerate(names):
             result.stdout = result.stdout.replace(f"{tmp_path}/{name}/", f"{number}/")
@@ -97,7 +97,7 @@ def test_one_run_in_several_files_is_one_run(tmp_path: Path) -> None:
     ((longest, others),) = distinct(logs(str(part), whole, str(tmp_path / "trainer_log.jsonl")))
     assert longest.source == whole
     assert sorted(log.source for log in others) == sorted([str(part), str(tmp_path / "trainer_log.jsonl")])
-    result = lrsweep("diagnose", ".", cwd=tmp_path)
+    result = lrsweep_here("diagnose", ".", cwd=tmp_path)
     assert result.stdout.count(": healthy: ") == 1
     assert "the same run: " in result.stdout
     assert "best first" not in result.stdout
@@ -106,7 +106,7 @@ def test_one_run_in_several_files_is_one_run(tmp_path: Path) -> None:
 def test_the_same_losses_at_another_rate_are_another_run_that_does_not_train(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{lr}.json", lr, 2.0) for lr in (1e-5, 1e-3)]
     assert len(distinct(logs(*paths))) == 2
-    assert lrsweep("diagnose", *paths, cwd=tmp_path).stdout.count(": inert: its losses equal those") == 2
+    assert lrsweep_here("diagnose", *paths, cwd=tmp_path).stdout.count(": inert: its losses equal those") == 2
 
 
 @pytest.mark.parametrize("trainer", ["transformers", "llamafactory", "trl"])
@@ -132,5 +132,5 @@ def test_remedies_are_in_the_words_of_the_log(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         "\n".join(json.dumps(row) for row in json.loads((tmp_path / "log.json").read_text())["log_history"])
     )
-    assert ": max_steps=1000" in lrsweep("diagnose", "log.json", cwd=tmp_path).stdout
-    assert ": training.max_steps=1000" in lrsweep("diagnose", "metrics.jsonl", cwd=tmp_path).stdout
+    assert ": max_steps=1000" in lrsweep_here("diagnose", "log.json", cwd=tmp_path).stdout
+    assert ": training.max_steps=1000" in lrsweep_here("diagnose", "metrics.jsonl", cwd=tmp_path).stdout

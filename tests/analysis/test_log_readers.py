@@ -13,7 +13,7 @@ from lrsweep.analysis import log_readers
 from lrsweep.analysis.diagnosis import Curve, diagnose
 from lrsweep.analysis.log_readers.sources import logs_in
 from lrsweep.errors import InputError
-from tests.conftest import lrsweep
+from tests.conftest import lrsweep_here
 from tests.fixtures.logs.make_logs import rows, tensorboard
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
@@ -181,7 +181,7 @@ def test_a_folder_is_all_logs_under_it(tmp_path: Path) -> None:
 def test_one_file_that_cannot_be_read_is_told_and_the_others_are_answered(tmp_path: Path) -> None:
     shutil.copy(LOGS / "trainer_state.json", tmp_path / "good.json")
     (tmp_path / "bad.json").write_text('{"log_history": [')
-    result = lrsweep("diagnose", "bad.json", "good.json", "missing.json", cwd=tmp_path)
+    result = lrsweep_here("diagnose", "bad.json", "good.json", "missing.json", cwd=tmp_path)
     assert result.returncode == 2
     assert "good.json: healthy" in result.stdout
     assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == ["bad.json", "missing.json"]

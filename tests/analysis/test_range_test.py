@@ -14,7 +14,7 @@ from lrsweep.cli.main import run
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.errors import InputError
 from lrsweep.report.range_test import as_text, command, format_rate
-from tests.conftest import lrsweep
+from tests.conftest import lrsweep_here
 from tests.recorder import tiny
 
 LR = rates(1e-7, 10, 100)
@@ -249,7 +249,9 @@ def test_a_ramp_of_one_rate_is_the_trainers_run(tmp_path: Path) -> None:
 
 def test_find_lr_on_the_command_line(tmp_path: Path) -> None:
     """The default config: LoRA, whose best is 3e-3. Nothing is left behind but the picture."""
-    process = lrsweep("find-lr", "--steps=50", "--json", "--from", "1e-5", "--to=1", "--plot", "p.png", cwd=tmp_path)
+    process = lrsweep_here(
+        "find-lr", "--steps=50", "--json", "--from", "1e-5", "--to=1", "--plot", "p.png", cwd=tmp_path
+    )
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     answer: dict[str, Any] = json.loads(process.stdout)
@@ -289,7 +291,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
 def test_models_and_data_that_are_not_there_are_one_line_and_exit_2(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl"):
         find(sweep_config(["data=local", "data.format=alpaca", "data.path=none.jsonl"]), LR)
-    process = lrsweep("find-lr", "model=local", "model.path=./nowhere", cwd=tmp_path)
+    process = lrsweep_here("find-lr", "model=local", "model.path=./nowhere", cwd=tmp_path)
     assert process.returncode == 2
     assert process.stderr == "lrsweep: model.path='./nowhere': no such folder\n"
     assert list(tmp_path.iterdir()) == []
@@ -297,7 +299,7 @@ def test_models_and_data_that_are_not_there_are_one_line_and_exit_2(tmp_path: Pa
 
 def test_no_range_is_exit_code_3(tmp_path: Path) -> None:
     small = ("training.batch_size=2", "data.max_train_rows=100", "data.max_eval_rows=8")
-    process = lrsweep("find-lr", "--from=1e-12", "--to=1e-10", "--steps=20", *small, cwd=tmp_path)
+    process = lrsweep_here("find-lr", "--from=1e-12", "--to=1e-10", "--steps=20", *small, cwd=tmp_path)
     assert process.returncode == 3
     assert process.stderr.startswith("lrsweep: no range found: the loss falls from")
     assert process.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrsweep.dialects import DIALECTS
-from tests.conftest import FinishedSweep, lrsweep
+from tests.conftest import FinishedSweep, lrsweep, lrsweep_here
 
 
 def test_help_lists_commands_groups_and_sweeps(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_help_lists_commands_groups_and_sweeps(tmp_path: Path) -> None:
 
 
 def test_cfg_shows_the_composed_config_and_runs_nothing(tmp_path: Path) -> None:
-    shown = lrsweep("+sweep=full_lr", "optimizer.eps=1e-6", "--cfg", "job", cwd=tmp_path)
+    shown = lrsweep_here("+sweep=full_lr", "optimizer.eps=1e-6", "--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0
     assert "mode: full" in shown.stdout
     assert "eps: 1.0e-06" in shown.stdout
@@ -32,7 +32,7 @@ def test_cfg_shows_the_composed_config_and_runs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["export", "report", "ui", "doctor"])
 def test_each_command_has_help(tmp_path: Path, command: str) -> None:
-    answer = lrsweep(command, "--help", cwd=tmp_path)
+    answer = lrsweep_here(command, "--help", cwd=tmp_path)
     assert answer.returncode == 0
     assert f"usage: lrsweep {command}" in answer.stdout
 
@@ -53,7 +53,7 @@ def test_doctor_says_what_will_be_used_and_why(tmp_path: Path) -> None:
 @pytest.mark.xdist_group("finished_sweep")
 def test_export_to_transformers_is_read_by_its_own_parser(finished_sweep: FinishedSweep, tmp_path: Path) -> None:
     out = tmp_path / "args.yaml"
-    exported = lrsweep("export", "lora_lr", "--to", "transformers", "--out", str(out), cwd=finished_sweep.folder)
+    exported = lrsweep_here("export", "lora_lr", "--to", "transformers", "--out", str(out), cwd=finished_sweep.folder)
     assert exported.returncode == 0, exported.stderr
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -75,7 +75,7 @@ def test_export_to_hydra_composes_to_the_winning_trial(
 ) -> None:
     (tmp_path / "sweeps").mkdir()
     out = tmp_path / "sweeps" / "best.yaml"
-    exported = lrsweep("export", "lora_lr", "--to", "hydra", "--out", str(out), cwd=finished_sweep.folder)
+    exported = lrsweep_here("export", "lora_lr", "--to", "hydra", "--out", str(out), cwd=finished_sweep.folder)
     assert exported.returncode == 0, exported.stderr
     from lrsweep.config.hydra_compose import sweep_config
     from lrsweep.files.paths import existing_sweep
@@ -92,7 +92,7 @@ def test_export_to_hydra_composes_to_the_winning_trial(
 
 @pytest.mark.xdist_group("finished_sweep")
 def test_export_refuses_what_it_cannot_say(finished_sweep: FinishedSweep) -> None:
-    refused = lrsweep("export", "lora_lr", "--to", "tensorflow", cwd=finished_sweep.folder)
+    refused = lrsweep_here("export", "lora_lr", "--to", "tensorflow", cwd=finished_sweep.folder)
     assert refused.returncode == 2
     assert refused.stderr == f"lrsweep: --to tensorflow: no such format (choices: {', '.join(DIALECTS)})\n"
 
@@ -116,5 +116,5 @@ def test_the_working_folder_is_not_on_the_path(tmp_path: Path) -> None:
         ("optimizer.lr=0", "optimizer.lr=0: "),
         ("data.path=./nowhere", "data.path=./nowhere: no such"),
     ):
-        ended = lrsweep("+sweep=lora_lr", override, cwd=tmp_path)
+        ended = lrsweep_here("+sweep=lora_lr", override, cwd=tmp_path)
         assert ended.stderr.startswith(f"lrsweep: {rule}"), ended.stderr

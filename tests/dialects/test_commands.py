@@ -10,7 +10,7 @@ import yaml
 from lrsweep.dialects import DIALECTS, TRAINERS
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.embedded import BASE
-from tests.conftest import FinishedSweep, lrsweep
+from tests.conftest import FinishedSweep, lrsweep_here
 from tests.dialects.examples import AXOLOTL, LLAMAFACTORY_LORA, TRANSFORMERS, TRL, write_data
 
 MINE = f"""\
@@ -40,7 +40,7 @@ ADAMW = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weigh
 def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
     (tmp_path / "mine.yaml").write_text(MINE)
-    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    told = lrsweep_here("import", "llamafactory", "mine.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "wrote sweeps/mine.yaml; run it with: lrsweep +sweep=mine\n" in told.stdout
     assert "kept for the export, no effect on the sweep: stage, do_train, output_dir, plot_loss\n" in told.stdout
@@ -50,10 +50,12 @@ def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
     assert sweep["training"]["gradient_checkpointing"] is True, "on by default there"
 
     axis = "space.optimizer.lr=[1e-4,1e-2]"
-    run = lrsweep("+sweep=mine", axis, "training.gradient_checkpointing=false", cwd=tmp_path)
+    run = lrsweep_here("+sweep=mine", axis, "training.gradient_checkpointing=false", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     best = json.loads((tmp_path / "outputs/mine/summary.json").read_text())["best"]
-    base = lrsweep("export", "mine", "--to", "llamafactory", "--base", "mine.yaml", "--out", "best.yaml", cwd=tmp_path)
+    base = lrsweep_here(
+        "export", "mine", "--to", "llamafactory", "--base", "mine.yaml", "--out", "best.yaml", cwd=tmp_path
+    )
     assert base.returncode == 0, base.stderr
     out = (tmp_path / "best.yaml").read_text()
     assert out.startswith(f"# The best of the lrsweep sweep mine: optimizer.lr={best['values']['optimizer.lr']:.4g}\n")
@@ -63,7 +65,7 @@ def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
     assert [line for line in old if line not in new] == ["learning_rate: 1e-3"]
     assert yaml.safe_load(out)["learning_rate"] == best["values"]["optimizer.lr"]
 
-    whole = lrsweep("export", "mine", "--to", "llamafactory", cwd=tmp_path)
+    whole = lrsweep_here("export", "mine", "--to", "llamafactory", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     changed = {"learning_rate": best["values"]["optimizer.lr"], "disable_gradient_checkpointing": True}
     assert yaml.safe_load(whole.stdout) == load_yaml(MINE, "mine") | changed
@@ -81,17 +83,17 @@ def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:
 def test_an_imported_sweep_composes(tmp_path: Path, dialect: str, text: str, open_keys: str) -> None:
     write_data(tmp_path / "data")
     (tmp_path / "theirs.yaml").write_text(text)
-    told = lrsweep("import", dialect, "theirs.yaml", "--out", "sweeps/ours.yaml", cwd=tmp_path)
+    told = lrsweep_here("import", dialect, "theirs.yaml", "--out", "sweeps/ours.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert f"lrsweep +sweep=ours{''.join(f' {key}=...' for key in open_keys.split())}\n" in told.stdout
     given = ["model.path=m", "data.path=d", "data.format=alpaca"] if open_keys else []
-    composed = lrsweep("+sweep=ours", *given, "--cfg", "job", cwd=tmp_path)
+    composed = lrsweep_here("+sweep=ours", *given, "--cfg", "job", cwd=tmp_path)
     assert composed.returncode == 0, composed.stderr
     config = yaml.safe_load(composed.stdout)
     assert config["origin"]["dialect"] == dialect
     assert len(config["space"]["optimizer"]["lr"]) == 5
     if open_keys:
-        missing = lrsweep("+sweep=ours", cwd=tmp_path)
+        missing = lrsweep_here("+sweep=ours", cwd=tmp_path)
         assert (missing.returncode, missing.stderr) == (2, "lrsweep: data.format: missing; set data.format=...\n")
 
 
@@ -99,7 +101,7 @@ def test_the_rows_form_is_seen_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     config = {"model_name_or_path": "m", "datasets": [{"path": "json", "data_files": "rows.jsonl"}], "max_steps": 500}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(config))
-    assert lrsweep("import", "trl", "t.yaml", cwd=tmp_path).returncode == 0
+    assert lrsweep_here("import", "trl", "t.yaml", cwd=tmp_path).returncode == 0
     sweep = load_yaml((tmp_path / "sweeps/t.yaml").read_text(), "sweep")
     assert sweep["data"]["format"] == "prompt_completion"
     assert (sweep["training"]["max_steps"], sweep["training"]["horizon"]) == (200, 500)
@@ -109,7 +111,7 @@ def test_epochs_become_steps_of_the_rows_there_are(tmp_path: Path) -> None:
     write_data(tmp_path / "data", rows=40)
     text = LLAMAFACTORY_LORA.replace("dataset: identity,talks", "dataset: identity")
     (tmp_path / "t.yaml").write_text(text)
-    assert lrsweep("import", "llamafactory", "t.yaml", cwd=tmp_path).returncode == 0
+    assert lrsweep_here("import", "llamafactory", "t.yaml", cwd=tmp_path).returncode == 0
     sweep = load_yaml((tmp_path / "sweeps/t.yaml").read_text(), "sweep")
     # 36 rows are left to train on: 18 batches of 2, 3 steps of 8 batches an epoch (the last one short), 3 epochs.
     assert sweep["training"]["horizon"] == 9
@@ -118,7 +120,7 @@ def test_epochs_become_steps_of_the_rows_there_are(tmp_path: Path) -> None:
 def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
     (tmp_path / "mine.yaml").write_text(MINE + "use_eaft_loss: true\nhf_hub_token: hf_" + "x" * 30 + "\n")
-    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    told = lrsweep_here("import", "llamafactory", "mine.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "each trial runs llamafactory-cli train {config}, because of use_eaft_loss=True: " in told.stdout
     assert "note: hf_hub_token is a secret and left out; give it in the environment\n" in told.stdout
@@ -133,7 +135,7 @@ def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Pa
     }
     assert load_yaml(sweep["origin"]["base"], "base") == load_yaml(MINE, "mine") | {"use_eaft_loss": True}
     assert "hf_x" not in text
-    run = lrsweep("+sweep=mine", cwd=tmp_path)
+    run = lrsweep_here("+sweep=mine", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (
         2,
         "lrsweep: engine.command: llamafactory-cli is not on PATH: set engine.python to the Python of its environment, "
@@ -143,12 +145,12 @@ def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Pa
 
 def test_data_and_model_need_not_be_there_yet(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(MINE.replace(str(BASE), "/models/large").replace("max_steps: 8\n", ""))
-    told = lrsweep("import", "llamafactory", "mine.yaml", cwd=tmp_path)
+    told = lrsweep_here("import", "llamafactory", "mine.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "note: data.path=data: data/dataset_info.json cannot be read: No such file" in told.stdout
     write_data(tmp_path / "elsewhere")
     options = ["--data-dir", "elsewhere", "--model", "/other", "--out", "sweeps/b.yaml"]
-    told = lrsweep("import", "llamafactory", "mine.yaml", *options, cwd=tmp_path)
+    told = lrsweep_here("import", "llamafactory", "mine.yaml", *options, cwd=tmp_path)
     assert "No such file" not in told.stdout
     sweep = load_yaml((tmp_path / "sweeps/b.yaml").read_text(), "sweep")
     assert (sweep["data"]["path"], sweep["model"]["path"], sweep["training"]["horizon"]) == ("elsewhere", "/other", 24)
@@ -156,7 +158,9 @@ def test_data_and_model_need_not_be_there_yet(tmp_path: Path) -> None:
 
 def test_a_command_line_is_imported(tmp_path: Path) -> None:
     line = ["trl", "dpo", "--model_name_or_path", "m", "--dataset_name", "org/pairs", "--learning_rate", "5e-7"]
-    told = lrsweep("import", "trl", "--", *line, "--bf16", "--lora_target_modules", "q_proj", "v_proj", cwd=tmp_path)
+    told = lrsweep_here(
+        "import", "trl", "--", *line, "--bf16", "--lora_target_modules", "q_proj", "v_proj", cwd=tmp_path
+    )
     assert told.returncode == 0, told.stderr
     sweep = load_yaml((tmp_path / "sweeps/trl_dpo.yaml").read_text(), "sweep")
     assert sweep["engine"]["command"] == "trl dpo --config {config}"
@@ -197,7 +201,7 @@ def test_a_bad_import_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arg
     (tmp_path / "dpo.yaml").write_text(MINE.replace("stage: sft", "stage: dpo"))
     (tmp_path / "merge.yaml").write_text("model_name_or_path: m\nadapter_name_or_path: saves\n")
     before = sorted(tmp_path.rglob("*"))
-    run = lrsweep(*arguments, cwd=tmp_path)
+    run = lrsweep_here(*arguments, cwd=tmp_path)
     assert run.returncode == 2, run.stderr
     assert run.stderr.startswith(f"lrsweep: {said}"), run.stderr
     assert run.stderr.count("\n") == 1
@@ -218,7 +222,7 @@ def test_a_bad_import_is_one_line_exit_2_and_nothing_created(tmp_path: Path, arg
 def test_every_dialect_takes_the_default_sweeps_best(
     finished_sweep: FinishedSweep, dialect: str, expected: Any
 ) -> None:
-    exported = lrsweep("export", "lora_lr", "--to", dialect, cwd=finished_sweep.folder)
+    exported = lrsweep_here("export", "lora_lr", "--to", dialect, cwd=finished_sweep.folder)
     assert exported.returncode == 0, exported.stderr
     tree = yaml.safe_load(exported.stdout)
     assert {key: tree.get(key) for key in expected} == expected
@@ -250,7 +254,7 @@ def test_every_dialect_takes_the_default_sweeps_best(
     ],
 )
 def test_an_export_that_cannot_be_is_one_line(finished_sweep: FinishedSweep, arguments: list[str], said: str) -> None:
-    refused = lrsweep("export", "lora_lr", *arguments, cwd=finished_sweep.folder)
+    refused = lrsweep_here("export", "lora_lr", *arguments, cwd=finished_sweep.folder)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"lrsweep: {said}"), refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from lrsweep.files import redaction
 from lrsweep.files.logs import _RedactingFormatter
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.search.storage import Storage
-from tests.conftest import SMALL, lrsweep
+from tests.conftest import SMALL, lrsweep, lrsweep_here
 
 ROOT = Path(__file__).parents[2]
 # Each in its own place, so that a finding says which one leaked.
@@ -97,7 +97,7 @@ def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: 
         )
         assert "is already complete: 2 trials" in again.stdout, again.stderr
         for dialect in ("hydra", "transformers"):
-            said = lrsweep("export", "lora_lr", "--to", dialect, cwd=tmp_path / "work").stdout
+            said = lrsweep_here("export", "lora_lr", "--to", dialect, cwd=tmp_path / "work").stdout
             assert [secret for secret in secrets if secret in said] == []
 
 
@@ -111,7 +111,7 @@ URLS = [
 @pytest.mark.parametrize(("override", "secret"), URLS, ids=[override for override, _ in URLS])
 def test_of_a_url_nothing_is_said(tmp_path: Path, override: str, secret: str) -> None:
     """None of these answers."""
-    run = lrsweep("+sweep=lora_lr", override, "search.preflight=false", cwd=tmp_path)
+    run = lrsweep_here("+sweep=lora_lr", override, "search.preflight=false", cwd=tmp_path)
     assert run.returncode in (2, 4), run.stderr
     assert "Traceback" not in run.stderr
     assert secret not in run.stdout + run.stderr
@@ -120,7 +120,7 @@ def test_of_a_url_nothing_is_said(tmp_path: Path, override: str, secret: str) ->
 
 def test_a_config_that_is_printed_is_masked(tmp_path: Path) -> None:
     overrides = [override for override, _ in URLS[:2]]
-    shown = lrsweep("+sweep=lora_lr", *overrides, "--cfg", "job", cwd=tmp_path)
+    shown = lrsweep_here("+sweep=lora_lr", *overrides, "--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "hunter" not in shown.stdout + shown.stderr
     assert shown.stdout.count(":***@127.0.0.1") == 2

@@ -16,7 +16,7 @@ import pytest
 
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.files.row_losses import read_row_losses
-from tests.conftest import SMALL, FinishedSweep, command_line, lrsweep
+from tests.conftest import SMALL, FinishedSweep, command_line, lrsweep, lrsweep_here
 
 pytestmark = pytest.mark.xdist_group("finished_sweep")
 TRIALS = 4
@@ -81,7 +81,7 @@ def test_nothing_but_the_sweeps_own_files_is_made(finished_sweep: FinishedSweep)
 
 
 def test_the_other_engine_comes_to_the_same_answer(finished_sweep: FinishedSweep, tmp_path: Path) -> None:
-    run = lrsweep(*SMALL, "engine=trainer", cwd=tmp_path)
+    run = lrsweep_here(*SMALL, "engine=trainer", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     packed, alone = (
         json.loads((folder / "outputs" / "lora_lr" / "summary.json").read_text())
@@ -133,7 +133,7 @@ def test_the_terminal_tells_the_result_and_where_it_is(finished_sweep: FinishedS
 
 def test_running_it_again_does_nothing_new(finished_sweep: FinishedSweep) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished_sweep.folder.rglob("*") if path.is_file()}
-    again = lrsweep(*SMALL, cwd=finished_sweep.folder)
+    again = lrsweep_here(*SMALL, cwd=finished_sweep.folder)
     assert again.returncode == 0, again.stderr
     assert "is already complete: 4 trials" in again.stdout
     assert "Best: optimizer.lr=0.003" in again.stdout
@@ -156,14 +156,14 @@ def test_what_a_kill_left_undone_at_the_end_is_done_by_the_next_run(
 
 
 def test_a_changed_config_under_the_same_name_is_refused(finished_sweep: FinishedSweep) -> None:
-    refused = lrsweep(*SMALL, "optimizer.weight_decay=0.5", cwd=finished_sweep.folder)
+    refused = lrsweep_here(*SMALL, "optimizer.weight_decay=0.5", cwd=finished_sweep.folder)
     assert refused.returncode == 2
     assert refused.stderr.startswith("lrsweep: optimizer.weight_decay: was 0.0 and is now 0.5")
 
 
 def test_what_is_refused_puts_nothing_aside(finished_sweep: FinishedSweep) -> None:
     before = sorted(finished_sweep.folder.rglob("*"))
-    refused = lrsweep(*SMALL, "resume=fresh", "data.path=none.jsonl", cwd=finished_sweep.folder)
+    refused = lrsweep_here(*SMALL, "resume=fresh", "data.path=none.jsonl", cwd=finished_sweep.folder)
     assert refused.returncode == 2
     assert refused.stderr.startswith("lrsweep: data.path=none.jsonl")
     assert sorted(finished_sweep.folder.rglob("*")) == before
@@ -177,7 +177,7 @@ def test_report_is_one_page_with_everything_in_it(finished_sweep: FinishedSweep)
     assert re.search(r"<link|@import|url\((?!#)|<script [^>]*src", page) is None, "it needs no network"
     assert len(page) < 1_500_000
     assert 'class="best"' in page
-    shown = lrsweep("report", "lora_lr", cwd=finished_sweep.folder)
+    shown = lrsweep_here("report", "lora_lr", cwd=finished_sweep.folder)
     assert shown.returncode == 0
     assert "Best: optimizer.lr=0.003" in shown.stdout
     assert (finished_sweep.outputs / "report.html").read_text() == page
@@ -262,13 +262,13 @@ def test_no_winner_is_exit_3_and_says_why(tmp_path: Path) -> None:
         "scheduler=constant",
         "tracking=none",
     )
-    run = lrsweep(*SMALL, *overrides, "finetune=full", cwd=tmp_path)
+    run = lrsweep_here(*SMALL, *overrides, "finetune=full", cwd=tmp_path)
     assert run.returncode == 3
     assert run.stderr.startswith("lrsweep: no trial completed, so there is no best (diverged: ")
     assert run.stderr.count("\n") == 1
     assert not (tmp_path / "outputs" / "lora_lr" / "best").exists()
     assert len(trials_of(tmp_path)) == 2
-    again = lrsweep(*SMALL, *overrides, "finetune=full", cwd=tmp_path)
+    again = lrsweep_here(*SMALL, *overrides, "finetune=full", cwd=tmp_path)
     assert again.returncode == 3
     assert len(trials_of(tmp_path)) == 2
 
@@ -289,7 +289,7 @@ def test_a_search_with_pruning_on_own_model_and_data(tmp_path: Path) -> None:
         "training: {max_steps: 8, eval_every: 2}\n"
         "space: {optimizer: {lr: {low: 1.0e-6, high: 1.0e-1, log: true}}}\n"
     )
-    run = lrsweep("+sweep=mine", cwd=tmp_path)
+    run = lrsweep_here("+sweep=mine", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     summary = json.loads((tmp_path / "outputs" / "mine" / "summary.json").read_text())
     statuses = [trial["status"] for trial in summary["trials"]]
@@ -297,6 +297,6 @@ def test_a_search_with_pruning_on_own_model_and_data(tmp_path: Path) -> None:
     assert "complete" in statuses
     assert summary["dataset"]["train_rows"] == 72
     assert not (tmp_path / "mlflow.db").exists()
-    grown = lrsweep("+sweep=mine", "search.n_trials=5", cwd=tmp_path)
+    grown = lrsweep_here("+sweep=mine", "search.n_trials=5", cwd=tmp_path)
     assert grown.returncode == 0, grown.stderr
     assert len(json.loads((tmp_path / "outputs" / "mine" / "summary.json").read_text())["trials"]) == 5

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lrsweep.files.metrics_log import read_rows
-from tests.conftest import lrsweep
+from tests.conftest import lrsweep_here
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "sweep_0_1_0"
 COMMAND = (
@@ -42,11 +42,11 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_it_is_reported_resumed_and_exported(sweep: Path, tmp_path: Path) -> None:
     before = {number: read_rows(sweep / "trials" / f"{number:04d}" / "metrics.jsonl") for number in range(4)}
-    reported = lrsweep("report", "boxes", cwd=tmp_path)
+    reported = lrsweep_here("report", "boxes", cwd=tmp_path)
     assert reported.returncode == 0, reported.stderr
     assert "optimizer.lr=0.001" in reported.stdout, "the best of the two that are complete"
 
-    resumed = lrsweep(*COMMAND, cwd=tmp_path)
+    resumed = lrsweep_here(*COMMAND, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads((sweep / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["complete"] * 4
@@ -62,9 +62,9 @@ def test_it_is_reported_resumed_and_exported(sweep: Path, tmp_path: Path) -> Non
         assert rows[:kept] == before[number][:kept]
         assert rows[-1]["step"] == 96
 
-    exported = lrsweep("export", "boxes", "--to", "transformers", cwd=tmp_path)
+    exported = lrsweep_here("export", "boxes", "--to", "transformers", cwd=tmp_path)
     assert yaml.safe_load(exported.stdout)["learning_rate"] == 0.01
-    again = lrsweep(*COMMAND, cwd=tmp_path)
+    again = lrsweep_here(*COMMAND, cwd=tmp_path)
     assert "already complete: 4 trials" in again.stdout
 
 
@@ -73,9 +73,9 @@ def test_the_pruners_earlier_name_is_the_same_pruner(sweep: Path, tmp_path: Path
     identity = json.loads(study.user_attrs["identity"]) | {"pruner.name": "lockstep"}
     study.set_user_attr("identity", json.dumps(identity))
     for name in ("lockstep", "sync_halving"):
-        run = lrsweep(*COMMAND, f"pruner.name={name}", "search.n_trials=2", cwd=tmp_path)
+        run = lrsweep_here(*COMMAND, f"pruner.name={name}", "search.n_trials=2", cwd=tmp_path)
         assert "was 'lockstep'" not in run.stderr
         assert run.returncode == 0, run.stderr
-    other = lrsweep(*COMMAND, "pruner.name=median", cwd=tmp_path)
+    other = lrsweep_here(*COMMAND, "pruner.name=median", cwd=tmp_path)
     assert other.returncode == 2
     assert "pruner.name: was 'sync_halving' and is now 'median'" in other.stderr

@@ -21,7 +21,7 @@ from lrsweep.report.text import sentences
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.replication import contenders
 from lrsweep.tracking import DatasetInfo
-from tests.conftest import SMALL, lrsweep
+from tests.conftest import SMALL, lrsweep_here
 
 LRS = (1e-7, 3e-7, 1e-6)
 
@@ -284,7 +284,7 @@ def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None
         "search.extend=true",
         "tracking=none",
     )
-    run = lrsweep(*command, cwd=tmp_path)
+    run = lrsweep_here(*command, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "1e-06, is the highest tried: adding 3e-06, 1e-05" in run.stdout
     assert "Added learning rates, because the best one was at the end of the range" in run.stdout
@@ -292,14 +292,14 @@ def test_a_grid_far_too_low_finds_its_way_into_the_basin(tmp_path: Path) -> None
     assert 1e-4 <= summary["best"]["values"]["optimizer.lr"] <= 1e-3
     assert summary["edges"] == []
     assert {trial["role"] for trial in summary["trials"]} == {"search", "extension"}
-    again = lrsweep(*command, cwd=tmp_path)
+    again = lrsweep_here(*command, cwd=tmp_path)
     assert f"is already complete: {len(summary['trials'])} trials" in again.stdout
     # More is asked of a finished sweep: it goes on.
-    more = lrsweep(*command, "search.replicates=auto", cwd=tmp_path)
+    more = lrsweep_here(*command, "search.replicates=auto", cwd=tmp_path)
     assert "with 2 seeds each, to measure the noise: 3 more trials, 24 steps" in more.stdout
     replicated = json.loads((tmp_path / "outputs" / "full_lr" / "summary.json").read_text())
     assert sum(trial["role"] == "replicate" for trial in replicated["trials"]) >= 3
     assert replicated["noise"]["seeds"] >= 2
     assert all(rival["margin"] is not None for rival in replicated["rivals"])
-    complete = lrsweep(*command, "search.replicates=auto", cwd=tmp_path)
+    complete = lrsweep_here(*command, "search.replicates=auto", cwd=tmp_path)
     assert f"is already complete: {len(replicated['trials'])} trials" in complete.stdout

@@ -20,7 +20,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.files.metrics_log import read_metrics
 from lrsweep.search.refine import Plan, pause_at, plan
-from tests.conftest import SMALL, FinishedSweep, lrsweep
+from tests.conftest import SMALL, FinishedSweep, lrsweep_here
 
 BASE = 4.0
 STEPS, PAUSE = 60, 15
@@ -278,7 +278,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 def test_a_refined_sweep_pauses_and_goes_on_without_a_change_to_any_curve(
     finished_sweep: FinishedSweep, tmp_path: Path
 ) -> None:
-    run = lrsweep(*SMALL, "search=refine", cwd=tmp_path)
+    run = lrsweep_here(*SMALL, "search=refine", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     found = summary_of(tmp_path)
     by_lr = {trial["values"]["optimizer.lr"]: trial for trial in found["trials"]}
@@ -296,6 +296,6 @@ def test_a_refined_sweep_pauses_and_goes_on_without_a_change_to_any_curve(
         assert [row["step"] for row in read_metrics(folder) if "loss" in row] == list(range(1, 17))
         assert not (folder / "checkpoint").exists()
     assert "no rate is expected to be better" in run.stdout
-    again = lrsweep(*SMALL, "search=refine", cwd=tmp_path)
+    again = lrsweep_here(*SMALL, "search=refine", cwd=tmp_path)
     assert "already complete" in again.stdout
     assert summary_of(tmp_path) == found

@@ -18,7 +18,7 @@ from lrsweep.training.engines import Trial
 from lrsweep.training.engines.external import ExternalEngine
 from lrsweep.training.engines.left_over import end_left_over
 from lrsweep.training.engines.trainer import TrainerEngine
-from tests.conftest import lrsweep
+from tests.conftest import lrsweep, lrsweep_here
 from tests.recorder import TINY, Recorder, tiny, train
 
 ROOT = Path(__file__).parents[3]
@@ -218,7 +218,7 @@ def test_a_whole_sweep_by_the_users_command(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, overrides: list[str], said: str) -> None:
-    run = lrsweep("+sweep=lora_lr", "engine=external", *overrides, cwd=tmp_path)
+    run = lrsweep_here("+sweep=lora_lr", "engine=external", *overrides, cwd=tmp_path)
     assert run.returncode == 2
     assert said in run.stderr
     assert run.stderr.count("\n") == 1

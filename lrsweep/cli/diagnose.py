@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lrsweep.cli.arguments import ArgumentParser
 from lrsweep.errors import InputError, LrsweepError
 from lrsweep.files.redaction import mask
+from lrsweep.formatting import printable
 
 if TYPE_CHECKING:
     from lrsweep.analysis.diagnosis import Diagnosis
@@ -38,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     if not logs:
         raise faults[0]
     for fault in faults:
-        print(mask(f"lrsweep: {fault}"), file=sys.stderr)
+        print(printable(mask(f"lrsweep: {fault}")), file=sys.stderr)
     runs = distinct(logs)
     judged = [log for log, _ in runs]
     found = [diagnose(log.curve, other_runs(log, judged)) for log in judged]
@@ -117,14 +118,19 @@ def _plot_file(log: "Log") -> Path:
     return Path(f"{file}.{run.replace('/', '_')}.png" if file else f"{run}.png")
 
 
+def _say(line: str) -> None:
+    """Prints a line; names of files and what logs hold are others' text."""
+    print(printable(line))
+
+
 def _print(log: "Log", same: Sequence["Log"], diagnosis: "Diagnosis") -> None:
-    print(f"{log.source}: {diagnosis.label}: {diagnosis.evidence['reason']}")
+    _say(f"{log.source}: {diagnosis.label}: {diagnosis.evidence['reason']}")
     for advice in diagnosis.advice:
         overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in _overrides(log, advice.overrides).items())
-        print(f"    {advice.text}{f': {overrides}' if overrides else ''}")
-    print(f"    judged: {log.curve.summary()}")
+        _say(f"    {advice.text}{f': {overrides}' if overrides else ''}")
+    _say(f"    judged: {log.curve.summary()}")
     if same:
-        print(f"    the same run: {', '.join(other.source for other in same)}")
+        _say(f"    the same run: {', '.join(other.source for other in same)}")
 
 
 def _print_group(group: "Group", labels: Mapping[int, str]) -> None:
@@ -141,6 +147,6 @@ def _print_group(group: "Group", labels: Mapping[int, str]) -> None:
         for log, final, differing in zip(group.logs, group.finals, group.differing, strict=True)
     ]
     sizes = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    print(f"\n{len(rows)} runs of one sweep, best first:")
+    _say(f"\n{len(rows)} runs of one sweep, best first:")
     for row in [head, *rows]:
-        print("    " + "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip())
+        _say("    " + "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip())

@@ -99,7 +99,6 @@ def _config(folder: SweepFolder) -> SweepConfig:
         return validate(tree)
     except LrsweepError as fault:
         cause = str(fault)
-    # PyYAML lets Python's errors through, for numbers and dates that are none.
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as fault:
+    except (OSError, *yaml_safety.YAML_FAULTS) as fault:
         cause = " ".join(str(fault).split())[:200]
     raise StorageError(f"{folder.config}: damaged ({cause}); run the sweep again to rebuild it")

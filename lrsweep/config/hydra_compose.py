@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.errors import HydraException
@@ -23,6 +22,7 @@ from lrsweep.config.help_text import help_text
 from lrsweep.config.hydra_errors import first_line, one_line
 from lrsweep.config.schema import SweepConfig, flatten, is_text, validate
 from lrsweep.config.user_files import read_config
+from lrsweep.config.yaml_safety import YAML_FAULTS
 from lrsweep.errors import InputError
 from lrsweep.files.redaction import mask, masked
 
@@ -139,6 +139,8 @@ def _normal(override: str) -> str:
     if override.startswith("sweep="):
         return f"+{override}"
     key, _, value = override.partition("=")
+    if not key.strip("+~ "):
+        raise InputError(f"{override}: not an override; write key=value")
     _refuse_hydras_own_sweeps(override, key.lstrip("+"), value)
     if is_text(key) and not _AS_IT_IS.fullmatch(value):
         return f"{key}={quoted(value)}"
@@ -178,14 +180,7 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="lrsweep"):
                 config = compose("config", overrides=list(overrides), return_hydra_config=True)
         # The input is the user's: besides Hydra's own errors, its parsers let Python's through.
-        except (
-            HydraException,
-            OmegaConfBaseException,
-            yaml.YAMLError,
-            ValueError,
-            TypeError,
-            RecursionError,
-        ) as fault:
+        except (HydraException, OmegaConfBaseException, *YAML_FAULTS) as fault:
             raise InputError(one_line(fault, CONF, sweep_names(), overrides)) from None
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)

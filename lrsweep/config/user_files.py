@@ -7,7 +7,6 @@ it is asked for: `./conf` may belong to another program.
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -109,8 +108,7 @@ def read_config(path: Path) -> DictConfig:
         node: Any = OmegaConf.load(path)
     except OSError as fault:
         raise InputError(f"{shown(path)}: {fault.strerror}") from None
-    # Besides their own errors, the parsers let Python's through, for numbers and dates that are none.
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as fault:
+    except (*yaml_safety.YAML_FAULTS, OmegaConfBaseException) as fault:
         raise InputError(f"{shown(path)}: not valid YAML: {first_line(fault)}") from None
     if not isinstance(node, DictConfig):
         raise InputError(f"{shown(path)}: a config file is a mapping of config keys")

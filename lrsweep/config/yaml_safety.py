@@ -8,6 +8,8 @@ import yaml
 from lrsweep.errors import InputError
 
 _MOST_BYTES, _MOST_VALUES, _DEEPEST = 1_000_000, 20_000, 50
+# What reading YAML may raise: its own errors, and Python's for numbers and dates that are none.
+YAML_FAULTS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -59,11 +59,11 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
     _refuse_tabs(text, where)
     try:
         tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as fault:
-        mark, problem = (
-            getattr(fault, "problem_mark", None),
-            getattr(fault, "problem", None) or str(fault).splitlines()[0],
-        )
+    except yaml_safety.YAML_FAULTS as fault:
+        mark = getattr(fault, "problem_mark", None)
+        problem = getattr(fault, "problem", None) or str(fault).split("\n", 1)[0]
+        if not isinstance(fault, yaml.YAMLError):
+            problem = "a number or a date that is none"
         at = f"{where}:{mark.line + 1}" if mark else where
         raise InputError(f"{at}: not valid YAML: {problem}; correct that line") from None
     return _mapping(tree, where)

@@ -56,6 +56,15 @@ def test_odd_content_is_an_error_of_one_line(name: str, content: str | None, tmp
         read_logs(str(tmp_path / name), no_mlflow)
 
 
+def test_a_folder_with_half_a_disk_in_it_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrsweep.analysis.log_readers.sources._MOST", 10)
+    for number in range(11):
+        (tmp_path / str(number)).mkdir()
+    (tmp_path / "train.log").write_text("{'loss': 2.0, 'epoch': 0.1}\n")
+    with pytest.raises(InputError, match="has more than 10 files below it; name a folder nearer to the logs"):
+        run([str(tmp_path)])
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train.log")
     with pytest.raises(InputError, match="a device or a pipe"):

@@ -346,7 +346,20 @@ _HYDRAS_FLAGS = (
     *("--experimental-rerun=job.pickle", "--experimental=job.pickle", "--exp=job.pickle", "--e=job.pickle"),
 )
 
+# PyYAML's constructors raise Python's errors for these.
+_NO_VALUES = (
+    *("!!timestamp 2020-99-99", "!!timestamp soon", "!!int one", "!!float one", "!!bool maybe", "!!int ''"),
+    *("!!omap {a: 1}", "!!pairs 1", "!!set [1]", "!!binary é", "!!python/name:os.system x"),
+)
+
 ARGUMENTS = [
+    *(
+        Bad("not valid YAML: ", ("import", dialect, "train.yaml"), {"train.yaml": f"a: 1\nb: {value}\n"})
+        for dialect in ("trl", "llamafactory", "axolotl", "ms-swift", "transformers")
+        for value in _NO_VALUES
+    ),
+    *(sweep("not an override; write key=value", override) for override in ("+=[1]", "++=", "~=1", "+ =1")),
+    Bad("\\x9b31m.json: no such file", ("diagnose", "\x9b31m.json")),
     *(Bad("is ", (*command, name), {"train.yaml": FINE}) for command in _FILE_ARGUMENTS for name in _NO_FILES),
     *(sweep("a store is sqlite:///FILE", f"tracking.uri='{uri}'") for uri in (*_NO_STORES, *_NO_DATABASES)),
     *(sweep("a store is sqlite:///FILE", f"tracking.uri='{uri}'") for uri in _IN_MEMORY),

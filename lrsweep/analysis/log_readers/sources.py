@@ -14,6 +14,8 @@ _NAMES = ("trainer_state.json", "trainer_log.jsonl", "metrics.jsonl", "running_l
 _EXTENSIONS = (".log", ".out", ".err", ".txt", ".jsonl", ".csv", ".json")
 # A log has a loss near its start; a data set next to it may be too large to look through.
 _SNIFFED = 1 << 18
+# Files that are looked at below a folder.
+_MOST = 20_000
 
 
 def is_run_id(source: str) -> bool:
@@ -25,7 +27,7 @@ def logs_in(folder: Path) -> list[str]:
     """Returns the files below a folder that may be logs, by path; `log_readers` says which are.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or there are too many files.
     """
     found = sorted(str(path) for path in _candidates(folder))
     if not found:
@@ -34,7 +36,11 @@ def logs_in(folder: Path) -> list[str]:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
+    seen = 0
     for parent, folders, files in os.walk(folder):
+        seen += len(folders) + len(files)
+        if seen > _MOST:
+            raise InputError(f"{folder}: has more than {_MOST} files below it; name a folder nearer to the logs")
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(parent, name)

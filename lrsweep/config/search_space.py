@@ -17,6 +17,8 @@ from lrsweep.errors import InputError
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
 # Every point of a grid is validated before the first trial.
 _MOST_POINTS = 10_000
+# Hydra takes a second to read a thousand.
+_MOST_CHOICES = 1000
 # The only axis that a sweep may extend.
 LR = "optimizer.lr"
 # The search methods that start with every point of the axes.
@@ -283,8 +285,8 @@ def _choices(config: SweepConfig, key: str, leaf: Any) -> Choices:
         raise InputError(f"space.{key}={leaf!r}: an axis is a list of choices, or a range {{low: ..., high: ...}}")
     if not leaf:
         raise InputError(f"space.{key}=[]: an axis needs at least one value")
-    if len(leaf) > _MOST_POINTS:
-        raise InputError(f"space.{key}: {len(leaf)} choices, but an axis has at most {_MOST_POINTS}; use a range")
+    if len(leaf) > _MOST_CHOICES:
+        raise InputError(f"space.{key}: {len(leaf)} choices, but an axis has at most {_MOST_CHOICES}; use a range")
     kept = [to_stored(value) for value in leaf]
     for i, value in enumerate(kept):
         if value in kept[:i]:

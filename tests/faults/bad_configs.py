@@ -319,8 +319,8 @@ BOUNDS = [
     sweep("finetune.r=100000000: ", "finetune.r=100000000"),
     sweep("space.optimizer.lr=5e-324: ", "space.optimizer.lr={low: 5e-324, high: 1e-322, num: 3, log: true}"),
     own(
-        "space.training.seed: 12000 choices, but an axis has at most 10000",
-        HEAD + f"space: {{training: {{seed: [{', '.join(map(str, range(12_000)))}]}}}}\n",
+        "space.training.seed: 1200 choices, but an axis has at most 1000",
+        HEAD + f"space: {{training: {{seed: [{', '.join(map(str, range(1200)))}]}}}}\n",
     ),
 ]
 

@@ -59,8 +59,9 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_trial_that_segfaults_fails_alone(tmp_path: Path) -> None:
-    fault = inject.at_step(tmp_path / "site", trial=1, step=6, fault="os.kill(os.getpid(), signal.SIGSEGV)")
-    run = lrsweep(*QUICK, cwd=tmp_path, env=fault)
+    fault = inject.at_step(tmp_path / "site", trial=1, step=3, fault="os.kill(os.getpid(), signal.SIGSEGV)")
+    small = ("training.max_steps=6", "training.eval_every=2", "training.batch_size=2", "data.max_eval_rows=8")
+    run = lrsweep(*QUICK, *small, cwd=tmp_path, env=fault)
     assert run.returncode == 0, run.stderr
     assert states(tmp_path) == [COMPLETE, FAILED, COMPLETE, COMPLETE]
     assert "a worker died with trials 0, 1, 2, 3: killed by SIGSEGV; started another" in run.stdout

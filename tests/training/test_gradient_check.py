@@ -65,7 +65,7 @@ def test_a_rate_that_blows_up_passes() -> None:
 def test_a_rate_that_changes_nothing_is_refused() -> None:
     said = refused("finetune=full", lrs=(1e-30, 1e-20))
     assert re.match(
-        r"optimizer\.lr=1e-20: 3 steps at the highest rate leave the loss of a batch at 3\.\d+; raise it", said
+        r"optimizer\.lr=1e-20: 3 steps at the highest rate leave the loss of a batch at \d\.\d+; raise it", said
     )
     # Dropout is no change.
     assert "optimizer.lr=1e-20" in refused("finetune.dropout=0.5", lrs=(1e-20,))

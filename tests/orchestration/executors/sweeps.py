@@ -28,6 +28,8 @@ def grid(seconds_a_step: float = 0.05) -> list[str]:
     return [
         "+sweep=lora_lr",
         "name=grid",
+        "model.path=none",
+        "search.prior=false",
         "space.optimizer.lr=[1e-5,3e-5,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2]",
         "space.optimizer.weight_decay=[0.0,0.1]",
         f"training.max_steps={STEPS}",

@@ -35,6 +35,7 @@ def search(seconds_a_step: float) -> list[str]:
     ]
 
 
+@pytest.mark.scale
 def test_two_workers_and_a_random_search(database: str, tmp_path: Path) -> None:
     run = lrsweep(*search(0.01), "executor.workers=2", f"search.storage='{database}'", cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -15,6 +15,7 @@ from tests.orchestration.executors.sweeps import begun, check_complete, children
 LOCAL = ["executor=slurm", "executor.cluster=local", "executor.workers=2", "executor.cpus_per_worker=1"]
 
 
+@pytest.mark.scale
 def test_two_jobs_of_which_one_loses_its_worker_half_way(tmp_path: Path) -> None:
     sweep = start(tmp_path, *grid(0.1), *LOCAL)
     sweep.wait_for_trials(8)

@@ -34,7 +34,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_pack_leaves_memory_before_another_is_loaded_and_with_its_engine(loaded: list[Any], tmp_path: Path) -> None:
     # They differ in their batches.
-    train(PackedEngine(2, 8), tmp_path, tiny(), tiny("training.batch_size=2"))
+    train(PackedEngine(2, 8), tmp_path, tiny(), tiny("training.batch_size=4"))
     gc.collect()
     assert [(model(), pack()) for model, pack in loaded] == [(None, None)] * 2
 

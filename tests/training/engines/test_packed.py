@@ -178,7 +178,7 @@ def test_stopped_trials_leave_at_once(tmp_path: Path) -> None:
 
 
 def test_trials_that_cannot_share_a_base_get_packs_of_their_own(tmp_path: Path) -> None:
-    trials = [tiny(), tiny("training.batch_size=2"), tiny("training.batch_size=2", "optimizer.lr=1e-2"), tiny()]
+    trials = [tiny(), tiny("training.batch_size=4"), tiny("training.batch_size=4", "optimizer.lr=1e-2"), tiny()]
     assert len({pack_key(trial) for trial in trials}) == 2
     host = train(PackedEngine(4, rank=8), tmp_path, *trials)
     assert sorted(host.outcomes, key=lambda o: o.number) == [Outcome(number, 6, "complete") for number in range(4)]
@@ -282,7 +282,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
     import lrsweep.training.engines.pack_evaluation as packed_module
 
     trials: list[SweepConfig] = [
-        tiny("model.dtype=float64", "training.eval_batch_size=4", f"training.seed={i}") for i in range(4)
+        tiny("model.dtype=float64", "training.eval_batch_size=2", f"training.seed={i}") for i in range(4)
     ]
     undisturbed = train(PackedEngine(4, rank=8), tmp_path, *trials)
     stock = eval_pass
@@ -303,7 +303,7 @@ def test_out_of_memory_in_evaluation_halves_its_passes_too(tmp_path: Path, monke
         assert host.curve("eval_loss", number) == pytest.approx(undisturbed.curve("eval_loss", number), abs=1e-12)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(4, 4), (8, 2), (64, 1)])
+@pytest.mark.parametrize(("rows", "width"), [(2, 4), (4, 2), (64, 1)])
 def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
     rows: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.schema import replace as with_keys
-from lrsweep.orchestration import controller
+from lrsweep.orchestration.run_sweep import run_sweep
 from lrsweep.report.screen import Screen
 from lrsweep.tracking import default_uri
 from lrsweep.training.data.loading import collate
@@ -124,7 +124,7 @@ def run_lrsweep(name: str, seed: int, smoke: bool) -> Result:
         importlib.import_module("mlflow").MlflowClient(default_uri(Path.cwd())).search_experiments()
     database = time.perf_counter() - start
     start = time.perf_counter()
-    controller.run(config, notes)
+    run_sweep(config, notes)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "database_seconds": database, "trials": notes.ended(start)}
 

@@ -126,7 +126,7 @@ def test_a_cycle_would_be_seen(tmp_path: Path) -> None:
         ("lrsweep.cli.main", ("torch", "transformers", "mlflow", "optuna", "datasets", "matplotlib", "hydra")),
         ("lrsweep.config.hydra_compose", ("torch", "transformers", "mlflow", "optuna", "datasets", "matplotlib")),
         ("lrsweep.cli.diagnose", ("torch", "transformers", "mlflow", "datasets", "hydra")),
-        ("lrsweep.orchestration.controller", ("torch", "transformers", "mlflow", "datasets")),
+        ("lrsweep.orchestration.run_sweep", ("torch", "transformers", "mlflow", "datasets")),
         ("lrsweep.orchestration.executors.worker_main", ("torch", "mlflow", "matplotlib")),
         ("lrsweep.tracking", ("torch", "transformers", "mlflow", "datasets", "matplotlib")),
         ("lrsweep.training.data.loading", ("torch", "transformers", "datasets", "mlflow", "optuna", "hydra")),

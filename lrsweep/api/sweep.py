@@ -59,7 +59,8 @@ def sweep(
         raise InputError(f"overrides={own!r}: a text; give a list of overrides, such as [{own!r}]")
     named = [] if name is None else [override("name", name)]
     config = sweep_config([f"+sweep={sweep}", *given[0].overrides, *given[1].overrides, *named, *own])
-    from lrsweep.orchestration import controller
+    from lrsweep.orchestration.interrupt import InterruptedSweepError
+    from lrsweep.orchestration.run_sweep import run_sweep
     from lrsweep.report.screen import screen_of_caller
 
     folder = SweepFolder(config.name)
@@ -68,12 +69,12 @@ def sweep(
     try:
         for one in given:
             written += one.write()
-        controller.run(config, screen_of_caller(quiet=quiet))
+        run_sweep(config, screen_of_caller(quiet=quiet))
     except InputError:
         for path in written:
             _remove(path)
         raise
-    except controller.InterruptedSweepError as fault:
+    except InterruptedSweepError as fault:
         if fault.exit_code != 128 + signal.SIGINT:
             raise
         raise KeyboardInterrupt(

@@ -14,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
 
     from lrsweep.files.paths import SweepFolder
     from lrsweep.files.symlinks import refuse_symlinks
-    from lrsweep.orchestration import controller
+    from lrsweep.orchestration.interrupt import InterruptedSweepError
+    from lrsweep.orchestration.run_sweep import run_sweep
     from lrsweep.report.screen import open_screen
     from lrsweep.report.terminal import Terminal
     from lrsweep.report.text import print_summary
@@ -24,8 +25,8 @@ def run(argv: Sequence[str]) -> int:
     # resume=fresh would start over again.
     command = shlex.join(["lrsweep", *(word for word in argv if word != "resume=fresh")])
     try:
-        summary = controller.run(config, open_screen(console), config.redactor.mask(command))
-    except controller.InterruptedSweepError as interrupted:
+        summary = run_sweep(config, open_screen(console), config.redactor.mask(command))
+    except InterruptedSweepError as interrupted:
         interrupted.args = (f"interrupted; resume with: {command}",)
         raise
     print_summary(console, summary, SweepFolder(config.name))

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from lrsweep.orchestration.controller import Interrupt
+from lrsweep.orchestration.interrupt import Interrupt
 
 
 def test_a_closed_terminal_stops_a_sweep_once_and_nohup_has_it_ignored() -> None:

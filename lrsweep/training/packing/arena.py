@@ -61,7 +61,7 @@ class Arena:
         self._stacks = dict(stacks or {})
         self._columns = Columns.of(shapes, undecayed, scaled, self._stacks)
         self.shapes = self._columns.shapes
-        self.weights = torch.zeros(slots, self._columns.width, dtype=dtype, device=device)
+        self.weights = torch.zeros(slots, self._columns.count, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
         self.scales = torch.ones(slots, 1, dtype=dtype, device=device)
         self.compute_dtype = compute or dtype

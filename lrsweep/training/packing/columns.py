@@ -21,7 +21,7 @@ class Columns:
         parts: The columns with weight decay and those without, each with whether it has; no empty one.
         undecayed: The names of the parameters without weight decay.
         scaled: The columns that the slot's scale multiplies.
-        width: The number of columns N, padded to a multiple of BLOCK.
+        count: The number of columns N, padded to a multiple of BLOCK.
     """
 
     shapes: Mapping[str, torch.Size]
@@ -29,7 +29,7 @@ class Columns:
     parts: Sequence[tuple[slice, bool]]
     undecayed: frozenset[str]
     scaled: slice
-    width: int
+    count: int
 
     @classmethod
     def of(
@@ -57,7 +57,7 @@ class Columns:
             parts=[(part, decays) for part, decays in both if part.start < part.stop],
             undecayed=frozenset(undecayed),
             scaled=slice(multiplied[0].start, multiplied[-1].stop) if multiplied else slice(0, 0),
-            width=-(-used // BLOCK) * BLOCK,
+            count=-(-used // BLOCK) * BLOCK,
         )
 
     def within(self, part: slice) -> list[str]:

@@ -302,8 +302,9 @@ def is_text(key: str) -> bool:
 @cache
 def _hints() -> tuple[tuple[str, Any], ...]:
     """Each dotted key of the schema with its type."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for section, owner in SweepConfig.model_fields.items():
+        found.append((section, owner.annotation))
         kinds = [kind for kind in (owner.annotation, *get_args(owner.annotation)) if isinstance(kind, type)]
         for kind in kinds:
             if issubclass(kind, Section):

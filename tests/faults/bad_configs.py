@@ -233,6 +233,7 @@ SPACE = [
         "space.training.horizon=[60,20]",
     ),
     sweep("space.data.path=['http://u:***@h/x']: holds a secret", "space.data.path=['http://u:hunter2@h/x']"),
+    *(sweep("letters, digits, '.', '_' and '-' only", f"name={name}") for name in ("ü", "a b", "x[1]", "a'b", "試験")),
 ]
 
 SWEEP_FILES = [

@@ -56,7 +56,7 @@ _ROWS = trial_key(in_pack="same", comparable=False)
 _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
-_ADDED = trial_key(in_pack="same", tuned=True, later=True)
+_ADDED = trial_key(in_pack="own", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
 
@@ -162,8 +162,7 @@ class FinetuneConfig(Section):
     rslora: Annotated[bool, _TUNED] = False
     """rsLoRA: scales by alpha / sqrt(r)."""
     loraplus_lr_ratio: Annotated[Positive | None, _ADDED] = None
-    """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same. Needs
-    `engine=trainer`, which `auto` chooses."""
+    """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
     """How many of the last layers mode `freeze` trains."""
 

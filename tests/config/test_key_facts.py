@@ -68,7 +68,6 @@ def test_what_trials_of_a_pack_must_agree_in() -> None:
         "finetune.mode",
         "finetune.target_modules",
         "finetune.dora",
-        "finetune.loraplus_lr_ratio",
         "finetune.trainable_layers",
         "training.batch_size",
         "training.gradient_accumulation_steps",

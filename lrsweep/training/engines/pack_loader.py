@@ -76,9 +76,6 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         raise Unpackable(
             "finetune.dora=true: DoRA's norms depend on the base's weights; packed adapters are plain LoRA"
         )
-    ratio = config.finetune.loraplus_lr_ratio
-    if config.finetune.mode == "lora" and ratio is not None:
-        raise Unpackable(f"finetune.loraplus_lr_ratio={ratio:g}: packed adapters learn A and B at the same rate")
     prepare_quantized(model)
     if config.training.gradient_checkpointing:
         enable_checkpointing(model)

@@ -68,7 +68,7 @@ class Arena:
         self._copy = self._working_copy()
         self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
         self._optimizers: list[torch.optim.Optimizer | None] = [None] * slots
-        self._flat = [True] * slots
+        self._flat, self._apart = [True] * slots, [False] * slots
         self._filled: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
 
     def views(self, start: int, stop: int) -> Mapping[str, View]:
@@ -77,7 +77,14 @@ class Arena:
 
     @torch.no_grad()
     def admit(
-        self, slot: int, weights: Weights, make_optimizer: MakeOptimizer, *, max_norm: float = 0.0, flat: bool = True
+        self,
+        slot: int,
+        weights: Weights,
+        make_optimizer: MakeOptimizer,
+        *,
+        max_norm: float = 0.0,
+        flat: bool = True,
+        apart: bool = False,
     ) -> torch.optim.Optimizer:
         """Puts a trial into a free slot.
 
@@ -88,6 +95,7 @@ class Arena:
             max_norm: The trial's gradient clipping; 0 is off.
             flat: Gives the optimizer one long tensor for each parameter group: the fastest way, and right for every
                 optimizer that works element by element. If False, it gets each parameter in its true shape.
+            apart: Gives the parameters that are scaled groups of their own, whose key `scaled` is True.
 
         Returns:
             The optimizer.
@@ -103,7 +111,7 @@ class Arena:
         self._filled[slot] = {name: weight.shape for name, weight in weights.items()}
         for name, place in self.read(slot).items():
             place.copy_(weights[name])
-        self._flat[slot] = flat
+        self._flat[slot], self._apart[slot] = flat, apart
         optimizer = make_optimizer(self._groups(slot))
         self._optimizers[slot] = optimizer
         self._max_norms[slot] = max_norm if max_norm > 0 else torch.inf
@@ -125,7 +133,8 @@ class Arena:
             raise ValueError(f"cannot move slot {source} to {target}: the first must be taken, the second free")
         for buffer in (self.weights, self.grads, self._max_norms, self.scales):
             buffer[target] = buffer[source]
-        self._filled[target], self._flat[target] = self._filled[source], self._flat[source]
+        self._filled[target] = self._filled[source]
+        self._flat[target], self._apart[target] = self._flat[source], self._apart[source]
         self._optimizers[target] = optimizer
         self._rebind(target)
         self.evict(source)
@@ -145,7 +154,7 @@ class Arena:
         if any(self._optimizers[slots:]):
             raise ValueError(f"cannot shrink to {slots} slots: a slot above is taken")
         self.slots = slots
-        del self._optimizers[slots:], self._flat[slots:], self._filled[slots:]
+        del self._optimizers[slots:], self._flat[slots:], self._apart[slots:], self._filled[slots:]
         # All that is not copied goes first, to make room for the copy.
         del self._copy
         for optimizer in self._optimizers:
@@ -191,6 +200,7 @@ class Arena:
         *,
         max_norm: float = 0.0,
         flat: bool = True,
+        apart: bool = False,
     ) -> torch.optim.Optimizer:
         """Puts a trial with a saved state into any free slot of an arena with the same layout.
 
@@ -200,6 +210,7 @@ class Arena:
             make_optimizer: As for `admit`.
             max_norm: As for `admit`.
             flat: As for `admit`.
+            apart: As for `admit`.
 
         Returns:
             The optimizer, with its state restored.
@@ -211,8 +222,8 @@ class Arena:
             raise ValueError(
                 f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
             )
-        optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat)
-        optimizer.load_state_dict(self._columns.rearranged(state, flat))
+        optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
+        optimizer.load_state_dict(self._columns.rearranged(state, flat, apart))
         return optimizer
 
     @torch.no_grad()
@@ -283,18 +294,22 @@ class Arena:
     def _groups(self, slot: int) -> Groups:
         """The slot's parameter groups: with weight decay, and without."""
         groups: Groups = []
-        for columns, decays in self._columns.parts:
+        for part in self._columns.groups(self._apart[slot]):
             if self._flat[slot]:
-                pairs = [(self.weights[slot, columns], self.grads[slot, columns])]
+                pairs = [(self.weights[slot, part.columns], self.grads[slot, part.columns])]
             else:
                 pairs = [
                     (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name))
-                    for name in self._columns.within(columns)
+                    for name in self._columns.within(part)
                 ]
             for weight, grad in pairs:
                 weight.requires_grad_().grad = grad
             group: dict[str, Any] = {"params": [weight for weight, _ in pairs]}
-            groups.append(group if decays else group | {"weight_decay": 0.0})
+            if not part.decays:
+                group["weight_decay"] = 0.0
+            if part.scaled:
+                group["scaled"] = True
+            groups.append(group)
         return groups
 
 

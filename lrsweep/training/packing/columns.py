@@ -2,13 +2,28 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 # A row's norm is computed in blocks of this many columns: one float32 sum over millions of squares is off by 1e-4.
 BLOCK = 1024
+
+
+class Part(NamedTuple):
+    """The columns of a parameter group.
+
+    Attributes:
+        columns: The columns.
+        decays: Whether they have weight decay.
+        scaled: Whether they are those that are scaled; False for a group of both kinds.
+    """
+
+    columns: slice
+    decays: bool
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,7 +33,7 @@ class Columns:
     Attributes:
         shapes: The shape of each parameter, by name, in the order of the columns.
         places: The columns of each parameter, and of each stack, by name.
-        parts: The columns with weight decay and those without, each with whether it has; no empty one.
+        parts: The columns with weight decay and those without; no empty one.
         undecayed: The names of the parameters without weight decay.
         scaled: The columns that the slot's scale multiplies.
         count: The number of columns N, padded to a multiple of BLOCK.
@@ -26,7 +41,7 @@ class Columns:
 
     shapes: Mapping[str, torch.Size]
     places: Mapping[str, slice]
-    parts: Sequence[tuple[slice, bool]]
+    parts: Sequence[Part]
     undecayed: frozenset[str]
     scaled: slice
     count: int
@@ -49,22 +64,40 @@ class Columns:
             used += shape.numel()
             decayed = decayed if name in undecayed else used
         multiplied = [place for name, place in places.items() if name in scaled]
-        both = [(slice(0, decayed), True), (slice(decayed, used), False)]
+        both = [Part(slice(0, decayed), True), Part(slice(decayed, used), False)]
         return cls(
             shapes=sizes,
             places=places
             | {name: slice(places[parts[0]].start, places[parts[-1]].stop) for name, parts in stacks.items()},
-            parts=[(part, decays) for part, decays in both if part.start < part.stop],
+            parts=[part for part in both if part.columns.start < part.columns.stop],
             undecayed=frozenset(undecayed),
             scaled=slice(multiplied[0].start, multiplied[-1].stop) if multiplied else slice(0, 0),
             count=-(-used // BLOCK) * BLOCK,
         )
 
-    def within(self, part: slice) -> list[str]:
-        """The names of the parameters in these columns, in their order."""
-        return [name for name in self.shapes if part.start <= self.places[name].start < part.stop]
+    def groups(self, apart: bool) -> Sequence[Part]:
+        """The parts that get a parameter group.
 
-    def rearranged(self, state: Mapping[str, Any], flat: bool) -> dict[str, Any]:
+        Args:
+            apart: Gives those that are scaled groups of their own.
+        """
+        if not apart:
+            return self.parts
+        found = []
+        for part in self.parts:
+            start, stop = part.columns.start, part.columns.stop
+            cuts = sorted({start, stop} | {cut for cut in (self.scaled.start, self.scaled.stop) if start < cut < stop})
+            found += [
+                Part(slice(*ends), part.decays, self.scaled.start <= ends[0] < self.scaled.stop)
+                for ends in pairwise(cuts)
+            ]
+        return found
+
+    def within(self, part: Part) -> list[str]:
+        """The names of the parameters in a part, in their order."""
+        return [name for name in self.shapes if part.columns.start <= self.places[name].start < part.columns.stop]
+
+    def rearranged(self, state: Mapping[str, Any], flat: bool, apart: bool) -> dict[str, Any]:
         """A saved optimizer state, with the parameters in the order of these columns.
 
         The saved state has them in the order of the saved weights: that of earlier versions is another.
@@ -72,6 +105,7 @@ class Columns:
         Args:
             state: What `Arena.state` returned.
             flat: As for `Arena.admit`.
+            apart: As for `Arena.admit`.
         """
         optimizer: dict[str, Any] = state["optimizer"]
         saved, own = sorted(state["weights"], key=lambda name: name in self.undecayed), list(self.shapes)
@@ -82,7 +116,7 @@ class Columns:
             return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
         rearranged = {}
         for index, entry in entries.items():
-            names = self.within(self.parts[index][0])
+            names = self.within(self.groups(apart)[index])
             sizes = {name: self.shapes[name].numel() for name in saved if name in names}
             rearranged[index] = {
                 key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value

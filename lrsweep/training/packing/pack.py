@@ -75,6 +75,7 @@ class Pack:
         max_norm: float = 0.0,
         seed: int = 0,
         flat: bool = True,
+        apart: bool = False,
     ) -> torch.optim.Optimizer:
         """Puts a trial into a free slot.
 
@@ -86,12 +87,13 @@ class Pack:
             max_norm: The trial's gradient clipping; 0 is off.
             seed: Keys the trial's dropout masks.
             flat: See `Arena.admit`.
+            apart: See `Arena.admit`.
 
         Returns:
             The optimizer, to build a schedule on.
         """
         weights = start.weights if isinstance(start, Adapter) else start
-        optimizer = self.arena.admit(slot, weights, make_optimizer, max_norm=max_norm, flat=flat)
+        optimizer = self.arena.admit(slot, weights, make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
         if isinstance(start, Adapter):
             self.context.admit(slot, scaling=start.scaling, dropout=start.dropout, seed=seed)
         return optimizer
@@ -135,6 +137,7 @@ class Pack:
         *,
         max_norm: float = 0.0,
         flat: bool = True,
+        apart: bool = False,
     ) -> torch.optim.Optimizer:
         """Puts a trial with a saved state into any free slot.
 
@@ -144,6 +147,7 @@ class Pack:
             make_optimizer: As for `admit`.
             max_norm: As for `admit`.
             flat: As for `admit`.
+            apart: As for `admit`.
 
         Returns:
             The optimizer, with its state restored.
@@ -151,6 +155,6 @@ class Pack:
         Raises:
             ValueError: The state is of another kind of pack, or the slot is taken.
         """
-        optimizer = self.arena.restore(slot, state["arena"], make_optimizer, max_norm=max_norm, flat=flat)
+        optimizer = self.arena.restore(slot, state["arena"], make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
         self.context.restore(slot, state["window"])
         return optimizer

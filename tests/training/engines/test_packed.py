@@ -33,6 +33,7 @@ UNLIKE = (
     ("training.horizon=50", "scheduler.warmup_ratio=null", "scheduler.warmup_steps=2"),
     ("optimizer=sgd", "optimizer.lr=0.1", "training.max_grad_norm=0"),
     ("finetune.rslora=true", "training.seed=2", "training.eval_every=2"),
+    ("finetune.loraplus_lr_ratio=16", "optimizer.weight_decay=0.3", "optimizer.lr=3e-4"),
 )
 
 
@@ -88,6 +89,7 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
 @pytest.mark.parametrize(
     "overrides",
     [
+        ("finetune.loraplus_lr_ratio=8", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=full", "optimizer.lr=1e-4", "optimizer.weight_decay=0.3"),
         ("finetune=freeze", "optimizer.weight_decay=0.3"),
         ("training.gradient_accumulation_steps=3",),
@@ -195,8 +197,6 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
         build_engine(Workload(tiny("finetune.dora=true", "engine=packed"), 8, 1))
-    with pytest.raises(InputError, match=r"engine=packed: finetune\.loraplus_lr_ratio=4: .*use engine=trainer"):
-        build_engine(Workload(tiny("finetune.loraplus_lr_ratio=4", "engine=packed"), 8, 1))
 
 
 def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(

@@ -381,9 +381,7 @@ def main() -> None:
         "losses differ by",
     ]
     print(table(header, rows))
-    print(
     print(f"{kills} kills: 0 completed trials lost, 0 repeated, all others whole, 0 RUNNING, the same best trial")
-    )
     print("plain Optuna, one worker: SQLite 113 trials left RUNNING after 156 kills; journal file 16 after 135")
 
 

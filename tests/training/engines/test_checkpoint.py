@@ -117,7 +117,7 @@ LONG = (
 TRIALS = [
     tiny(*LONG),
     tiny(*LONG, "training.seed=3", "scheduler=linear", "optimizer.lr=1e-2", "optimizer.betas=[0.8,0.95]"),
-    tiny(*LONG, "finetune.r=4", "scheduler=constant", "training.max_grad_norm=0.1"),
+    tiny(*LONG, "finetune.r=4", "scheduler=constant", "training.max_grad_norm=0.1", "finetune.loraplus_lr_ratio=4"),
 ]
 
 

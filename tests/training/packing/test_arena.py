@@ -233,6 +233,35 @@ def test_a_scaled_parameter_trains_as_its_product_with_the_scale() -> None:
     assert packed.scales[0] == 0.5
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_scaled_parameters_may_have_groups_of_their_own(flat: bool) -> None:
+    """In a slot that moves, and goes on from a saved state with the columns in another order."""
+
+    def two_rates(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        for group in groups:
+            group["lr"] = 0.1 if group.get("scaled") else 0.01
+        return adamw(groups)
+
+    packed = Arena(SHAPES, 2, undecayed=["norm"], scaled=["b"])
+    packed.admit(1, random(0), two_rates, flat=flat, apart=True)
+    packed.move(1, 0)
+    feed(packed, 0, random(1))
+    packed.step([0])
+    later = Arena({name: SHAPES[name] for name in ("b", "norm", "a")}, 1, undecayed=["norm"], scaled=["b"])
+    later.restore(0, packed.state(0), two_rates, flat=flat, apart=True)
+    feed(later, 0, random(2))
+    later.step([0])
+    parameters = {name: nn.Parameter(weight.clone()) for name, weight in random(0).items()}
+    whose = {"a": {"lr": 0.01}, "b": {"lr": 0.1}, "norm": {"lr": 0.01, "weight_decay": 0.0}}
+    optimizer = adamw([{"params": [parameters[name]], **options} for name, options in whose.items()])
+    for seed in (1, 2):
+        for name, grad in random(seed).items():
+            parameters[name].grad = grad
+        optimizer.step()
+    for name, weight in later.read(0).items():
+        assert torch.allclose(weight, parameters[name], rtol=1e-5, atol=1e-7), name
+
+
 def test_parameters_side_by_side_are_also_one() -> None:
     shapes = {"q": (2, 5), "k": (3, 5), "other": (4,)}
     packed = Arena(shapes, 2, stacks={"qk": ["q", "k"]})

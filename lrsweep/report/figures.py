@@ -152,9 +152,9 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             gid=_gid("curve", result),
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )
-    if tops and summary.base_loss is not None and not objective.maximize:
+    span = summary.base_loss - min(bottoms) if bottoms and summary.base_loss is not None else 0.0
+    if span > 0 and summary.base_loss is not None and not objective.maximize:
         # Losses that blow up would flatten the other curves, so they are cut off.
-        span = summary.base_loss - min(bottoms)
         plot.set_ylim(min(bottoms) - 0.1 * span, min(max(tops), summary.base_loss + 2.5 * span) + 0.1 * span)
     plot.set_xlabel("step")
     plot.set_ylabel(objective.name)

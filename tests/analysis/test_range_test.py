@@ -212,7 +212,7 @@ def test_the_config_is_heard() -> None:
     plain = losses()
     assert losses("scheduler=linear", "space.optimizer.lr=[1,2]", "optimizer.lr=1") == plain
     for override in (
-        "training.batch_size=2",
+        "training.batch_size=4",
         "training.gradient_accumulation_steps=2",
         "training.seed=1",
         "training.max_grad_norm=1e-9",

@@ -58,8 +58,7 @@ class Arena:
         device: torch.device | None = None,
     ) -> None:
         self.slots = slots
-        self._stacks = dict(stacks or {})
-        self._columns = Columns.of(shapes, undecayed, scaled, self._stacks)
+        self._columns = Columns.of(shapes, undecayed, scaled, stacks or {})
         self.shapes = self._columns.shapes
         self.weights = torch.zeros(slots, self._columns.count, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
@@ -284,7 +283,7 @@ class Arena:
         self._filled[slot] = {}
 
     def _working_copy(self) -> WorkingCopy:
-        return WorkingCopy(self._columns, self._stacks, self.weights, self.grads, self.scales, self.compute_dtype)
+        return WorkingCopy(self._columns, self.weights, self.grads, self.scales, self.compute_dtype)
 
     def _corner(self, buffer: Tensor, slot: int, name: str) -> Tensor:
         """The part of a parameter's place that the slot's trial fills."""

@@ -32,6 +32,7 @@ class Columns:
 
     Attributes:
         shapes: The shape of each parameter, by name, in the order of the columns.
+        stacks: The shape of each stack, by name.
         places: The columns of each parameter, and of each stack, by name.
         parts: The columns with weight decay and those without; no empty one.
         undecayed: The names of the parameters without weight decay.
@@ -40,6 +41,7 @@ class Columns:
     """
 
     shapes: Mapping[str, torch.Size]
+    stacks: Mapping[str, torch.Size]
     places: Mapping[str, slice]
     parts: Sequence[Part]
     undecayed: frozenset[str]
@@ -65,10 +67,14 @@ class Columns:
             decayed = decayed if name in undecayed else used
         multiplied = [place for name, place in places.items() if name in scaled]
         both = [Part(slice(0, decayed), True), Part(slice(decayed, used), False)]
+        stacked = {}
+        for name, joined in stacks.items():
+            places[name] = slice(places[joined[0]].start, places[joined[-1]].stop)
+            stacked[name] = torch.Size((sum(sizes[one][0] for one in joined), *sizes[joined[0]][1:]))
         return cls(
             shapes=sizes,
-            places=places
-            | {name: slice(places[parts[0]].start, places[parts[-1]].stop) for name, parts in stacks.items()},
+            stacks=stacked,
+            places=places,
             parts=[part for part in both if part.columns.start < part.columns.stop],
             undecayed=frozenset(undecayed),
             scaled=slice(multiplied[0].start, multiplied[-1].stop) if multiplied else slice(0, 0),

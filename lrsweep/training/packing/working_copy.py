@@ -1,6 +1,6 @@
 """What the products read of the slots' weights: a working copy in their dtype, and views of it by parameter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,32 +29,20 @@ class WorkingCopy:
 
     Args:
         columns: Where the parameters lie.
-        stacks: As for Arena.
         weights: The weights [K, N].
         grads: The gradients [K, N].
         scales: The slots' scales [K, 1].
         dtype: The dtype of the products.
     """
 
-    def __init__(
-        self,
-        columns: Columns,
-        stacks: Mapping[str, Sequence[str]],
-        weights: Tensor,
-        grads: Tensor,
-        scales: Tensor,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, columns: Columns, weights: Tensor, grads: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
         self._columns = columns
         self._weights, self._grads, self._scales = weights, grads, scales
         self._whole = dtype != weights.dtype
         self._first = 0 if self._whole else columns.scaled.start
         copied = weights.shape[1] if self._whole else columns.scaled.stop - columns.scaled.start
         self._copy = torch.zeros(len(weights), copied, dtype=dtype, device=weights.device)
-        self._shapes = dict(columns.shapes)
-        for name, parts in stacks.items():
-            rows = sum(columns.shapes[part][0] for part in parts)
-            self._shapes[name] = torch.Size((rows, *columns.shapes[parts[0]][1:]))
+        self._shapes = {**columns.shapes, **columns.stacks}
         self._views: dict[tuple[int, int], dict[str, View]] = {}
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lrsweep.config.config_files import CONF, own_conf, sweep_files
 from lrsweep.config.help_text import help_text
 from lrsweep.config.hydra_errors import first_line, one_line
-from lrsweep.config.schema import SweepConfig, flatten, is_text, validate
+from lrsweep.config.schema import SweepConfig, flatten, is_mapping, is_text, validate
 from lrsweep.config.user_files import read_config
 from lrsweep.config.yaml_safety import YAML_FAULTS
 from lrsweep.errors import InputError
@@ -135,7 +135,7 @@ def _run_nothing(_: DictConfig) -> None:
 
 
 def _normal(override: str) -> str:
-    """Accepts `sweep=x` for `+sweep=x`, and new keys where the config is open: space, kwargs, columns, options."""
+    """Accepts `sweep=x` for `+sweep=x`, and new keys in mappings."""
     if override.startswith("sweep="):
         return f"+{override}"
     key, _, value = override.partition("=")
@@ -144,8 +144,8 @@ def _normal(override: str) -> str:
     _refuse_hydras_own_sweeps(override, key.lstrip("+"), value)
     if is_text(key) and not _AS_IT_IS.fullmatch(value):
         return f"{key}={quoted(value)}"
-    open_places = r"(space|data\.columns|executor\.options|\w+\.kwargs)[.=]"
-    return f"++{override}" if re.match(open_places, override) else override
+    inside_a_mapping = any(is_mapping(key[: dot.start()]) for dot in re.finditer(r"\.|$", key))
+    return f"++{override}" if inside_a_mapping else override
 
 
 def quoted(text: str) -> str:

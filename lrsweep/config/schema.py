@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BeforeValidator,
@@ -224,6 +224,15 @@ class SweepConfig(Section):
     """What happens to an earlier sweep of this name: `auto` resumes it, `fresh` renames it and starts over."""
 
     @model_validator(mode="after")
+    def _one_rate_for_a_parameter(self) -> Self:
+        if self.finetune.mode == "lora" and self.finetune.loraplus_lr_ratio is not None and self.optimizer.lr_groups:
+            raise ValueError(
+                "finetune: loraplus_lr_ratio and optimizer.lr_groups both give parameters rates of their own; use one "
+                "of them (lr_groups: {lora_B: 16} is LoRA+ with the ratio 16)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trials_outlast_their_warmup(self) -> Self:
         training = self.training
         if self.lengths_searched:
@@ -297,6 +306,11 @@ def keys() -> list[str]:
 def is_text(key: str) -> bool:
     """Whether a dotted key of the config holds any text and nothing else, such as a path."""
     return any(hint is str or set(get_args(hint)) == {str, type(None)} for name, hint in _hints() if name == key)
+
+
+def is_mapping(key: str) -> bool:
+    """Whether a dotted key of the config holds a mapping, whose keys are the user's own."""
+    return any(get_origin(hint) in (dict, Mapping) for name, hint in _hints() if name == key)
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrsweep.config.schema import SweepConfig, did_you_mean, key_facts, keys, replace
+from lrsweep.config.schema import SweepConfig, did_you_mean, is_mapping, key_facts, keys, replace
 from lrsweep.errors import InputError
 
 _RANGE_KEYS = {"low", "high", "log", "num", "step"}
@@ -274,7 +274,7 @@ def _check_key(key: str) -> None:
             f"each option ({key}=...)"
         )
     parents = {key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)}
-    if key not in keys() and not any(parent in keys() and parent.endswith(".kwargs") for parent in parents):
+    if key not in keys() and not any(is_mapping(parent) for parent in parents):
         raise InputError(f"space.{key}: the config has no such key{did_you_mean(key)}")
     if key_facts(key).scope != "trial":
         raise InputError(f"space.{key}: changes nothing that a trial measures, so it cannot be searched")

@@ -27,9 +27,18 @@ def _not_denormal(value: float) -> float:
     return value
 
 
+def _regular_expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as fault:
+        raise ValueError(f"{value!r} is no regular expression: {fault}") from None
+    return value
+
+
 Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False), AfterValidator(_not_denormal)]
 NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_regular_expression)]
 Count = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -180,6 +189,9 @@ class OptimizerConfig(Section):
     """Adam's epsilon, for optimizers that have it."""
     weight_decay: Annotated[NonNegative, _TUNED] = 0.0
     """Weight decay. It does not apply to norms and biases, as in transformers' Trainer."""
+    lr_groups: Annotated[Mapping[Pattern, Positive], Strict(False), _ADDED] = Field(default_factory=dict)
+    """Parameters with a learning rate of their own: its ratio to `lr`, by a regular expression that is found in their
+    names, such as {embed_tokens: 0.1}. The first that fits counts."""
     kwargs: Annotated[dict[str, Any], _TUNED] = Field(default_factory=dict)
     """More arguments of the optimizer, such as {momentum: 0.9}."""
 

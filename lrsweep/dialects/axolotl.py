@@ -11,7 +11,7 @@ from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_
 from lrsweep.dialects.data_keys import NO_EVALUATION, moved, rows_are_ours, share_held_out
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
-from lrsweep.dialects.optimizer_keys import ADAMW, read_adam, write_adam
+from lrsweep.dialects.optimizer_keys import ADAMW, ONE_RATE, read_adam, write_adam
 from lrsweep.dialects.rows import flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 
@@ -209,6 +209,7 @@ _ROWS = (
         _read_optimizer,
         _write_optimizer,
     ),
+    ONE_RATE,
     key("weight_decay", "optimizer.weight_decay", 0.0, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler", "cosine"),

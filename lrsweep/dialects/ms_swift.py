@@ -231,6 +231,7 @@ _ROWS = (
     key("packing", "data.packing", False, flag),
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     optimizer_keys.row(beta2=0.95),
+    optimizer_keys.ONE_RATE,
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler_type", "cosine"),

@@ -111,3 +111,18 @@ def row(beta2: float = 0.999) -> Row:
         lambda tree: _read_optimizer(tree, beta2),
         _write_optimizer,
     )
+
+
+def _write_one_rate(config: SweepConfig) -> Tree:
+    groups = config.optimizer.lr_groups
+    if groups:
+        pattern, factor = next(iter(groups.items()))
+        raise InputError(
+            f"optimizer.lr_groups.{pattern}={factor:g}: no config file of a trainer has groups with such rates; sweep "
+            "without them, or pass the optimizer to Trainer in code"
+        )
+    return {}
+
+
+# All that is trained has the one learning rate.
+ONE_RATE = Row((), ("optimizer.lr_groups",), lambda tree: {"optimizer.lr_groups": {}}, _write_one_rate)

@@ -40,6 +40,7 @@ def rows(lr: float, warmup: Row, checkpointing: Row) -> tuple[Row, ...]:
     return (
         key("learning_rate", "optimizer.lr", lr, number),
         optimizer_keys.row(),
+        optimizer_keys.ONE_RATE,
         key("weight_decay", "optimizer.weight_decay", 0.0, number),
         key("max_grad_norm", "training.max_grad_norm", 1.0, number),
         scheduler("lr_scheduler_type", "linear"),

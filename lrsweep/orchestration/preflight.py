@@ -51,7 +51,7 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     for trial in _combinations(config, axes):
         check_buildable(trial.optimizer, trial.scheduler, trial.training.schedule_steps)
         _check_packing(trial)
-    limit = check_trainable(config.model, config.finetune)
+    limit = check_trainable(config.model, config.finetune, config.optimizer)
     forget_inputs()
     phase("reading the data")
     _, data = inputs(config.model, config.data)

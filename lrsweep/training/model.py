@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig
+from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig, OptimizerConfig
 from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
 from lrsweep.training.model_fit import (
@@ -29,6 +29,7 @@ from lrsweep.training.model_fit import (
     check_quantized_weights,
     positions,
 )
+from lrsweep.training.optimizer import lr_factors
 from lrsweep.training.out_of_memory import is_out_of_memory
 
 # Trials load the base often, and each progress bar would break the terminal's display.
@@ -148,15 +149,20 @@ def prepare_quantized(model: PreTrainedModel) -> None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> int | None:
+def check_trainable(model: ModelConfig, finetune: FinetuneConfig, optimizer: OptimizerConfig) -> int | None:
     """Checks the model's architecture alone, without loading its weights, and runs `make_trainable` on it.
+
+    Args:
+        model: Which model.
+        finetune: What is trained.
+        optimizer: Each of its groups of parameters has to be among those that are trained.
 
     Returns:
         The most positions that the model has; None if it counts on without an end.
 
     Raises:
-        InputError: As `make_trainable`, or the model's config cannot be loaded, it is no causal language model, is too
-            large, or lacks what its quantized weights need.
+        InputError: As `make_trainable` and `lr_factors`, or the model's config cannot be loaded, it is no causal
+            language model, is too large, or lacks what its quantized weights need.
     """
     check_attention(model)
     config = _loaded(AutoConfig, model)
@@ -170,7 +176,8 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig) -> int | None:
             raise _unloadable(model, fault) from None
         check_causal(model, skeleton)
         check_memory(model, finetune, _stored_dtype(model, finetune), skeleton)
-        make_trainable(skeleton, finetune, 0)
+        trained = make_trainable(skeleton, finetune, 0).named_parameters()
+    lr_factors([name for name, weight in trained if weight.requires_grad], optimizer, finetune)
     return positions(skeleton)
 
 

@@ -16,7 +16,7 @@ from lrsweep.training.data.collate import IGNORED, collate
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
-from lrsweep.training.optimizer import loraplus, optimizer_class
+from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.out_of_memory import is_out_of_memory
 
 
@@ -64,10 +64,10 @@ class PlainLoop:
             {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
         ]
         kind, arguments = optimizer_class(config.optimizer)
-        self.optimizer: torch.optim.Optimizer = loraplus(self.model, config.optimizer, config.finetune) or kind(  # type: ignore[call-arg]
+        self.optimizer: torch.optim.Optimizer = with_own_rates(self.model, config.optimizer, config.finetune) or kind(  # type: ignore[call-arg]
             [group for group in groups if group["params"]], **arguments, weight_decay=config.optimizer.weight_decay
         )
-        # With LoRA+, not every group learns at the config's rate.
+        # Not every group learns at the config's rate.
         self._ratios = [group["lr"] / config.optimizer.lr for group in self.optimizer.param_groups]
 
     @torch.no_grad()

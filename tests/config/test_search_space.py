@@ -140,3 +140,11 @@ def test_a_bad_axis_is_refused_by_name(override: str, said: str) -> None:
         axes(config(override))
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_mapping_takes_keys_of_the_users_own_and_so_does_an_axis() -> None:
+    base = config("model.special_tokens.eos_token=end", "space.optimizer.lr_groups.lora_B=[1,4]")
+    assert base.model.special_tokens == {"eos_token": "end"}
+    found = [axis for axis in axes(base) if axis.key == "optimizer.lr_groups.lora_B"]
+    trials = [trial_config(base, found, point) for point in grid(found)]
+    assert [trial.optimizer.lr_groups for trial in trials] == [{"lora_B": 1}, {"lora_B": 4}]

@@ -83,7 +83,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run.yaml").write_text(RUN)
     run("import", "llamafactory", "run.yaml", cwd=folder)
     axes = ["space.optimizer.lr=[1e-4,1e-3,3e-3,1e-2]", "space.optimizer.weight_decay=[0.0,0.1]"]
-    run("+sweep=run", *axes, "tracking=none", cwd=folder)
+    run("+sweep=run", *axes, "search.replicates=1", "tracking=none", cwd=folder)
     return folder
 
 
@@ -115,7 +115,16 @@ def test_as_the_engine_it_trains_the_same_trials_and_leaves_no_process(swept: Pa
     ]
     mark = {"ROUND_TRIP": str(swept)}
     axis = "space.optimizer.lr=[3e-3,1e-3,1e-5]"
-    run("+sweep=run", "name=theirs", axis, *external, "tracking=none", cwd=swept, env={**ON_THE_CPU, **mark})
+    run(
+        "+sweep=run",
+        "name=theirs",
+        axis,
+        *external,
+        "search.replicates=1",
+        "tracking=none",
+        cwd=swept,
+        env={**ON_THE_CPU, **mark},
+    )
     assert started_with(mark) == []
     theirs = {trial["values"]["optimizer.lr"]: trial for trial in summary(swept, "theirs")["trials"]}
     ends = {rate: trial["status"] for rate, trial in theirs.items()}

@@ -19,7 +19,7 @@ from lrsweep.training.engines import Measurement, Trial
 from lrsweep.training.engines.checkpointing import trial_digest
 from lrsweep.training.engines.pack_loader import LoadedPack
 from lrsweep.training.model import lora_config
-from lrsweep.training.optimizer import optimizer_class
+from lrsweep.training.optimizer import lr_factors, optimizer_class
 from lrsweep.training.packing import Pack
 from lrsweep.training.packing.arena import Groups, MakeOptimizer
 from lrsweep.training.packing.pass_size import PassSizes
@@ -119,7 +119,7 @@ def _started(loaded: LoadedPack, index: int, trial: Trial) -> Slot:
         max_norm=training.max_grad_norm,
         seed=training.seed,
         flat=config.optimizer.name not in _SHAPED,
-        apart=_loraplus_ratio(trial) is not None,
+        lr_factors=_lr_factors(loaded, trial),
     )
     return _slot(loaded, index, trial, optimizer)
 
@@ -133,7 +133,7 @@ def _resumed(loaded: LoadedPack, pass_sizes: PassSizes, index: int, trial: Trial
             _optimizer(trial),
             max_norm=trial.config.training.max_grad_norm,
             flat=trial.config.optimizer.name not in _SHAPED,
-            apart=_loraplus_ratio(trial) is not None,
+            lr_factors=_lr_factors(loaded, trial),
         )
     except (ValueError, KeyError, RuntimeError) as fault:
         log.warning("trial %d starts again: its checkpoint does not fit (%s)", trial.number, fault)
@@ -173,21 +173,17 @@ def readmit(loaded: LoadedPack, pass_sizes: PassSizes, index: int, slot: Slot, k
     )
 
 
-def _loraplus_ratio(trial: Trial) -> float | None:
-    """LoRA+'s ratio of rates; None for one rate."""
-    finetune = trial.config.finetune
-    return finetune.loraplus_lr_ratio if finetune.mode == "lora" else None
+def _lr_factors(loaded: LoadedPack, trial: Trial) -> Mapping[str, float]:
+    return lr_factors(loaded.pack.arena.shapes, trial.config.optimizer, trial.config.finetune)
 
 
 def _optimizer(trial: Trial) -> MakeOptimizer:
     kind, arguments = optimizer_class(trial.config.optimizer)
-    ratio = _loraplus_ratio(trial)
 
     def make(groups: Groups) -> torch.optim.Optimizer:
-        # What LoRA scales is B.
         for group in groups:
-            if ratio is not None and group.get("scaled"):
-                group["lr"] = trial.config.optimizer.lr * ratio
+            if "lr_factor" in group:
+                group["lr"] = trial.config.optimizer.lr * group.pop("lr_factor")
         # A group without weight decay of its own takes the optimizer's.
         return kind(groups, **arguments, weight_decay=trial.config.optimizer.weight_decay)  # type: ignore[call-arg]
 

@@ -19,7 +19,7 @@ from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import load_model, make_trainable, resolve_dtype
-from lrsweep.training.optimizer import loraplus, optimizer_class
+from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
 
 
@@ -50,7 +50,7 @@ class TrainerEngine:
         phase("loading the model")
         model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
         reporter = _Reporter(trial, host)
-        two_rates = loraplus(model, config.optimizer, config.finetune)
+        own_rates = with_own_rates(model, config.optimizer, config.finetune)
         kept = checkpoint.load(trial.folder, ENGINE, trial_digest(config))
         trainer = _Trainer(
             trial=trial,
@@ -65,8 +65,8 @@ class TrainerEngine:
             processing_class=tokenizer,
             callbacks=[reporter],
             compute_loss_func=_float64_loss if resolve_dtype(config.model) == torch.float64 else None,
-            optimizers=(two_rates, None),
-            optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if two_rates is None else None,
+            optimizers=(own_rates, None),
+            optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if own_rates is None else None,
         )
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
         if kept is None:

@@ -16,6 +16,7 @@ from lrsweep.training.packing.working_copy import View, WorkingCopy
 Weights = Mapping[str, Tensor]
 Groups = list[dict[str, Any]]
 MakeOptimizer = Callable[[Groups], torch.optim.Optimizer]
+_ONE_RATE: Mapping[str, float] = {}
 
 
 class Arena:
@@ -67,7 +68,7 @@ class Arena:
         self._copy = self._working_copy()
         self._max_norms = torch.full((slots,), torch.inf, dtype=dtype, device=device)
         self._optimizers: list[torch.optim.Optimizer | None] = [None] * slots
-        self._flat, self._apart = [True] * slots, [False] * slots
+        self._flat, self._lr_factors = [True] * slots, [_ONE_RATE] * slots
         self._filled: list[dict[str, torch.Size]] = [{} for _ in range(slots)]
 
     def views(self, start: int, stop: int) -> Mapping[str, View]:
@@ -83,18 +84,19 @@ class Arena:
         *,
         max_norm: float = 0.0,
         flat: bool = True,
-        apart: bool = False,
+        lr_factors: Mapping[str, float] = _ONE_RATE,
     ) -> torch.optim.Optimizer:
         """Puts a trial into a free slot.
 
         Args:
             slot: The slot.
             weights: The trial's weights, by name. One that is smaller than its place fills the leading corner.
-            make_optimizer: Builds the trial's optimizer over parameter groups: with weight decay, and without.
+            make_optimizer: Builds the trial's optimizer over parameter groups: with weight decay, and without. A group
+                with a rate of its own has the key `lr_factor`.
             max_norm: The trial's gradient clipping; 0 is off.
             flat: Gives the optimizer one long tensor for each parameter group: the fastest way, and right for every
                 optimizer that works element by element. If False, it gets each parameter in its true shape.
-            apart: Gives the parameters that are scaled groups of their own, whose key `scaled` is True.
+            lr_factors: The learning rates of parameters over the optimizer's, by name; 1 for others.
 
         Returns:
             The optimizer.
@@ -110,7 +112,7 @@ class Arena:
         self._filled[slot] = {name: weight.shape for name, weight in weights.items()}
         for name, place in self.read(slot).items():
             place.copy_(weights[name])
-        self._flat[slot], self._apart[slot] = flat, apart
+        self._flat[slot], self._lr_factors[slot] = flat, lr_factors
         optimizer = make_optimizer(self._groups(slot))
         self._optimizers[slot] = optimizer
         self._max_norms[slot] = max_norm if max_norm > 0 else torch.inf
@@ -133,7 +135,7 @@ class Arena:
         for buffer in (self.weights, self.grads, self._max_norms, self.scales):
             buffer[target] = buffer[source]
         self._filled[target] = self._filled[source]
-        self._flat[target], self._apart[target] = self._flat[source], self._apart[source]
+        self._flat[target], self._lr_factors[target] = self._flat[source], self._lr_factors[source]
         self._optimizers[target] = optimizer
         self._rebind(target)
         self.evict(source)
@@ -153,7 +155,7 @@ class Arena:
         if any(self._optimizers[slots:]):
             raise ValueError(f"cannot shrink to {slots} slots: a slot above is taken")
         self.slots = slots
-        del self._optimizers[slots:], self._flat[slots:], self._apart[slots:], self._filled[slots:]
+        del self._optimizers[slots:], self._flat[slots:], self._lr_factors[slots:], self._filled[slots:]
         # All that is not copied goes first, to make room for the copy.
         del self._copy
         for optimizer in self._optimizers:
@@ -199,7 +201,7 @@ class Arena:
         *,
         max_norm: float = 0.0,
         flat: bool = True,
-        apart: bool = False,
+        lr_factors: Mapping[str, float] = _ONE_RATE,
     ) -> torch.optim.Optimizer:
         """Puts a trial with a saved state into any free slot of an arena with the same layout.
 
@@ -209,7 +211,7 @@ class Arena:
             make_optimizer: As for `admit`.
             max_norm: As for `admit`.
             flat: As for `admit`.
-            apart: As for `admit`.
+            lr_factors: As for `admit`.
 
         Returns:
             The optimizer, with its state restored.
@@ -221,8 +223,10 @@ class Arena:
             raise ValueError(
                 f"the state is of an arena {state['width']} columns wide; this one has {self.weights.shape[1]} columns"
             )
-        optimizer = self.admit(slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
-        optimizer.load_state_dict(self._columns.rearranged(state, flat, apart))
+        optimizer = self.admit(
+            slot, state["weights"], make_optimizer, max_norm=max_norm, flat=flat, lr_factors=lr_factors
+        )
+        optimizer.load_state_dict(self._columns.rearranged(state, flat, lr_factors))
         return optimizer
 
     @torch.no_grad()
@@ -293,21 +297,21 @@ class Arena:
     def _groups(self, slot: int) -> Groups:
         """The slot's parameter groups: with weight decay, and without."""
         groups: Groups = []
-        for part in self._columns.groups(self._apart[slot]):
+        for parts in self._columns.groups(self._lr_factors[slot]):
             if self._flat[slot]:
-                pairs = [(self.weights[slot, part.columns], self.grads[slot, part.columns])]
+                pairs = [(self.weights[slot, part.columns], self.grads[slot, part.columns]) for part in parts]
             else:
+                names = [name for part in parts for name in self._columns.within(part)]
                 pairs = [
-                    (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name))
-                    for name in self._columns.within(part)
+                    (self._corner(self.weights, slot, name), self._corner(self.grads, slot, name)) for name in names
                 ]
             for weight, grad in pairs:
                 weight.requires_grad_().grad = grad
             group: dict[str, Any] = {"params": [weight for weight, _ in pairs]}
-            if not part.decays:
+            if not parts[0].decays:
                 group["weight_decay"] = 0.0
-            if part.scaled:
-                group["scaled"] = True
+            if parts[0].lr_factor != 1:
+                group["lr_factor"] = parts[0].lr_factor
             groups.append(group)
         return groups
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -13,17 +12,17 @@ BLOCK = 1024
 
 
 class Part(NamedTuple):
-    """The columns of a parameter group.
+    """The columns of neighbours that are in the same parameter group.
 
     Attributes:
         columns: The columns.
         decays: Whether they have weight decay.
-        scaled: Whether they are those that are scaled; False for a group of both kinds.
+        lr_factor: Their learning rate over the optimizer's.
     """
 
     columns: slice
     decays: bool
-    scaled: bool = False
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Columns:
         shapes: The shape of each parameter, by name, in the order of the columns.
         stacks: The shape of each stack, by name.
         places: The columns of each parameter, and of each stack, by name.
-        parts: The columns with weight decay and those without; no empty one.
         undecayed: The names of the parameters without weight decay.
         scaled: The columns that the slot's scale multiplies.
         count: The number of columns N, padded to a multiple of BLOCK.
@@ -43,7 +41,6 @@ class Columns:
     shapes: Mapping[str, torch.Size]
     stacks: Mapping[str, torch.Size]
     places: Mapping[str, slice]
-    parts: Sequence[Part]
     undecayed: frozenset[str]
     scaled: slice
     count: int
@@ -60,13 +57,11 @@ class Columns:
         arranged = sorted(shapes, key=lambda name: (name in undecayed, (name in scaled) != (name in undecayed)))
         sizes = {name: torch.Size(shapes[name]) for name in arranged}
         places: dict[str, slice] = {}
-        used = decayed = 0
+        used = 0
         for name, shape in sizes.items():
             places[name] = slice(used, used + shape.numel())
             used += shape.numel()
-            decayed = decayed if name in undecayed else used
         multiplied = [place for name, place in places.items() if name in scaled]
-        both = [Part(slice(0, decayed), True), Part(slice(decayed, used), False)]
         stacked = {}
         for name, joined in stacks.items():
             places[name] = slice(places[joined[0]].start, places[joined[-1]].stop)
@@ -75,35 +70,34 @@ class Columns:
             shapes=sizes,
             stacks=stacked,
             places=places,
-            parts=[part for part in both if part.columns.start < part.columns.stop],
             undecayed=frozenset(undecayed),
             scaled=slice(multiplied[0].start, multiplied[-1].stop) if multiplied else slice(0, 0),
             count=-(-used // BLOCK) * BLOCK,
         )
 
-    def groups(self, apart: bool) -> Sequence[Part]:
-        """The parts that get a parameter group.
+    def groups(self, lr_factors: Mapping[str, float]) -> list[list[Part]]:
+        """The parameter groups, each as the parts that it consists of; those at the optimizer's own rate come first.
 
         Args:
-            apart: Gives those that are scaled groups of their own.
+            lr_factors: The learning rates of parameters over the optimizer's, by name; 1 for others.
         """
-        if not apart:
-            return self.parts
-        found = []
-        for part in self.parts:
-            start, stop = part.columns.start, part.columns.stop
-            cuts = sorted({start, stop} | {cut for cut in (self.scaled.start, self.scaled.stop) if start < cut < stop})
-            found += [
-                Part(slice(*ends), part.decays, self.scaled.start <= ends[0] < self.scaled.stop)
-                for ends in pairwise(cuts)
-            ]
-        return found
+        parts: list[Part] = []
+        for name in self.shapes:
+            place, decays, factor = self.places[name], name not in self.undecayed, lr_factors.get(name, 1.0)
+            if parts and parts[-1][1:] == (decays, factor):
+                parts[-1] = Part(slice(parts[-1].columns.start, place.stop), decays, factor)
+            else:
+                parts.append(Part(place, decays, factor))
+        groups: dict[tuple[bool, float], list[Part]] = {}
+        for part in sorted(parts, key=lambda part: part.lr_factor != 1):
+            groups.setdefault(part[1:], []).append(part)
+        return list(groups.values())
 
     def within(self, part: Part) -> list[str]:
         """The names of the parameters in a part, in their order."""
         return [name for name in self.shapes if part.columns.start <= self.places[name].start < part.columns.stop]
 
-    def rearranged(self, state: Mapping[str, Any], flat: bool, apart: bool) -> dict[str, Any]:
+    def rearranged(self, state: Mapping[str, Any], flat: bool, lr_factors: Mapping[str, float]) -> dict[str, Any]:
         """A saved optimizer state, with the parameters in the order of these columns.
 
         The saved state has them in the order of the saved weights: that of earlier versions is another.
@@ -111,18 +105,25 @@ class Columns:
         Args:
             state: What `Arena.state` returned.
             flat: As for `Arena.admit`.
-            apart: As for `Arena.admit`.
+            lr_factors: As for `Arena.admit`.
+
+        Raises:
+            ValueError: The order is another, and there are parameters with a rate of their own, which versions with
+                that order did not have.
         """
         optimizer: dict[str, Any] = state["optimizer"]
         saved, own = sorted(state["weights"], key=lambda name: name in self.undecayed), list(self.shapes)
         if saved == own:
             return optimizer
+        if lr_factors:
+            raise ValueError("the state has its parameters in another order")
         entries: Mapping[int, Mapping[str, Any]] = optimizer["state"]
         if not flat:
             return optimizer | {"state": {own.index(saved[index]): entry for index, entry in entries.items()}}
+        parts = [part for group in self.groups({}) for part in group]
         rearranged = {}
         for index, entry in entries.items():
-            names = self.within(self.groups(apart)[index])
+            names = self.within(parts[index])
             sizes = {name: self.shapes[name].numel() for name in saved if name in names}
             rearranged[index] = {
                 key: _reordered(value, sizes, names) if isinstance(value, Tensor) and value.dim() else value

@@ -75,7 +75,7 @@ class Pack:
         max_norm: float = 0.0,
         seed: int = 0,
         flat: bool = True,
-        apart: bool = False,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> torch.optim.Optimizer:
         """Puts a trial into a free slot.
 
@@ -87,13 +87,15 @@ class Pack:
             max_norm: The trial's gradient clipping; 0 is off.
             seed: Keys the trial's dropout masks.
             flat: See `Arena.admit`.
-            apart: See `Arena.admit`.
+            lr_factors: See `Arena.admit`.
 
         Returns:
             The optimizer, to build a schedule on.
         """
         weights = start.weights if isinstance(start, Adapter) else start
-        optimizer = self.arena.admit(slot, weights, make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
+        optimizer = self.arena.admit(
+            slot, weights, make_optimizer, max_norm=max_norm, flat=flat, lr_factors=lr_factors or {}
+        )
         if isinstance(start, Adapter):
             self.context.admit(slot, scaling=start.scaling, dropout=start.dropout, seed=seed)
         return optimizer
@@ -137,7 +139,7 @@ class Pack:
         *,
         max_norm: float = 0.0,
         flat: bool = True,
-        apart: bool = False,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> torch.optim.Optimizer:
         """Puts a trial with a saved state into any free slot.
 
@@ -147,7 +149,7 @@ class Pack:
             make_optimizer: As for `admit`.
             max_norm: As for `admit`.
             flat: As for `admit`.
-            apart: As for `admit`.
+            lr_factors: As for `admit`.
 
         Returns:
             The optimizer, with its state restored.
@@ -155,6 +157,8 @@ class Pack:
         Raises:
             ValueError: The state is of another kind of pack, or the slot is taken.
         """
-        optimizer = self.arena.restore(slot, state["arena"], make_optimizer, max_norm=max_norm, flat=flat, apart=apart)
+        optimizer = self.arena.restore(
+            slot, state["arena"], make_optimizer, max_norm=max_norm, flat=flat, lr_factors=lr_factors or {}
+        )
         self.context.restore(slot, state["window"])
         return optimizer

@@ -34,6 +34,7 @@ UNLIKE = (
     ("optimizer=sgd", "optimizer.lr=0.1", "training.max_grad_norm=0"),
     ("finetune.rslora=true", "training.seed=2", "training.eval_every=2"),
     ("finetune.loraplus_lr_ratio=16", "optimizer.weight_decay=0.3", "optimizer.lr=3e-4"),
+    ("optimizer.lr_groups={q_proj: 0.1, lora_B: 4}", "optimizer.weight_decay=0.3"),
 )
 
 
@@ -91,6 +92,8 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
     [
         ("finetune.loraplus_lr_ratio=8", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=full", "optimizer.lr=1e-4", "optimizer.weight_decay=0.3"),
+        ("finetune=full", "optimizer.lr_groups={embed_tokens: 0.1, norm: 2}", "optimizer.weight_decay=0.3"),
+        ("optimizer.lr_groups={lora_B: 4}", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=freeze", "optimizer.weight_decay=0.3"),
         ("training.gradient_accumulation_steps=3",),
         ("data.max_train_rows=10", "training.max_steps=8"),

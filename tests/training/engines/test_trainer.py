@@ -42,6 +42,13 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
             for b in (False, True)
         }
         groups = [{"params": of[b], "weight_decay": o.weight_decay, "lr": o.lr * (ratio if b else 1)} for b in of]
+    if o.lr_groups:
+        ((part, factor),) = o.lr_groups.items()
+        groups = [
+            {"params": [p], "weight_decay": o.weight_decay, "lr": o.lr * (factor if part in n else 1)}
+            for n, p in model.named_parameters()
+            if p.requires_grad
+        ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps)
     t = config.training
     schedule = get_scheduler(
@@ -80,6 +87,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
     [
         ("finetune=lora",),
         ("finetune.loraplus_lr_ratio=16", "optimizer.weight_decay=0.1"),
+        ("optimizer.lr_groups={down_proj: 0.1}", "optimizer.weight_decay=0.1"),
         ("finetune=full", "optimizer.weight_decay=0.1"),
         ("finetune=freeze", "finetune.trainable_layers=1"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),

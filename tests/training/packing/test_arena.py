@@ -234,25 +234,26 @@ def test_a_scaled_parameter_trains_as_its_product_with_the_scale() -> None:
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_scaled_parameters_may_have_groups_of_their_own(flat: bool) -> None:
-    """In a slot that moves, and goes on from a saved state with the columns in another order."""
+def test_parameters_may_have_rates_of_their_own(flat: bool) -> None:
+    """In a slot that moves, and goes on from a saved state."""
 
-    def two_rates(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def rates(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         for group in groups:
-            group["lr"] = 0.1 if group.get("scaled") else 0.01
+            group["lr"] = 0.01 * group.pop("lr_factor", 1)
         return adamw(groups)
 
+    factors = {"b": 10.0, "norm": 0.5}
     packed = Arena(SHAPES, 2, undecayed=["norm"], scaled=["b"])
-    packed.admit(1, random(0), two_rates, flat=flat, apart=True)
+    packed.admit(1, random(0), rates, flat=flat, lr_factors=factors)
     packed.move(1, 0)
     feed(packed, 0, random(1))
     packed.step([0])
-    later = Arena({name: SHAPES[name] for name in ("b", "norm", "a")}, 1, undecayed=["norm"], scaled=["b"])
-    later.restore(0, packed.state(0), two_rates, flat=flat, apart=True)
+    later = Arena(SHAPES, 1, undecayed=["norm"], scaled=["b"])
+    later.restore(0, packed.state(0), rates, flat=flat, lr_factors=factors)
     feed(later, 0, random(2))
     later.step([0])
     parameters = {name: nn.Parameter(weight.clone()) for name, weight in random(0).items()}
-    whose = {"a": {"lr": 0.01}, "b": {"lr": 0.1}, "norm": {"lr": 0.01, "weight_decay": 0.0}}
+    whose = {"a": {"lr": 0.01}, "b": {"lr": 0.1}, "norm": {"lr": 0.005, "weight_decay": 0.0}}
     optimizer = adamw([{"params": [parameters[name]], **options} for name, options in whose.items()])
     for seed in (1, 2):
         for name, grad in random(seed).items():
@@ -260,6 +261,18 @@ def test_scaled_parameters_may_have_groups_of_their_own(flat: bool) -> None:
         optimizer.step()
     for name, weight in later.read(0).items():
         assert torch.allclose(weight, parameters[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_a_group_has_all_parameters_of_its_rate_and_the_optimizers_own_rate_comes_first() -> None:
+    seen: list[tuple[float, list[int]]] = []
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        seen.extend((group.get("lr_factor", 1.0), [weight.numel() for weight in group["params"]]) for group in groups)
+        return adamw(groups)
+
+    packed = Arena({"x": (2,), "y": (3,), "z": (4,)}, 1)
+    packed.admit(0, {"x": torch.ones(2), "y": torch.ones(3), "z": torch.ones(4)}, make, lr_factors={"x": 2, "z": 2})
+    assert seen == [(1.0, [3]), (2.0, [2, 4])]
 
 
 def test_parameters_side_by_side_are_also_one() -> None:

@@ -93,6 +93,20 @@ TEXTS = {
     "a CSV of W&B": '"Step","run - train/loss"\n' + "\n".join(f'"{s}","{falling(s)}"' for s in STEPS),
     "a CSV of Lightning": "epoch,step,train_loss_step\n" + "\n".join(f"0,{s},{falling(s)}" for s in STEPS),
     "parts of a loss": "epoch,train/box_loss,train/cls_loss\n" + "\n".join(f"{s},0,{falling(s)}" for s in STEPS),
+    "a Markdown table": "Step | Training Loss | Validation Loss\n-- | -- | --\n"
+    + "\n".join(f"{s} | {falling(s)} | 2.0" for s in STEPS),
+    "a model card": "# A model\n\n| Training Loss | Epoch | Step | Validation Loss |\n|:-----:|:---:|:---:|:---:|\n"
+    + "\n".join(f"| {falling(s)} | {s / 100} | {s} | 2.0 |" for s in STEPS)
+    + "\n\n### Framework versions\n",
+    "tabs": "Epoch\tTrain Loss\tVal Loss\t\n" + "\n".join(f"{s}.0\t{falling(s)}\t2.0\t" for s in STEPS),
+    "tabs, with nan where there is nothing": "Step\tTrain loss\tValid loss\n"
+    + "\n".join(f"{s}\t{falling(s)}\tnan\n{s}\tnan\t2.0" for s in STEPS),
+    "build-nanogpt": "\n".join(f"{s} val 2.0\n{s} hella 0.25\n{s} train {falling(s)}" for s in STEPS),
+    "a number first": "\n".join(f"{s} | loss {falling(s)} | lr 3.0e-04 | 13597.70ms" for s in STEPS),
+    "fairseq": "\n".join(f"epoch 001: {s} / 614 loss={falling(s)}, ppl=9, num_updates={s}, lr=0.05" for s in STEPS),
+    "two counts of epochs": "\n".join(f"Epoch 1, Step {s}, Loss: {falling(s)} Beginning of Epoch 2/18" for s in STEPS),
+    "a mean beside it": "\n".join(f"step {s} loss: {falling(s)} mean_loss: 7.0 dev loss: 2.0" for s in STEPS),
+    "a mean alone": "\n".join(f"iter: {s}  mean_loss: {falling(s)} best_mean_loss: inf" for s in STEPS),
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
     ),
@@ -106,8 +120,16 @@ def test_other_texts_are_read(tmp_path: Path, name: str) -> None:
     assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
     if not found.counted and name != "lists":
         assert list(found.loss.steps) == list(STEPS)
-    assert len(found.eval_loss) == (12 if name in ("epochs only", "lists") else 0)
+    assert len(found.eval_loss) == (12 if "2.0" in TEXTS[name] else 0)
     assert found.restarts == 0
+
+
+def test_accuracies_are_read_in_percent_too(tmp_path: Path) -> None:
+    lines = [f"Epoch {i} [600/1000]\tAccuracy: {40 + i}.5%\tLoss: {2 - 0.1 * i:.1f}" for i in range(8)]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert read(tmp_path / "log").measures["accuracy"].values == pytest.approx([0.405 + 0.01 * i for i in range(8)])
+    (tmp_path / "history.csv").write_text("epoch,loss,val_loss,val_accuracy\n0,1.0,1.1,0.5\n1,0.9,1.0,0.6\n")
+    assert list(read(tmp_path / "history.csv").measures["eval_accuracy"].values) == [0.5, 0.6]
 
 
 def test_output_of_powershell_is_read(tmp_path: Path) -> None:

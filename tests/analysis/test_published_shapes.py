@@ -1,5 +1,6 @@
 """Small logs with the shapes of published ones, one for each way to be wrong: what must and must not be said."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from lrsweep.analysis import log_readers
 from lrsweep.analysis.diagnosis import Diagnosis, diagnose
-from lrsweep.analysis.diagnosis.curve import CERTAIN
+from lrsweep.analysis.diagnosis.curve import CERTAIN, curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
 EXPECTED = {
@@ -92,3 +93,99 @@ def test_the_remedies_fit_the_cause() -> None:
     assert "bf16 instead of fp16" in advice("17_nan_from_first_step.json")
     assert "attention implementation" in advice("17_nan_from_first_step.json")
     assert "'training.max_steps': 1000" in advice("07_three_epoch_overfit.json")
+
+
+def judged(
+    losses: list[float], *, first: float = 10, epochs: list[float] | None = None, **others: list[float]
+) -> Diagnosis:
+    """The diagnosis of a log with a loss every ten steps, from step `first` on, and other series beside it."""
+    rows: list[dict[str, Any]] = [{"step": first + 10 * i, "loss": loss} for i, loss in enumerate(losses)]
+    for name, values in {**others, **({} if epochs is None else {"epoch": epochs})}.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return diagnose(curve(rows))
+
+
+def noisy(level: float, n: int, spread: float = 0.02) -> list[float]:
+    return [level * (1 + spread * math.sin(7.3 * i * i)) for i in range(n)]
+
+
+def test_a_window_from_the_middle_of_a_run_is_not_accused_of_what_was_before_it() -> None:
+    flat = noisy(4.0, 20, 0.002)
+    assert judged(flat).label == "too_low"
+    assert judged(flat, first=5900).label == "healthy"
+    assert judged(flat, epochs=[49.0 + i for i in range(20)]).label == "healthy"
+    bump = [5.284, 5.35, 7.2, 7.3, 7.238, *noisy(5.6, 8)]
+    assert judged(bump, first=51000).label != "too_high"
+    huge = judged(noisy(3e8, 20, 0.3), first=5900)
+    assert (huge.label, "far above any cross-entropy" in str(huge.evidence["reason"])) == ("unknown", True)
+
+
+def test_a_classifier_that_falls_back_to_chance_has_collapsed() -> None:
+    losses = [1.0, 0.95, 0.9, 1.0, 0.8, 0.85, 0.75, 0.78, 2.14, *noisy(2.25, 12)]
+    accuracies = [0.7, 0.71, 0.73, 0.7, 0.77, 0.75, 0.77, 0.76, 0.21, *noisy(0.15, 12, 0.4)]
+    found = judged(losses, accuracy=accuracies)
+    assert found.label == "collapsed"
+    assert "ln 10" in str(found.evidence["reason"])
+    assert judged(losses).label == "too_high"
+
+
+@pytest.mark.parametrize(
+    ("level", "accuracies"),
+    [
+        (2.32, [16.5, 16.5, 20.5, 27.5, 12.5, 18.5, 22.5, 22.0, 22.0, 25.0]),  # in bits and percent, as in fairseq
+        (0.722, [0.494, 0.498, 0.497, 0.501, 0.503, 0.498, 0.5, 0.499, 0.502, 0.5]),  # a little above ln 2
+    ],
+)
+def test_chance_is_seen_in_bits_in_percent_and_above_the_bare_logarithm(level: float, accuracies: list[float]) -> None:
+    assert judged(noisy(level, 10, 0.005), accuracy=accuracies).label == "collapsed"
+    learned = [0.6 + 0.03 * i for i in range(10)]
+    assert judged(noisy(level, 10, 0.005), accuracy=learned).label != "collapsed"
+
+
+def test_losses_that_end_exactly_at_chance_have_collapsed_however_they_began() -> None:
+    assert judged([0.6773, 2.1, 5.335, 10.7, 3.2, 1.1, 0.9, *[0.6931] * 8]).label == "collapsed"
+
+
+def test_losses_that_recur_to_the_digit_in_any_order_are_those_of_an_untrained_model() -> None:
+    batches = [3.7451, 3.5551, 3.1906, 3.5086, 3.7, 3.9202]
+    order = [0, 1, 2, 3, 1, 0, 4, 3, 4, 2, 5, 1, 0, 5, 3, 2]
+    found = judged([batches[i] for i in order])
+    assert (found.label, "recur to the digit" in str(found.evidence["reason"])) == ("inert", True)
+    assert judged([batches[i] - 0.0101 * at for at, i in enumerate(order)]).label != "inert"
+    epoch = [0.9741, 1.3742, 1.2390, 0.9670, 1.0386, 1.1681, 1.2240, 0.9610]
+    assert judged([*epoch, *epoch[:6]]).label == "inert"
+
+
+def test_a_log_with_too_few_digits_is_not_judged() -> None:
+    assert judged([0.0044, 0.0043, 0.0044, 0.0044, 0.0043, 0.0043, 0.0044, 0.0043, 0.0043, 0.0043]).label == "unknown"
+
+
+def test_a_single_zero_counts_after_an_explosion() -> None:
+    before = noisy(1.28, 12, 0.01)
+    assert judged([*before, 34023.8, 0.0]).label == "diverged"
+    assert judged([*before, 1.3, 0.0]).label != "diverged"
+
+
+def test_nan_at_the_end_counts_below_zero_too() -> None:
+    running = [-2.5e5, -1.9e6, -5.2e6, -9.8e6, -1.5e7, -1.9e7]
+    assert judged(running).label == "unknown"
+    assert judged([*running, math.nan, math.nan, math.nan]).label == "diverged"
+
+
+def test_a_rising_eval_loss_of_a_model_that_knows_its_rows_by_heart_is_no_divergence() -> None:
+    evals = [2.1, 8.0, 20.0, 41.0, 60.0, 55.0, 70.0, 58.0]
+    assert judged([0.010, 0.012, 0.009, 0.011, 0.010, 0.012, 0.010, 0.011], eval_loss=evals).label != "diverged"
+    assert judged(noisy(2.2, 8), eval_loss=evals).label == "diverged"
+
+
+def test_an_eval_loss_that_swung_and_settled_at_its_best_does_not_oscillate() -> None:
+    swings = [0.9, 0.5, 1.4, 0.6, 1.2, 0.5, 1.1, 0.45, 0.4, 0.35, 0.3, 0.29, 0.28]
+    falling = [1.0 / (1 + i) for i in range(13)]
+    assert judged(falling, eval_loss=swings).label == "healthy"
+    assert judged(falling, eval_loss=[*swings[:7], 0.5, 1.3, 0.6, 1.2, 0.5, 1.1]).label == "oscillating"
+
+
+def test_noise_that_may_hide_a_fall_is_no_low_rate() -> None:
+    falling = [4.283 - 0.03 * i + 0.25 * math.sin(7.3 * i * i) for i in range(12)]
+    assert judged(falling).label == "healthy"

@@ -15,7 +15,7 @@ from lrsweep.analysis.diagnosis import broken_runs, cross_run_rules, preference_
 from lrsweep.analysis.diagnosis.cross_run_rules import Comparison
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Advice, Curve, Diagnosis, Label, Series, curve
 from lrsweep.analysis.diagnosis.remedies import TWICE_THE_BATCH, rung
-from lrsweep.analysis.diagnosis.training_kind import no_loss_curve, training_kind
+from lrsweep.analysis.diagnosis.training_kind import negative_loss, reinforcement, training_kind
 
 __all__ = ["TWICE_THE_BATCH", "Advice", "Curve", "Diagnosis", "Label", "Series", "curve", "diagnose", "rung"]
 
@@ -29,12 +29,16 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
     """
     with np.errstate(all="ignore"):
         certain = (
-            no_loss_curve(curve)
-            or broken_runs.diverged(curve)
+            reinforcement(curve)
+            or broken_runs.not_finite(curve)
+            or negative_loss(curve)
+            or broken_runs.zero(curve)
             or broken_runs.inert(curve)
             or broken_runs.collapsed(curve)
+            or broken_runs.exploded(curve)
             or single_run_rules.too_short(curve)
             or single_run_rules.broken_evaluations(curve)
+            or single_run_rules.too_coarse(curve)
         )
         if certain is not None:
             return certain

@@ -11,7 +11,7 @@ from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import relative_noise, trend
+from lrsweep.analysis.diagnosis.trend import Trend, relative_noise, trend
 
 Evidence = dict[str, float | str]
 # A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
@@ -22,12 +22,8 @@ _VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
 _EXPLODED = 3.0
 
 
-def diverged(curve: Curve) -> Diagnosis | None:
-    """Diverged: the loss is NaN or 0 from a step on, the gradients are NaN at the end, or the loss has exploded."""
-    return _not_finite(curve) or _zero(curve) or _exploded(curve)
-
-
-def _not_finite(curve: Curve) -> Diagnosis | None:
+def not_finite(curve: Curve) -> Diagnosis | None:
+    """Diverged: losses or gradients are NaN or infinite at the end. Unknown: they are so now and then."""
     for name, series in (("loss", curve.loss), ("grad_norm", curve.grad_norm)):
         bad = ~np.isfinite(series.values)
         if not len(bad) or not bad[-1]:
@@ -77,11 +73,15 @@ def _starts_broken(curve: Curve, step: float) -> bool:
     return not len(before) or float(before.max()) <= 0.2 * peak or len(curve.loss.finite()) <= 1
 
 
-def _zero(curve: Curve) -> Diagnosis | None:
-    """In a log of transformers, a loss is the mean of the losses that are not NaN; if all are, it is exactly 0."""
+def zero(curve: Curve) -> Diagnosis | None:
+    """Diverged: the loss is exactly 0 from a step on.
+
+    In a log of transformers, a loss is the mean of the losses that are not NaN; if all are, it is exactly 0.
+    """
     values = curve.loss.finite().values
     zeros = int((np.cumsum(values[::-1] != 0) == 0).sum())
-    if zeros < 2:
+    # One 0 counts right after a loss a hundred times as high as usual.
+    if zeros < 2 and not (zeros == 1 and len(values) > 3 and values[-2] > 100 * abs(float(np.median(values)))):
         return None
     if training_kind(curve) == "preference" and _finite_margins(curve):
         return None  # the margins are so large that nothing is left to learn
@@ -109,11 +109,11 @@ def _finite_margins(curve: Curve) -> bool:
     )
 
 
-def _exploded(curve: Curve) -> Diagnosis | None:
-    """The loss ends far above its start, or at a level that no step before it had."""
+def exploded(curve: Curve) -> Diagnosis | None:
+    """Diverged: the loss ends far above its start, or at a level that no step before it had."""
     for name, series in (("loss", curve.loss), ("eval_loss", curve.eval_loss)):
         found = series.finite()
-        if len(found) < 4 or (name == "eval_loss" and falls(curve.loss)):
+        if len(found) < 4 or (name == "eval_loss" and _learns(curve, float(found.values[0]))):
             continue
         first = float(found.values[0])
         last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
@@ -133,6 +133,14 @@ def _exploded(curve: Curve) -> Diagnosis | None:
     return None
 
 
+def _learns(curve: Curve, first: float) -> bool:
+    """Whether the training loss falls, or is far below the first eval loss: then high evaluations are overfitting."""
+    losses = curve.loss.finite().values
+    return falls(curve.loss) or (
+        len(losses) > 0 and float(np.median(losses[-max(len(losses) // 4, 1) :])) < 0.5 * first
+    )
+
+
 def inert(curve: Curve) -> Diagnosis | None:
     """Inert: all gradients are zero, a loss never changes, or the losses of each epoch are those of the first."""
     norms, losses = curve.grad_norm.values, curve.loss.values
@@ -150,16 +158,32 @@ def inert(curve: Curve) -> Diagnosis | None:
     if period:
         reason = f"the losses repeat to the digit every {period} rows: nothing that is trained changes them"
         return Diagnosis("inert", {"period": float(period), "reason": reason}, remedies.CHECK)
-    return None
+    return _recurs(curve.loss.finite().values)
+
+
+def _recurs(losses: Floats) -> Diagnosis | None:
+    """Inert: the losses are few numbers of many digits, again and again, in any order: each batch has its own."""
+    rows = losses[np.append(True, np.diff(losses) != 0)] if len(losses) else losses
+    distinct = len(np.unique(rows))
+    if len(rows) < 12 or distinct > len(rows) // 2:
+        return None
+    digits = max(len(repr(float(value)).partition(".")[2]) for value in rows)
+    # Among so many numbers, chance alone repeats next to none.
+    if "e" in repr(float(rows.min())) or float(np.ptp(rows)) * 10.0**digits < 20 * len(rows):
+        return None
+    reason = (
+        f"the {len(rows)} losses are {distinct} numbers that recur to the digit: nothing that is trained changes them"
+    )
+    return Diagnosis("inert", {"distinct": float(distinct), "reason": reason}, remedies.CHECK)
 
 
 def _period(losses: Floats) -> int:
-    """The number of rows after which all losses repeat exactly, at least once over; 0 if they do not."""
+    """The number of rows after which all losses repeat exactly, at least six of them; 0 if they do not."""
     n = len(losses)
-    for period in (np.flatnonzero(losses[2 : n // 2 + 1] == losses[:1]) + 2).tolist():
+    for period in (np.flatnonzero(losses[2 : n - FEWEST_LOSSES + 1] == losses[:1]) + 2).tolist():
         same = losses[period:] == losses[:-period]
-        # Six distinct losses that repeat in order are no coincidence.
-        if same.all() and n - period >= FEWEST_LOSSES and len(np.unique(losses[:period])) >= min(period, 4):
+        # Six losses that repeat in order are no coincidence.
+        if same.all() and n - period >= FEWEST_LOSSES and len(np.unique(losses[period:])) >= min(period, 4):
             return int(period)
     return 0
 
@@ -172,9 +196,16 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     """
     found = trend(curve.loss)
     accuracies = _accuracies(curve)
-    if found is None or len(curve.loss.finite()) < FEWEST_LOSSES or found.fall > 0.1:
+    if found is None or len(curve.loss.finite()) < FEWEST_LOSSES:
         return None
     end, supervised = found.end, training_kind(curve) == "supervised"
+    tail = curve.loss.finite().values[-max(len(curve.loss.finite()) // 3, 5) :]
+    exact = next((k for k in range(2, 11) if (abs(tail / math.log(k) - 1) < 0.001).all()), None)
+    if exact is not None and supervised:
+        reason = f"the last {len(tail)} losses are {end:.4g}, which is ln {exact}: {exact} classes have the same chance"
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
+    if found.fall > 0.1:
+        return None
     vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
     if vocabulary is not None and abs(found.fall) < 0.01:
         reason = (
@@ -188,22 +219,57 @@ def collapsed(curve: Curve) -> Diagnosis | None:
         return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
     if accuracies is None or not len(accuracies):
         return None
-    accuracy = float(accuracies.values[-1])
-    classes = round(1 / accuracy) if accuracy > 0 else 0
-    if 2 <= classes <= 1000 and abs(accuracy * classes - 1) < 0.06 and abs(end / math.log(classes) - 1) < 0.04:
-        reason = (
-            f"loss ends at {end:.4g}, which is ln {classes}, and the accuracy is {accuracy:.3g}: the {classes} classes "
-            "are told apart no better than by chance"
-        )
-        return _collapsed(curve, end, accuracy, reason)
+    return _by_chance(curve, accuracies, end, found) or _constant(curve, accuracies, end, found)
+
+
+def _by_chance(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:
+    """The accuracy is one over the number of classes, and the loss that number's logarithm, or stays a little above."""
     settled = accuracies.values[len(accuracies) // 3 :]
+    flat = abs(found.fall) < 0.05
+    accuracy = float(accuracies.values.mean() if flat else np.median(settled[-max(len(settled) // 2, 1) :]))
+    classes = round(1 / accuracy) if accuracy > 0 else 0
+    if not 2 <= classes <= 1000 or abs(accuracy * classes - 1) > 0.06:
+        return None
+    # Some trainers log losses in bits.
+    chances = {f"ln {classes}": math.log(classes), f"log2 {classes}": math.log2(classes)}
+    level = min(chances, key=lambda name: abs(end / chances[name] - 1))
+    over = end / chances[level]
+    constant = flat and len(settled) >= 3 and bool((abs(settled * classes - 1) < 0.06).all())
+    if not 0.96 < over < (1.1 if constant else 1.04):
+        return None
+    reason = (
+        f"loss ends at {end:.4g}, next to {level}, and the accuracy is {accuracy:.3g}: the {classes} classes are told "
+        "apart no better than by chance"
+    )
+    return _collapsed(curve, end, accuracy, reason)
+
+
+def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:
+    """The accuracy is the same to the digit at every evaluation; or it was good, and the loss is that of chance now."""
+    settled = accuracies.values[len(accuracies) // 3 :]
+    accuracy = float(accuracies.values[-1])
     if len(settled) >= 3 and float(np.ptp(settled)) == 0 and 0 < accuracy < 0.99 and found.fall < 0.05:
         reason = (
             f"the accuracy is {accuracy:.4g} at each of the last {len(settled)} evaluations, and the loss stays at "
             f"{end:.4g}: every input gets the same answer"
         )
         return _collapsed(curve, end, accuracy, reason)
-    return None
+    last = accuracies.values[-max(len(accuracies) // 4, 2) :]
+    accuracy, best = float(np.median(last)), float(np.median(np.sort(accuracies.values)[-3:]))
+    lost = next(
+        (k for k in (2, 3, 10, 100, 1000) if abs(end / math.log(k) - 1) < 0.04 and accuracy < 2 / k < best / 2), None
+    )
+    if lost is None or found.low > 0.6 * end:
+        # The same answer from some evaluation on, to the digit, where there had been better ones.
+        if len(last) < 3 or float(np.ptp(last)) > 0 or found.end < 2 * found.low or best < 1.5 * accuracy:
+            return None
+        reason = f"the accuracy falls from {best:.3g} to {accuracy:.4g} and stays there to the digit"
+        return _collapsed(curve, end, accuracy, reason)
+    reason = (
+        f"the accuracy falls from {best:.3g} to {accuracy:.3g}, and the loss rises to {end:.4g}, next to ln {lost}: "
+        f"the {lost} classes are told apart no better than by chance"
+    )
+    return _collapsed(curve, end, accuracy, reason)
 
 
 def _collapsed(curve: Curve, end: float, accuracy: float, reason: str) -> Diagnosis:
@@ -214,5 +280,7 @@ def _collapsed(curve: Curve, end: float, accuracy: float, reason: str) -> Diagno
 def _accuracies(curve: Curve) -> Series | None:
     for name in ("eval_accuracy", "accuracy", "eval_acc", "acc"):
         if name in curve.measures:
-            return curve.measures[name].finite()
+            found = curve.measures[name].finite()
+            percent = len(found) > 0 and float(found.values.max()) > 1
+            return Series(found.steps, found.values / 100) if percent else found
     return None

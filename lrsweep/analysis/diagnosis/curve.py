@@ -84,6 +84,12 @@ class Curve:
     counted: bool = False
 
     @property
+    def begins(self) -> bool:
+        """Whether the log shows the run from its beginning, as far as steps and epochs tell."""
+        steps = (self.loss if len(self.loss) else self.eval_loss).steps
+        return _from_the_start(self.epoch.values) and (self.counted or _from_the_start(steps))
+
+    @property
     def peak_lr(self) -> float | None:
         """The highest learning rate of the run; None if it was not logged."""
         rates = self.learning_rate.finite().values
@@ -246,6 +252,13 @@ class _Points:
         points = self.points.get(key, {})
         steps = np.array(sorted(points), dtype=np.float64)
         return Series(steps, np.array([points[step] for step in steps], dtype=np.float64))
+
+
+def _from_the_start(counts: Floats) -> bool:
+    """Whether steps or epochs begin within four of their gaps."""
+    gaps = np.diff(counts)
+    gaps = gaps[gaps > 0]
+    return len(gaps) < 2 or float(counts[0]) <= 4 * float(np.median(gaps))
 
 
 _SERIES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")

@@ -17,6 +17,8 @@ Evidence = dict[str, float | str]
 _ROOM = 3.5
 # From this many evaluations on, their scatter about the trend can be told from the trend.
 _DENSE = 20
+# No cross-entropy is this large.
+_HUGE = 1e3
 # A change of the level by a smaller share is none.
 _FLAT = 0.02
 
@@ -31,6 +33,18 @@ def too_short(curve: Curve) -> Diagnosis | None:
         f"{FEWEST_LOSSES} losses or {FEWEST_EVALS} evaluations are needed"
     )
     return Diagnosis("unknown", {"losses": losses, "evaluations": evals, "reason": reason})
+
+
+def too_coarse(curve: Curve) -> Diagnosis | None:
+    """Unknown: the log has so few digits that its losses are two or three numbers."""
+    losses = curve.loss.finite().values
+    distinct = np.unique(losses)
+    if len(losses) < 10 or len(distinct) > 3 or len(curve.eval_loss) or np.ptp(losses) > 0.1 * abs(losses).max():
+        return None
+    reason = (
+        f"the {len(losses)} losses are {len(distinct)} numbers, {distinct[0]:g} to {distinct[-1]:g}: too few digits"
+    )
+    return Diagnosis("unknown", {"reason": reason})
 
 
 def broken_evaluations(curve: Curve) -> Diagnosis | None:
@@ -151,19 +165,21 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     noise = 0.0 if few else ERRORS * found.noise
     waves = 0.0 if evals else (ERRORS - failed) * max(found.point_noise, 0.0 if room else found.waves)
     bounds = _bounds(room, failed, evals, untrained)
+    # Where a log does not show the start, its first point is no measure.
+    shown = 1.0 if curve.begins else 0.0
     at, low_at = curve.place(found.high_step), curve.place(found.low_step)
     candidates = [
         (
-            _sure(-found.fall, bounds[0], max(noise, waves / 2)),
+            shown * _sure(-found.fall, bounds[0], max(noise, waves / 2)),
             f"{name} rises from {found.start:.4g} to {found.end:.4g}",
         ),
         (
             # The lowest of many levels is low by luck as well.
-            _gives_back(found, bounds[1], 1.5 * noise),
+            (shown if found.low_step == series.finite().steps[0] else 1.0) * _gives_back(found, bounds[1], 1.5 * noise),
             f"{name} rises for good from {found.low:.4g}, its lowest, at {low_at}, to {found.end:.4g}",
         ),
         (
-            _blows_up(found, bounds[2], waves),
+            shown * _blows_up(found, bounds[2], waves),
             f"{name} rises from {found.first:.4g} to {found.high:.4g} at {at}, and ends at {found.end:.4g}",
         ),
     ]
@@ -214,6 +230,10 @@ def _blows_up(found: Trend, bound: float, noise: float) -> float:
 def oscillates(curve: Curve) -> Diagnosis | None:
     """Oscillating: the loss goes up and down again and again, by a large part of its level."""
     found = [_humps("loss", curve.loss.after(curve.warmed_up)), _humps("eval_loss", curve.eval_loss), _spikes(curve)]
+    evals = curve.eval_loss.finite().values
+    late = evals[-max(len(evals) // 3, 3) :]
+    if len(evals) > 5 and evals[-1] <= 1.02 * evals.min() and max(_hump_heights(late), default=0.0) < 0.1:
+        found[1] = None  # it has settled, at its best
     sure, evidence = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))
     if evidence is None:
         return None
@@ -290,6 +310,11 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     A flat curve at a low loss may be a model that knows its task; only another rate could tell.
     """
     found = loss_endpoints(curve)
+    if not curve.begins:
+        return None  # much may have been learned before
+    # So noisy a loss may have fallen.
+    if found is not None and found.fall + ERRORS * found.error / 2 > 0.1 * abs(found.first):
+        return None
     if found is None or found.first <= 0 or not -0.05 < found.fall / found.first < 0.1:
         return None
     losses = trend(curve.loss)
@@ -353,4 +378,7 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     # What ends clearly above its start has not trained well, whatever the reason.
     too_high_seen = seen is not None and seen.label == "too_high"
     label: Label = "unknown" if found.fall < (-_FLAT if too_high_seen else -0.1) else "healthy"
+    if found.end > _HUGE and not curve.begins:
+        label = "unknown"
+        reason += "; this is far above any cross-entropy, and the log does not show how it began"
     return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})

@@ -20,17 +20,23 @@ def training_kind(curve: Curve) -> TrainingKind:
     return "supervised"
 
 
-def no_loss_curve(curve: Curve) -> Diagnosis | None:
-    """Unknown: the loss is no measure of success, as in reinforcement learning, or if it is below 0."""
-    losses = curve.loss.finite().values
-    if training_kind(curve) == "reinforcement":
-        # A gradient that is not finite ends this kind of training as well.
-        reward = curve.measures.get("reward")
-        reward = None if reward is None else reward.finite()
-        seen = "" if not reward else f"; reward goes from {reward.values[0]:.4g} to {reward.values[-1]:.4g}"
-        reason = f"the rows have a reward, as in GRPO and PPO, where the loss is no measure of success{seen}"
-    elif len(losses) and np.mean(losses < 0) > 0.1:
-        reason = "the loss is below 0, so it is no cross-entropy, and its level says nothing"
-    else:
+def reinforcement(curve: Curve) -> Diagnosis | None:
+    """Unknown: in reinforcement learning, the loss is no measure of success."""
+    if training_kind(curve) != "reinforcement":
         return None
+    # A gradient that is not finite ends this kind of training as well.
+    reward = curve.measures.get("reward")
+    reward = None if reward is None else reward.finite()
+    seen = "" if not reward else f"; reward goes from {reward.values[0]:.4g} to {reward.values[-1]:.4g}"
+    reason = f"the rows have a reward, as in GRPO and PPO, where the loss is no measure of success{seen}"
     return Diagnosis("unknown", {"reason": reason})
+
+
+def negative_loss(curve: Curve) -> Diagnosis | None:
+    """Unknown: a loss below 0 is no cross-entropy."""
+    losses = curve.loss.finite().values
+    if not len(losses) or np.mean(losses < 0) <= 0.1:
+        return None
+    return Diagnosis(
+        "unknown", {"reason": "the loss is below 0, so it is no cross-entropy, and its level says nothing"}
+    )

@@ -13,6 +13,7 @@ from typing import Any
 from lrsweep.analysis.diagnosis import Curve, curve
 from lrsweep.analysis.log_readers import documents, tables, tensorboard, text
 from lrsweep.analysis.log_readers.arguments import arguments_beside
+from lrsweep.analysis.log_readers.markdown import markdown_rows
 from lrsweep.analysis.log_readers.rows import Row, normalised, number
 from lrsweep.analysis.log_readers.sources import is_run_id
 from lrsweep.errors import InputError
@@ -100,7 +101,10 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         return tables.table_runs(path, content), {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
-    return {"": list(text.console_rows(content)) or text.assignments(content)}, {}
+    for reader in (text.console_rows, markdown_rows, text.assignments):
+        if rows := list(reader(content)):
+            return {"": rows}, {}
+    return {"": text.numbered_losses(content)}, {}
 
 
 def _content(path: Path) -> str:

@@ -17,6 +17,8 @@ NAMES = {
     "global_step": "step",
     "trainer/global_step": "step",
     "_step": "step",
+    # fairseq.
+    "num_updates": "step",
     "iter": "step",
     "iteration": "step",
     "train_loss": "loss",
@@ -27,7 +29,18 @@ NAMES = {
     "valid_loss": "eval_loss",
     "validation_loss": "eval_loss",
     "test_loss": "eval_loss",
+    "dev_loss": "eval_loss",
     "gradient_norm": "grad_norm",
+    "train_acc": "accuracy",
+    "train_accuracy": "accuracy",
+    "training_accuracy": "accuracy",
+    "val_acc": "eval_accuracy",
+    "val_accuracy": "eval_accuracy",
+    "valid_acc": "eval_accuracy",
+    "valid_accuracy": "eval_accuracy",
+    "validation_accuracy": "eval_accuracy",
+    "test_acc": "eval_accuracy",
+    "test_accuracy": "eval_accuracy",
 }
 # `train/loss` and `eval/loss`: the part before the slash says which loss it is.
 _TRAIN, _EVAL = ("train", "training"), ("eval", "val", "valid", "validation", "dev")

@@ -1,4 +1,7 @@
-"""CSV tables: a history with a column per measure, or W&B's export of a chart with a column per run and measure."""
+"""CSV tables, with commas or tabs: a history with a column per measure, or W&B's export of a chart.
+
+In such an export, each run has a column for each measure.
+"""
 
 import csv
 import re
@@ -13,7 +16,11 @@ def is_table(text: str) -> bool:
     """Returns whether the first line is a header of a CSV table with a loss in it."""
     head = text.lstrip().split("\n", 1)[0]
     # A run's name may have digits in it, but no header says "loss 1.25".
-    return "," in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
+    return _separator(head) in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
+
+
+def _separator(head: str) -> str:
+    return "\t" if "\t" in head else ","
 
 
 def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
@@ -30,14 +37,15 @@ def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
 
 def _runs(text: str) -> dict[str, list[Row]]:
     lines = text.lstrip().splitlines()
-    header = next(csv.reader(lines[:1]))
+    separator = _separator(lines[0])
+    header = next(csv.reader(lines[:1], delimiter=separator))
     columns = [_split(column) for column in header]
     every = -(-len(lines) // MOST_STEPS) or 1
     kept = [line for at, line in enumerate(lines[1:], 1) if at % every == 0 or at == len(lines) - 1]
     runs: dict[str, list[Row]] = {
         run: [] for run, measure in columns if measure is not None and name(measure).endswith("loss")
     }
-    for values in csv.reader(kept):
+    for values in csv.reader(kept, delimiter=separator):
         cells = [
             (run, measure, value)
             for (run, measure), value in zip(columns, values, strict=False)
@@ -45,7 +53,21 @@ def _runs(text: str) -> dict[str, list[Row]]:
         ]
         for of, rows in runs.items():
             rows.append({measure: value for run, measure, value in cells if run in ("", of)})
-    return runs or {"": []}
+    return {run: _without_filler(rows) for run, rows in runs.items()} or {"": []}
+
+
+def _without_filler(rows: list[Row]) -> list[Row]:
+    """The rows without NaN where each row has one loss of several: those that it does not have."""
+    losses = [[key for key in row if name(key.strip()).endswith("loss")] for row in rows]
+    filled = [
+        [key for key in keys if row[key].strip().lower() != "nan"] for row, keys in zip(rows, losses, strict=True)
+    ]
+    if not all(0 < len(here) < len(keys) for here, keys in zip(filled, losses, strict=True)):
+        return rows
+    return [
+        {key: value for key, value in row.items() if key not in keys or key in here}
+        for row, keys, here in zip(rows, losses, filled, strict=True)
+    ]
 
 
 def _split(column: str) -> tuple[str, str | None]:
@@ -53,4 +75,10 @@ def _split(column: str) -> tuple[str, str | None]:
     run, dash, measure = column.rpartition(" - ")
     if dash and measure.endswith(("__MIN", "__MAX")):
         return run, None
-    return (run, measure) if dash else ("", column)
+    return (run, measure) if dash else ("", _one_word(column))
+
+
+def _one_word(column: str) -> str:
+    """`Val Loss` as `val_loss`."""
+    column = column.strip()
+    return column.lower().replace(" ", "_") if " " in column else column

@@ -17,11 +17,17 @@ _PAIR = re.compile(
     r"""["']([^"']+)["']\s*:\s*(?:["']([^"']*)["']|(?:\w+\.)*(?:float\d+|tensor)\(([^()]*)\)|([^,}\s]+))"""
 )
 
+# A key, a value, and perhaps a percent sign.
 _ASSIGNED = re.compile(
-    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval)[ _/-]?)?loss|step|iter|iteration|epoch|lr"
-    r"|learning[ _]rate|grad[ _]norm)(?:\s{0,9}[=:]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
+    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average)[ _])?"
+    r"(?:loss|acc|accuracy)|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
+    r"(?:\s{0,9}[=:]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
     re.IGNORECASE,
 )
+# A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
+_NUMBERED = re.compile(r"\s*(\d+)\s*\|")
+_STEP_SET_LOSS = re.compile(r"(\d+) (train|val) ([-+.\w]+)")
+_AVERAGE = re.compile(r"(mean|avg|average)_")
 
 
 def json_lines(path: Path, text: str) -> Iterator[Row]:
@@ -67,9 +73,24 @@ def console_rows(text: str) -> Iterator[Row]:
 def assignments(text: str) -> Iterator[Row]:
     """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
     for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
-        row = {re.sub("[ /-]", "_", key.lower()): value for key, value in _ASSIGNED.findall(line)}
+        row: Row = {}
+        for key, value, percent in _ASSIGNED.findall(line):
+            named = re.sub("[ /-]", "_", key.lower())
+            plain = _AVERAGE.sub("", named)
+            # Beside a step's own loss, a running mean of it is not wanted.
+            if plain not in row or (plain == named and plain not in ("epoch", "step")):
+                row[plain] = f"{value}e-2" if percent and value.replace(".", "", 1).isdigit() else value
         if any("loss" in key for key in row):
+            if (numbered := _NUMBERED.match(line)) is not None:
+                row.setdefault("step", numbered[1])
             yield row
+
+
+def numbered_losses(text: str) -> Iterator[Row]:
+    """Yields the rows of a log with lines such as `250 val 6.4` and `251 train 6.3`."""
+    for line in _kept(_lines(text)):
+        if (found := _STEP_SET_LOSS.fullmatch(line.strip())) is not None:
+            yield {"step": found[1], f"{found[2]}_loss": found[3]}
 
 
 def _every(lines: int) -> int:

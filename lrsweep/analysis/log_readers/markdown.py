@@ -1,0 +1,26 @@
+"""Markdown tables with a loss in them: model cards, and what notebooks show of a Trainer's run."""
+
+import re
+from collections.abc import Iterator
+
+from lrsweep.analysis.log_readers.rows import Row
+
+# The line under a table's header.
+_RULE = re.compile(r"[\s|:]*-{2,}[\s|:-]*")
+
+
+def markdown_rows(text: str) -> Iterator[Row]:
+    """Yields the rows of each table whose header names a loss; `Validation Loss` is named `validation_loss`."""
+    header: list[str] = []
+    lines = text.split("\n")
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if "|" not in line:
+            header = []
+        elif _RULE.fullmatch(following):
+            header = [cell.lower().replace(" ", "_") for cell in _cells(line)]
+        elif any("loss" in column for column in header) and not _RULE.fullmatch(line):
+            yield dict(zip(header, _cells(line), strict=False))
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]

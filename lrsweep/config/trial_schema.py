@@ -66,8 +66,12 @@ _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
 _ADDED = trial_key(in_pack="own", tuned=True, later=True)
+_LATER_SHAPE = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
+
+# false is left out: with random A and B, the model would not start as the base.
+_INITIALISATIONS = r"^(gaussian|orthogonal|olora|pissa|pissa_niter_[1-9][0-9]?)$"
 
 
 class Section(BaseModel):
@@ -170,6 +174,9 @@ class FinetuneConfig(Section):
     """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False
     """rsLoRA: scales by alpha / sqrt(r)."""
+    init_lora_weights: Annotated[bool | Annotated[str, Field(pattern=_INITIALISATIONS)], _LATER_SHAPE] = True
+    """How LoRA starts, by PEFT's names: `true` (B is zero), `gaussian`, `orthogonal`, `olora`, `pissa`, or
+    `pissa_niter_16` for PiSSA by 16 iterations, which is faster. A saved adapter fits the base as it was."""
     loraplus_lr_ratio: Annotated[Positive | None, _ADDED] = None
     """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same."""
     trainable_layers: Annotated[Count, _SHAPE] = 2

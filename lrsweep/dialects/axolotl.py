@@ -58,10 +58,14 @@ def _read_finetune(tree: Tree) -> Tree:
     if tree.get("loraplus_lr_ratio") is not None and number("weight_decay", tree.get("weight_decay") or 0):
         raise InputError(f"weight_decay={brief(tree['weight_decay'])}: Axolotl leaves it out with LoRA+; remove it")
     return {
-        **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use", loraplus="loraplus_lr_ratio"),
+        **lora_keys.read(tree, ("lora_r", 0), alpha=0, dropout=0.0, prefix="peft_use", **_KEYS),
         "finetune.target_modules": targets,
         "model.quantization": bits[0] if bits else None,
     }
+
+
+# Axolotl's keys for what not every trainer has.
+_KEYS = {"loraplus": "loraplus_lr_ratio", "init": "peft_init_lora_weights"}
 
 
 def _read_long_rows(tree: Tree) -> Tree:
@@ -82,7 +86,7 @@ def _write_finetune(config: SweepConfig) -> Tree:
     return {
         "adapter": "qlora" if bits == "4bit" else "lora",
         **({f"load_in_{bits}": True} if bits else {}),
-        **lora_keys.write(finetune, "lora_r", "peft_use", named, "Axolotl", "loraplus_lr_ratio"),
+        **lora_keys.write(finetune, "lora_r", "peft_use", named, "Axolotl", **_KEYS),
     }
 
 
@@ -176,6 +180,7 @@ _ROWS = (
             "peft_use_dora",
             "peft_use_rslora",
             "loraplus_lr_ratio",
+            "peft_init_lora_weights",
         ),
         (*(f"finetune.{name}" for name in lora_keys.OURS), "model.quantization"),
         _read_finetune,
@@ -315,7 +320,6 @@ DIALECT = Dialect(
             "remove it",
             ([],),
         ),
-        Refusal("peft_init_lora_weights", _METHOD, "remove it", (True,)),
         Refusal(
             "cosine_min_lr_ratio",
             "trials have transformers' schedules",

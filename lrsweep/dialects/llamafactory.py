@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
+from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
@@ -96,8 +97,29 @@ def _read_finetune(tree: Tree) -> Tree:
     return {
         **lora_keys.read(tree, ("lora_rank", 8), alpha=0, dropout=0.0, prefix="use", loraplus="loraplus_lr_ratio"),
         "finetune.alpha": number("lora_alpha", tree.get("lora_alpha") or 2 * rank),
+        "finetune.init_lora_weights": _read_pissa(tree),
         "finetune.target_modules": "all-linear" if targets == ["all"] else targets,
     }
+
+
+def _read_pissa(tree: Tree) -> bool | str:
+    if not flag("pissa_init", tree.get("pissa_init") or False):
+        return True
+    steps = whole("pissa_iter", given(tree, "pissa_iter", 16))
+    if steps != -1 and not 1 <= steps <= 99:
+        raise InputError(f"pissa_iter={steps}: trials do 1 to 99 iterations, or -1 for none; choose one of them")
+    return "pissa" if steps == -1 else f"pissa_niter_{steps}"
+
+
+def _write_pissa(finetune: FinetuneConfig) -> Tree:
+    init = finetune.init_lora_weights
+    if init is True:
+        return {}
+    if not str(init).startswith("pissa"):
+        raise InputError(
+            f"finetune.init_lora_weights={init}: LLaMA-Factory has no key for it; use pissa, pissa_niter_16 or true"
+        )
+    return {"pissa_init": True, "pissa_iter": int(str(init).removeprefix("pissa").removeprefix("_niter_") or -1)}
 
 
 def _write_finetune(config: SweepConfig) -> Tree:
@@ -110,8 +132,9 @@ def _write_finetune(config: SweepConfig) -> Tree:
     if targets is None or (isinstance(targets, str) and targets != "all-linear"):
         raise InputError(f"finetune.target_modules={targets!r}: LLaMA-Factory takes names only; list them")
     named = {"lora_target": "all" if isinstance(targets, str) else ",".join(targets)}
-    written = lora_keys.write(finetune, "lora_rank", "use", named, "LLaMA-Factory", "loraplus_lr_ratio")
-    return {"finetuning_type": "lora", **written}
+    usual = finetune.model_copy(update={"init_lora_weights": True})
+    written = lora_keys.write(usual, "lora_rank", "use", named, "LLaMA-Factory", "loraplus_lr_ratio")
+    return {"finetuning_type": "lora", **written, **_write_pissa(finetune)}
 
 
 _ROWS = (
@@ -138,6 +161,8 @@ _ROWS = (
             "use_dora",
             "use_rslora",
             "loraplus_lr_ratio",
+            "pissa_init",
+            "pissa_iter",
             "freeze_trainable_layers",
         ),
         tuple(f"finetune.{name}" for name in (*lora_keys.OURS, "trainable_layers")),
@@ -289,7 +314,7 @@ DIALECT = Dialect(
             "set it to false",
         ),
         Refusal(
-            "pissa_init use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
+            "use_llama_pro additional_target freeze_extra_modules adapter_name_or_path mixture_of_depths "
             "use_mca use_kt train_from_scratch",
             _METHOD,
             "remove it",

@@ -9,13 +9,19 @@ from lrsweep.dialects.rows import flag, given, integral, number, whole, word
 from lrsweep.errors import InputError
 
 # The keys of `finetune` that the rows of an adapter have.
-OURS = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "loraplus_lr_ratio")
+OURS = ("mode", "r", "alpha", "dropout", "target_modules", "dora", "rslora", "init_lora_weights", "loraplus_lr_ratio")
 # What a module's name does not hold, and a regular expression does.
 _REGEX = re.compile(r"[\\^$*+?()\[\]{}|]")
 
 
 def read(
-    tree: Tree, rank: tuple[str, int], alpha: float, dropout: float, prefix: str, loraplus: str | None = None
+    tree: Tree,
+    rank: tuple[str, int],
+    alpha: float,
+    dropout: float,
+    prefix: str,
+    loraplus: str | None = None,
+    init: str | None = None,
 ) -> Tree:
     """Reads the LoRA keys except for the target modules.
 
@@ -26,6 +32,7 @@ def read(
         dropout: The trainer's default for lora_dropout.
         prefix: What precedes `_dora` and `_rslora` in the trainer's keys.
         loraplus: The trainer's key for LoRA+'s ratio of rates; None if it has none.
+        init: The trainer's key for PEFT's `init_lora_weights`; None if it has none.
     """
     ratio = None if loraplus is None else tree.get(loraplus)
     return {
@@ -35,12 +42,29 @@ def read(
         "finetune.dropout": number("lora_dropout", given(tree, "lora_dropout", dropout)),
         "finetune.dora": flag(f"{prefix}_dora", given(tree, f"{prefix}_dora", False)),
         "finetune.rslora": flag(f"{prefix}_rslora", given(tree, f"{prefix}_rslora", False)),
+        "finetune.init_lora_weights": True if init is None else _read_init(init, tree.get(init)),
         "finetune.loraplus_lr_ratio": None if ratio is None else number(str(loraplus), ratio),
     }
 
 
+def _read_init(key: str, value: Any) -> bool | str:
+    if value in (None, True, "true"):
+        return True
+    if value in ("gaussian", "orthogonal", "olora", "pissa") or re.fullmatch(r"pissa_niter_[1-9]\d?", str(value)):
+        return str(value)
+    raise InputError(
+        f"{key}={value}: trials start with true, gaussian, orthogonal, olora, pissa or pissa_niter_16; choose one"
+    )
+
+
 def write(
-    finetune: FinetuneConfig, rank: str, prefix: str, targets: Tree, tool: str, loraplus: str | None = None
+    finetune: FinetuneConfig,
+    rank: str,
+    prefix: str,
+    targets: Tree,
+    tool: str,
+    loraplus: str | None = None,
+    init: str | None = None,
 ) -> Tree:
     """Writes the LoRA keys.
 
@@ -51,10 +75,16 @@ def write(
         targets: The target modules by the trainer's keys.
         tool: The trainer's name, for messages.
         loraplus: The trainer's key for LoRA+'s ratio of rates; None if it has none.
+        init: The trainer's key for PEFT's `init_lora_weights`; None if it has none.
 
     Raises:
-        InputError: The trainer has no LoRA+, or takes whole numbers only.
+        InputError: The trainer has no key for what the config asks for, or takes whole numbers only.
     """
+    if finetune.init_lora_weights is not True and init is None:
+        raise InputError(
+            f"finetune.init_lora_weights={finetune.init_lora_weights}: {tool} has no key for it; set it to true, or "
+            "export to axolotl or ms-swift"
+        )
     ratio = finetune.loraplus_lr_ratio
     if ratio is not None and loraplus is None:
         raise InputError(
@@ -67,6 +97,7 @@ def write(
         **targets,
         **({f"{prefix}_dora": True} if finetune.dora else {}),
         **({f"{prefix}_rslora": True} if finetune.rslora else {}),
+        **({init: finetune.init_lora_weights} if init is not None and finetune.init_lora_weights is not True else {}),
         **({loraplus: ratio} if loraplus is not None and ratio is not None else {}),
     }
 

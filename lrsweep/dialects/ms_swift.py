@@ -88,7 +88,7 @@ def _read_tuner(tree: Tree) -> Tree:
         return found
     return {
         **found,
-        **lora_keys.read(tree, ("lora_rank", 8), alpha=32, dropout=0.05, prefix="use"),
+        **lora_keys.read(tree, ("lora_rank", 8), alpha=32, dropout=0.05, prefix="use", init="init_weights"),
         "finetune.target_modules": lora_keys.read_targets(tree, "target_modules", "all-linear"),
     }
 
@@ -106,7 +106,7 @@ def _write_tuner(config: SweepConfig) -> Tree:
     if targets is None or (isinstance(targets, str) and targets != "all-linear"):
         raise InputError(f"finetune.target_modules={targets!r}: the export to ms-swift writes names; list them")
     named = {"target_modules": [targets] if isinstance(targets, str) else list(targets)}
-    return {**found, **lora_keys.write(finetune, "lora_rank", "use", named, "ms-swift")}
+    return {**found, **lora_keys.write(finetune, "lora_rank", "use", named, "ms-swift", init="init_weights")}
 
 
 def _sets(tree: Tree, name: str) -> list[str]:
@@ -322,7 +322,6 @@ DIALECT = Dialect(
         Refusal("tuner_backend", "trials train with PEFT", "set it to peft", ("peft",)),
         Refusal("adapters external_plugins custom_register_path", "it may change the training", "remove it", ([],)),
         Refusal("optimizer use_galore lorap_lr_ratio vit_lr aligner_lr", "it is another optimizer", "remove it"),
-        Refusal("init_weights", _METHOD, "remove it", ("true", True)),
         Refusal("lora_bias", _METHOD, "set it to none", ("none",)),
         Refusal(
             "modules_to_save target_regex target_parameters freeze_parameters freeze_parameters_regex "

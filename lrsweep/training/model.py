@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, prepare_model_for_kbit_training
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -15,13 +15,13 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig, OptimizerConfig
 from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
+from lrsweep.training.lora_init import takes_from_base, with_adapter
 from lrsweep.training.model_fit import (
     check_attention,
     check_causal,
@@ -136,9 +136,8 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         layers[-finetune.trainable_layers :].requires_grad_(True)
         return model
     prepare_quantized(model)
-    set_seed(seed)
     try:
-        return get_peft_model(model, lora_config(finetune))
+        return with_adapter(model, lora_config(finetune), seed)
     except ValueError as fault:
         raise InputError(f"finetune.target_modules={finetune.target_modules!r}: {str(fault).splitlines()[0]}") from None
 
@@ -176,7 +175,9 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig, optimizer: Opt
             raise _unloadable(model, fault) from None
         check_causal(model, skeleton)
         check_memory(model, finetune, _stored_dtype(model, finetune), skeleton)
-        trained = make_trainable(skeleton, finetune, 0).named_parameters()
+        # A skeleton has no weights to start from.
+        plain = finetune.model_copy(update={"init_lora_weights": True})
+        trained = make_trainable(skeleton, plain, 0).named_parameters()
     lr_factors([name for name, weight in trained if weight.requires_grad], optimizer, finetune)
     return positions(skeleton)
 
@@ -192,6 +193,7 @@ def lora_config(finetune: FinetuneConfig) -> LoraConfig:
         target_modules=list(targets) if isinstance(targets, tuple) else targets,
         use_dora=finetune.dora,
         use_rslora=finetune.rslora,
+        init_lora_weights=finetune.init_lora_weights,
         task_type="CAUSAL_LM",
     )
 
@@ -218,6 +220,11 @@ def check_quantization(model: ModelConfig, finetune: FinetuneConfig) -> None:
     key = f"model.quantization={model.quantization!r}"
     if finetune.mode != "lora":
         raise InputError(f"{key}: quantized weights cannot be trained; use finetune=lora or quantization=null")
+    if takes_from_base(lora_config(finetune)):
+        raise InputError(
+            f"finetune.init_lora_weights={finetune.init_lora_weights}: takes a part of the base's weights, and "
+            "quantized ones cannot give it; set it to true, or model.quantization=null"
+        )
     if not torch.cuda.is_available():
         raise InputError(f"{key}: needs a CUDA GPU, and this machine has none; set model.quantization=null")
     import importlib.util

@@ -15,6 +15,7 @@ from lrsweep.config.schema import SweepConfig, trial_part
 from lrsweep.training.data.loading import collate
 from lrsweep.training.evaluation import eval_batches
 from lrsweep.training.inputs import inputs
+from lrsweep.training.lora_init import draws_from_base, takes_from_base
 from lrsweep.training.model import (
     enable_checkpointing,
     load_model,
@@ -33,7 +34,10 @@ _BATCHES_KEPT = 32
 
 def pack_key(config: SweepConfig) -> str:
     """Trials with the same key can share a pack."""
-    return repr(trial_part(config, same_in_pack=True))
+    finetune, seed = config.finetune, config.training.seed
+    lora = lora_config(finetune)
+    taken = (finetune.r, finetune.alpha, finetune.rslora) if finetune.mode == "lora" and takes_from_base(lora) else ()
+    return repr((trial_part(config, same_in_pack=True), taken, seed if taken and draws_from_base(lora) else None))
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     trainable = model if config.finetune.mode == "lora" else make_trainable(model, config.finetune, 0)
     count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
     if config.finetune.mode == "lora":
-        pack = pack_lora(model, lora_config(config.finetune), count, rank=rank, compute=compute)
+        pack = pack_lora(
+            model, lora_config(config.finetune), count, rank=rank, compute=compute, seed=config.training.seed
+        )
     else:
         pack = pack_weights(trainable, count, compute=compute)
     # A compiled decoder sees few shapes.

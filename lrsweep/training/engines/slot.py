@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import get_scheduler
 
@@ -16,11 +15,12 @@ from lrsweep.files.atomic import disk_faults
 from lrsweep.files.checkpoint import Checkpoint
 from lrsweep.training.data.row_sampler import row_batches
 from lrsweep.training.engines import Measurement, Trial
+from lrsweep.training.engines.adapter_files import write_adapter
 from lrsweep.training.engines.checkpointing import trial_digest
 from lrsweep.training.engines.pack_loader import LoadedPack
 from lrsweep.training.model import lora_config
 from lrsweep.training.optimizer import lr_factors, optimizer_class
-from lrsweep.training.packing import Pack
+from lrsweep.training.packing import Adapter, Pack
 from lrsweep.training.packing.arena import Groups, MakeOptimizer
 from lrsweep.training.packing.pass_size import PassSizes
 
@@ -236,11 +236,8 @@ def _on_host(value: Any) -> Any:
 def save_adapter(slot: Slot, pack: Pack) -> None:
     """Writes the trial's adapter in PEFT's format. Raises StorageError."""
     folder = slot.trial.folder / "adapter"
-    weights = {name: weight.cpu().contiguous() for name, weight in pack.weights(slot.index).items()}
     config = lora_config(slot.trial.config.finetune)
-    config.inference_mode = True
-    config.base_model_name_or_path = pack.model.config._name_or_path
+    start = pack.start(config, slot.trial.config.training.seed)
+    assert isinstance(start, Adapter)
     with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(folder)
+        write_adapter(folder, pack.weights(slot.index), config, pack.model.config._name_or_path, start.weights)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrsweep.errors import StorageError
@@ -14,11 +15,13 @@ from lrsweep.files.atomic import disk_faults
 from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.data.loading import FinetuneData, collate
 from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
+from lrsweep.training.engines.adapter_files import write_adapter
 from lrsweep.training.engines.checkpointing import is_due, trial_digest
 from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
-from lrsweep.training.model import load_model, make_trainable, resolve_dtype
+from lrsweep.training.lora_init import takes_from_base
+from lrsweep.training.model import load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
 
@@ -28,7 +31,7 @@ class TrainerEngine:
 
     def __init__(self) -> None:
         # A trial's loss at step 0 is the base's, whatever its hyperparameters, so it is measured once.
-        self._base_loss: dict[tuple[str, str, int], RowLosses] = {}
+        self._base_loss: dict[tuple[Any, ...], RowLosses] = {}
 
     def run(self, host: Host) -> None:
         """Trains every trial of the host. An error in one trial ends that trial, not the run."""
@@ -49,6 +52,9 @@ class TrainerEngine:
         tokenizer, data = inputs(config.model, config.data)
         phase("loading the model")
         model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
+        lora = lora_config(config.finetune)
+        taken = config.finetune.mode == "lora" and takes_from_base(lora)
+        first = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()} if taken else {}
         reporter = _Reporter(trial, host)
         own_rates = with_own_rates(model, config.optimizer, config.finetune)
         kept = checkpoint.load(trial.folder, ENGINE, trial_digest(config))
@@ -68,7 +74,9 @@ class TrainerEngine:
             optimizers=(own_rates, None),
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if own_rates is None else None,
         )
-        base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size)
+        # What an adapter takes from the base by its seed is rounded in its own way.
+        drawn = (lora.init_lora_weights, config.training.seed) if taken else ()
+        base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size, drawn)
         if kept is None:
             if base not in self._base_loss:
                 phase("evaluating the model before training")
@@ -80,7 +88,12 @@ class TrainerEngine:
         outcome = reporter.ended or Outcome(trial.number, trainer.state.global_step, "complete", engine="trainer")
         if outcome.status == "complete" and config.training.save_adapter and config.finetune.mode == "lora":
             with disk_faults(trial.folder):
-                trainer.model.save_pretrained(trial.folder / "adapter", safe_serialization=True)
+                folder, trained = trial.folder / "adapter", trainer.model
+                if taken:
+                    base = trained.config._name_or_path
+                    write_adapter(folder, get_peft_model_state_dict(trained), lora, base, first)
+                else:
+                    trained.save_pretrained(folder, safe_serialization=True)
         return outcome
 
 

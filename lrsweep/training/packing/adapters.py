@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from lrsweep.training.lora_init import takes_from_base, with_adapter
 from lrsweep.training.packing.arena import Weights
 from lrsweep.training.packing.errors import Unpackable
 
@@ -50,6 +51,8 @@ class AdapterMaker:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._skeleton = _skeleton(model)
+        # The config of the adapter that has taken from the base, and the adapter.
+        self._taken: tuple[str, Adapter] | None = None
         self._made: dict[tuple[str, int], Adapter] = {}
 
     def make(self, config: LoraConfig, seed: int) -> Adapter:
@@ -60,8 +63,13 @@ class AdapterMaker:
             seed: Seeds its initialisation.
 
         Raises:
-            Unpackable: It is not a plain LoRA adapter with one rank and scaling, on linear layers.
+            Unpackable: It is not a plain LoRA adapter with one rank and scaling, on linear layers; or it takes another
+                part of the base than the pack's adapters do.
         """
+        if takes_from_base(config) or self._taken is not None:
+            if self._taken is None or self._taken[0] != repr(config):
+                raise Unpackable(f"init_lora_weights={config.init_lora_weights!r}: the pack's base has another start")
+            return self._taken[1]
         # Many trials start from the same adapter, and making one takes PEFT as long as many steps of a short trial.
         key = (repr(config), seed)
         if key not in self._made:
@@ -70,9 +78,27 @@ class AdapterMaker:
             self._made[key] = self._make(config, seed)
         return self._made[key]
 
+    def take(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+        """Takes the adapter with which all trials will start out of the base's weights (PiSSA, OLoRA).
+
+        Args:
+            model: The base model; it keeps the rest.
+            config: PEFT's config of the adapter.
+            seed: Seeds its initialisation.
+
+        Raises:
+            Unpackable: As `make`.
+        """
+        _check(config)
+        wrapped = with_adapter(model, copy.deepcopy(config), seed)
+        self._taken = repr(config), self._adapter(wrapped, config)
+        wrapped.unload()
+
     def _make(self, config: LoraConfig, seed: int) -> Adapter:
         _check(config)
-        wrapped = self._wrapped(config, seed)
+        return self._adapter(self._wrapped(config, seed), config)
+
+    def _adapter(self, wrapped: Any, config: LoraConfig) -> Adapter:
         layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
         for name, layer in layers.items():
             if not isinstance(layer.get_base_layer(), nn.Linear) and not hasattr(layer.get_base_layer(), "nf"):
@@ -108,7 +134,10 @@ class AdapterMaker:
             warnings.filterwarnings("ignore", "fan_in_fan_out")
             # Adapters are initialised on the CPU, whatever the base's device.
             torch.default_generator.manual_seed(seed)
-            return get_peft_model(_skeleton(self._skeleton), copy.deepcopy(config))
+            plain = copy.deepcopy(config)
+            if takes_from_base(config):
+                plain.init_lora_weights = True  # a skeleton has no weights to take from
+            return get_peft_model(_skeleton(self._skeleton), plain)
 
 
 def _skeleton(module: Any) -> Any:
@@ -170,7 +199,5 @@ def _check(config: LoraConfig) -> None:
         value = getattr(config, key, plain)
         if value != plain and value:
             raise Unpackable(f"{key}={value!r}: packed adapters are plain LoRA")
-    if config.init_lora_weights not in (True, False, "gaussian"):
-        raise Unpackable(
-            f"init_lora_weights={config.init_lora_weights!r}: it depends on the base's weights, which the pack shares"
-        )
+    if config.init_lora_weights not in (True, False, "gaussian", "orthogonal") and not takes_from_base(config):
+        raise Unpackable(f"init_lora_weights={config.init_lora_weights!r}: it depends on data")

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
 
+from lrsweep.training.lora_init import takes_from_base
 from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, target
 from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.errors import Unpackable
@@ -35,6 +36,7 @@ def pack_lora(
     *,
     rank: int | None = None,
     compute: torch.dtype | None = None,
+    seed: int = 0,
 ) -> Pack:
     """Makes a pack of K adapters over the frozen model.
 
@@ -45,13 +47,16 @@ def pack_lora(
         rank: The highest rank R that a trial may have. Default: the config's.
         compute: The dtype of the products. If it is not the adapters' dtype, passes run under autocast, as with
             Trainer's `bf16=True`.
+        seed: Seeds an adapter that takes from the base's weights (PiSSA), with which all trials then start.
 
     Raises:
-        Unpackable: The model or the adapter cannot be packed; the model is unchanged.
+        Unpackable: The model or the adapter cannot be packed; the model is unchanged but for what an adapter took.
     """
     device = _check(model, compute)
     head = find_head(model)
     maker = AdapterMaker(model)
+    if takes_from_base(config):
+        maker.take(model, config, seed)
     adapter = maker.make(config, seed=0)
     saved = {target(name): name.rsplit(".lora_", 1)[0] for name in adapter.weights}
     bases = {name: model.get_submodule(name) for name in saved}

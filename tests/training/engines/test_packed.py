@@ -92,6 +92,10 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
     [
         ("finetune.loraplus_lr_ratio=8", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=full", "optimizer.lr=1e-4", "optimizer.weight_decay=0.3"),
+        ("finetune.init_lora_weights=pissa", "optimizer.weight_decay=0.3"),
+        ("finetune.init_lora_weights=pissa_niter_4", "finetune.rslora=true", "finetune.alpha=4"),
+        ("finetune.init_lora_weights=olora",),
+        ("finetune.init_lora_weights=orthogonal",),
         ("finetune=full", "optimizer.lr_groups={embed_tokens: 0.1, norm: 2}", "optimizer.weight_decay=0.3"),
         ("optimizer.lr_groups={lora_B: 4}", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=freeze", "optimizer.weight_decay=0.3"),

@@ -99,6 +99,16 @@ def load(trial_folder: Path, engine: str, trial: str) -> Checkpoint | None:
     return None
 
 
+def last_step(trial_folder: Path) -> int:
+    """Optimizer steps done at the last checkpoint, which is not verified; 0 without one."""
+    folder = _places(trial_folder)[0]
+    try:
+        tree = json.loads((folder / _STATE).read_text(encoding="utf-8")) if (folder / _MANIFEST).is_file() else {}
+        return int(tree.get("step", 0))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0
+
+
 def _places(trial_folder: Path) -> tuple[Path, Path, Path]:
     """The folders of the last checkpoint, of the previous one, and of the one being written."""
     last, previous, new = (trial_folder / name for name in CHECKPOINTS)

@@ -85,6 +85,12 @@ class Worker:
                 continue
             self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
             if spec.pause_at is not None:
+                from lrsweep.files.checkpoint import last_step  # with torch, which a worker has by now
+
+                if last_step(folder) >= spec.pause_at:
+                    # The previous worker was killed after the checkpoint at which the trial pauses.
+                    self.study.pause(number)
+                    continue
                 self._pauses[number] = spec.pause_at
             write_text(folder / "config.yaml", to_yaml(config.masked()))
             return Trial(number, config, folder)

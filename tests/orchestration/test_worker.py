@@ -9,12 +9,16 @@ import pytest
 
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.schema import SweepConfig
+from lrsweep.files import checkpoint
 from lrsweep.files.paths import SweepFolder
 from lrsweep.orchestration.executors.worker_pool import WorkerPool, WorkerResult
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
 from lrsweep.orchestration.worker import Worker
 from lrsweep.search.controller_study import ControllerStudy
+from lrsweep.search.refine import pause_at
 from lrsweep.search.study_lifecycle import join_study, open_study
+from lrsweep.search.sync_halving import EvalReport
 from lrsweep.training.engines import Measurement, Outcome
 
 SEARCH = sweep_config(
@@ -26,7 +30,7 @@ SEARCH = sweep_config(
     ]
 )
 
-Join = Callable[[], Worker]
+Join = Callable[..., Worker]
 
 
 @pytest.fixture
@@ -36,11 +40,11 @@ def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Join:
     folder = SweepFolder(SEARCH.name)
     folder.create()
 
-    def joined() -> Worker:
-        open_study(SEARCH, search_space.axes(SEARCH), folder.path, "data")
+    def joined(config: SweepConfig = SEARCH) -> Worker:
+        open_study(config, search_space.axes(config), folder.path, "data")
         liveness = Liveness(folder.path, new_worker_name())
-        study = join_study(SEARCH, search_space.axes(SEARCH), folder.path, "data", liveness)
-        return Worker(SEARCH, folder, study, threading.Event())
+        study = join_study(config, search_space.axes(config), folder.path, "data", liveness)
+        return Worker(config, folder, study, threading.Event())
 
     return joined
 
@@ -88,6 +92,25 @@ def test_a_stop_pauses_trials_that_have_measured_nothing(join: Join) -> None:
     worker.finish(Outcome(0, 0, "stopped"))
     assert worker.next_trial() is None
     assert controller(worker).records() == []
+
+
+def test_a_trial_that_was_left_at_the_checkpoint_of_its_pause_pauses(join: Join) -> None:
+    """It must not train on before the search has decided."""
+    refining = sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]", "search=refine"])
+    worker = join(refining)
+    trials = [worker.next_trial() for _ in range(2)]
+    pause = pause_at(refining)
+    assert pause is not None
+    worker.study.report([EvalReport(0, pause, 40, 4, 1.0)])
+    for trial, step in zip(trials, (pause, pause - 1), strict=True):
+        assert trial is not None
+        checkpoint.save(trial.folder, checkpoint.Checkpoint("packed", "", step, {}))
+        worker.study.release(trial.number)
+    again = join(refining)
+    claimed = again.next_trial()
+    assert claimed is not None
+    assert claimed.number == 1
+    assert [record.number for record in controller(again).paused()] == [0]
 
 
 class Nameless:

@@ -47,7 +47,9 @@ def _evaluations_not_finite(curve: Curve) -> Diagnosis | None:
         return None
     at = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
     step = float(curve.eval_loss.steps[at])
-    if len(curve.loss.finite().after(step)):
+    losses = curve.loss.finite()
+    # One evaluation beside a training loss that is right says too little.
+    if len(losses.after(step)) or (at == len(good) - 1 and step in losses.steps):
         return None
     reason = f"eval_loss is {curve.eval_loss.values[at]:g} from {curve.place(step)} on"
     return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.after_nan(curve, False))
@@ -85,6 +87,9 @@ def zero(curve: Curve) -> Diagnosis | None:
         return None
     if training_kind(curve) == "preference" and _finite_margins(curve):
         return None  # the margins are so large that nothing is left to learn
+    evals = curve.eval_loss.values
+    if len(evals) and np.isfinite(evals).all() and evals[-1] < 0.001:
+        return None  # evaluations would be NaN
     before = values[: len(values) - zeros]
     norms = curve.grad_norm.values
     if not len(before) and len(norms) and not norms.any():
@@ -133,6 +138,11 @@ def exploded(curve: Curve) -> Diagnosis | None:
     return None
 
 
+def _one_answer(accuracies: Floats) -> bool:
+    """Whether a low accuracy never changes, but perhaps after its first value."""
+    return float(np.ptp(accuracies[1:])) < 1e-3 and float(accuracies[-1]) < 0.75
+
+
 def _learns(curve: Curve, first: float) -> bool:
     """Whether the training loss falls, or is far below the first eval loss: then high evaluations are overfitting."""
     losses = curve.loss.finite().values
@@ -153,6 +163,10 @@ def inert(curve: Curve) -> Diagnosis | None:
             if name == "eval_loss" and falls(curve.loss):
                 continue  # it learns: the evaluation is what does not change
             reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
+            accuracies = _accuracies(curve)
+            if accuracies is not None and len(accuracies) >= 3 and _one_answer(accuracies.values):
+                reason += f", with an accuracy of {accuracies.values[-1]:.3g}: every input gets the same answer"
+                return _collapsed(curve, float(values[0]), float(accuracies.values[-1]), reason)
             return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
     period = _period(curve.loss.finite().values)
     if period:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import preference_rules, remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Label, Series, confidence
-from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, loss_endpoints
+from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, FEWEST_LOSSES, falls, loss_endpoints
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import Trend, eval_trend, relative_noise, running_median, trend
 
@@ -229,14 +229,14 @@ def _blows_up(found: Trend, bound: float, noise: float) -> float:
 
 def oscillates(curve: Curve) -> Diagnosis | None:
     """Oscillating: the loss goes up and down again and again, by a large part of its level."""
-    found = [_humps("loss", curve.loss.after(curve.warmed_up)), _humps("eval_loss", curve.eval_loss), _spikes(curve)]
-    evals = curve.eval_loss.finite().values
-    late = evals[-max(len(evals) // 3, 3) :]
-    if len(evals) > 5 and evals[-1] <= 1.02 * evals.min() and max(_hump_heights(late), default=0.0) < 0.1:
-        found[1] = None  # it has settled, at its best
-    sure, evidence = max((one for one in found if one is not None), key=lambda one: one[0], default=(0.0, None))
-    if evidence is None:
+    losses, evals = _humps("loss", curve.loss.after(curve.warmed_up)), _humps("eval_loss", curve.eval_loss)
+    if evals is not None and falls(curve.loss):
+        # Training goes well, so it is the eval set that is small or far away.
+        evals = min(evals[0], 0.8), evals[1]
+    found = [one for one in (losses, evals, _spikes(curve)) if one is not None]
+    if not found:
         return None
+    sure, evidence = max(found, key=lambda one: one[0])
     if curve.counted and not len(curve.epoch):
         # Without steps and epochs, a loss that jumps back may be that of a new run in the same log.
         sure = min(sure, 0.8)
@@ -251,9 +251,12 @@ def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:
         return None
     size = (max(n // 40, 5) | 1) if name == "loss" else 1
     smoothed = running_median(series.values, size) if size > 1 else series.values
-    heights = sorted(_hump_heights(smoothed), reverse=True)
+    heights = sorted(_hump_heights(smoothed, float(smoothed[0])), reverse=True)
     if len(heights) < 3:
         return None
+    late = _hump_heights(smoothed[-(n // 2) :], float(smoothed[0]))
+    if max(late, default=0.0) < 0.5 * heights[2]:
+        return None  # it has settled
     noise = 1.25 * relative_noise(series) / np.sqrt(size) if name == "loss" else 0.0
     bound = 0.4 if name == "loss" else 0.25
     sure = _sure(heights[2], bound, 2 * ERRORS * noise)
@@ -265,13 +268,13 @@ def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:
     return sure, {"turns": len(heights), "height": heights[2], "reason": reason}
 
 
-def _hump_heights(values: Floats) -> list[float]:
+def _hump_heights(values: Floats, first: float) -> list[float]:
     """The heights of the rises after which at least half is lost again, as shares of the level that they start from.
 
     Below half of the run's first level, they are shares of that: 0.02 after 0.01 is no swing of a run that began at 2.
     """
     heights: list[float] = []
-    least = 0.5 * float(values[0])
+    least = 0.5 * first
     low = top = float(values[0])
     for value in map(float, values[1:]):
         if value > top:
@@ -378,7 +381,7 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     # What ends clearly above its start has not trained well, whatever the reason.
     too_high_seen = seen is not None and seen.label == "too_high"
     label: Label = "unknown" if found.fall < (-_FLAT if too_high_seen else -0.1) else "healthy"
-    if found.end > _HUGE and not curve.begins:
+    if found.end > _HUGE and not curve.begins and not falls(curve.loss):
         label = "unknown"
         reason += "; this is far above any cross-entropy, and the log does not show how it began"
     return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})

@@ -5,6 +5,7 @@ In such an export, each run has a column for each measure.
 
 import csv
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lrsweep.analysis.log_readers.rows import Row, name
@@ -16,6 +17,8 @@ def is_table(text: str) -> bool:
     """Returns whether the first line is a header of a CSV table with a loss in it."""
     head = text.lstrip().split("\n", 1)[0]
     # A run's name may have digits in it, but no header says "loss 1.25".
+    if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")):
+        return True
     return _separator(head) in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
 
 
@@ -39,6 +42,8 @@ def _runs(text: str) -> dict[str, list[Row]]:
     lines = text.lstrip().splitlines()
     separator = _separator(lines[0])
     header = next(csv.reader(lines[:1], delimiter=separator))
+    if {"metric", "step", "value"} <= set(header):
+        return _long(csv.DictReader(lines, delimiter=separator))
     columns = [_split(column) for column in header]
     every = -(-len(lines) // MOST_STEPS) or 1
     kept = [line for at, line in enumerate(lines[1:], 1) if at % every == 0 or at == len(lines) - 1]
@@ -54,6 +59,15 @@ def _runs(text: str) -> dict[str, list[Row]]:
         for of, rows in runs.items():
             rows.append({measure: value for run, measure, value in cells if run in ("", of)})
     return {run: _without_filler(rows) for run, rows in runs.items()} or {"": []}
+
+
+def _long(table: Iterable[Mapping[str, str]]) -> dict[str, list[Row]]:
+    """The runs of MLflow's export of a chart, which has a row for each run, measure and step."""
+    runs: dict[str, dict[str, Row]] = {}
+    for cells in table:
+        rows = runs.setdefault(cells.get("Run") or "", {})
+        rows.setdefault(cells["step"], {"step": cells["step"]})[cells["metric"]] = cells["value"]
+    return {run: list(rows.values()) for run, rows in runs.items()}
 
 
 def _without_filler(rows: list[Row]) -> list[Row]:

@@ -19,15 +19,15 @@ _PAIR = re.compile(
 
 # A key, a value, and perhaps a percent sign.
 _ASSIGNED = re.compile(
-    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average)[ _])?"
+    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
     r"(?:loss|acc|accuracy)|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
-    r"(?:\s{0,9}[=:]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
+    r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
     re.IGNORECASE,
 )
 # A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
 _NUMBERED = re.compile(r"\s*(\d+)\s*\|")
 _STEP_SET_LOSS = re.compile(r"(\d+) (train|val) ([-+.\w]+)")
-_AVERAGE = re.compile(r"(mean|avg|average)_")
+_AVERAGE = re.compile(r"(mean|avg|average|total)_?")
 
 
 def json_lines(path: Path, text: str) -> Iterator[Row]:

@@ -106,6 +106,13 @@ TEXTS = {
     "fairseq": "\n".join(f"epoch 001: {s} / 614 loss={falling(s)}, ppl=9, num_updates={s}, lr=0.05" for s in STEPS),
     "two counts of epochs": "\n".join(f"Epoch 1, Step {s}, Loss: {falling(s)} Beginning of Epoch 2/18" for s in STEPS),
     "a mean beside it": "\n".join(f"step {s} loss: {falling(s)} mean_loss: 7.0 dev loss: 2.0" for s in STEPS),
+    "brackets and quotes": "\n".join(
+        f"12:00 | [Loss] {falling(s)} | [step]   {s} | 'lr': 0.001, 'acc': 0.3" for s in STEPS
+    ),
+    "full-width colons": "\n".join(f"训练 step\uff1a{s}, Loss\uff1a{falling(s)}" for s in STEPS),
+    "a total": "\n".join(f"[0/100][step:{s}]  Totalloss:{falling(s)} CTCloss: 5.0 L2loss: 0.2" for s in STEPS),
+    "MLflow's export": '"Run","Run ID","metric","step","timestamp","value"\n'
+    + "\n".join(f'"a","f8","loss","{s}","17618841","{falling(s)}"' for s in STEPS),
     "a mean alone": "\n".join(f"iter: {s}  mean_loss: {falling(s)} best_mean_loss: inf" for s in STEPS),
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)

@@ -179,11 +179,29 @@ def test_a_rising_eval_loss_of_a_model_that_knows_its_rows_by_heart_is_no_diverg
     assert judged(noisy(2.2, 8), eval_loss=evals).label == "diverged"
 
 
-def test_an_eval_loss_that_swung_and_settled_at_its_best_does_not_oscillate() -> None:
+def test_a_loss_that_swung_and_settled_does_not_oscillate() -> None:
     swings = [0.9, 0.5, 1.4, 0.6, 1.2, 0.5, 1.1, 0.45, 0.4, 0.35, 0.3, 0.29, 0.28]
-    falling = [1.0 / (1 + i) for i in range(13)]
-    assert judged(falling, eval_loss=swings).label == "healthy"
-    assert judged(falling, eval_loss=[*swings[:7], 0.5, 1.3, 0.6, 1.2, 0.5, 1.1]).label == "oscillating"
+    training = [3.0, 2.9, 3.1, 3.0, 2.9, 3.0, 3.1, 2.9, 3.0, 3.0, 2.9, 3.0, 3.0]
+    assert judged(training, eval_loss=swings).label != "oscillating"
+    assert judged(training, eval_loss=[*swings[:7], 0.5, 1.3, 0.6, 1.2, 0.5, 0.8]).label == "oscillating"
+
+
+def test_one_nan_evaluation_at_the_end_says_too_little_where_nan_came_and_went() -> None:
+    training = [2.2 - 0.05 * i for i in range(10)]
+    evals = [3.82, 3.9, 3.98, 4.05, 4.1, 4.18, 4.25, 4.35, 4.45, math.nan]
+    assert judged(training, eval_loss=evals).label == "diverged"
+    assert judged([*training[:4], math.nan, *training[5:]], eval_loss=evals).label != "diverged"
+
+
+def test_a_constant_loss_with_one_answer_for_all_has_collapsed() -> None:
+    assert judged([8.06] * 10, accuracy=[0.52, *[0.5] * 9]).label == "collapsed"
+    assert judged([0.0266] * 10, accuracy=[0.9983] * 10).label == "inert"
+    assert judged([8.06] * 10).label == "inert"
+
+
+def test_losses_of_zero_beside_evaluations_of_zero_are_no_nan() -> None:
+    assert judged([0.0] * 8, eval_loss=[0.0] * 8).label == "inert"
+    assert judged([1.3, 1.2, *[0.0] * 8]).label == "diverged"
 
 
 def test_noise_that_may_hide_a_fall_is_no_low_rate() -> None:

@@ -47,9 +47,10 @@ def _evaluations_not_finite(curve: Curve) -> Diagnosis | None:
         return None
     at = int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0
     step = float(curve.eval_loss.steps[at])
-    losses = curve.loss.finite()
-    # One evaluation beside a training loss that is right says too little.
-    if len(losses.after(step)) or (at == len(good) - 1 and step in losses.steps):
+    if len(curve.loss.finite().after(step)):
+        return None
+    # One evaluation says too little where others, or training losses, were NaN and came back.
+    if at == len(good) - 1 and not (np.isfinite(curve.loss.values).all() and good[:at].all()):
         return None
     reason = f"eval_loss is {curve.eval_loss.values[at]:g} from {curve.place(step)} on"
     return Diagnosis("diverged", {"step": step, "reason": reason}, remedies.after_nan(curve, False))

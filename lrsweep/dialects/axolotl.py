@@ -12,7 +12,7 @@ from lrsweep.dialects.data_keys import NO_EVALUATION, moved, rows_are_ours, shar
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.optimizer_keys import ADAMW, ONE_RATE, read_adam, write_adam
-from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.dialects.rows import fixed, flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 
 # Axolotl's warm-up ratio for a config that does not set one.
@@ -215,6 +215,7 @@ _ROWS = (
         _write_optimizer,
     ),
     ONE_RATE,
+    fixed("Axolotl", {"data.train_on_prompt": False}),
     key("weight_decay", "optimizer.weight_decay", 0.0, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler", "cosine"),

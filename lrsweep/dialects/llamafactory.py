@@ -34,7 +34,7 @@ from lrsweep.dialects.mapping import (
     with_model,
 )
 from lrsweep.dialects.model_keys import read_model, write_model
-from lrsweep.dialects.rows import flag, given, key, names, number, whole, word
+from lrsweep.dialects.rows import fixed, flag, given, key, names, number, whole, word
 from lrsweep.errors import InputError
 
 _ATTENTION = {"auto": None, "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
@@ -138,6 +138,7 @@ def _write_finetune(config: SweepConfig) -> Tree:
 
 
 _ROWS = (
+    fixed("LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False}),
     Row(
         ("model_name_or_path", "model_revision", "flash_attn"),
         ("model.path", "model.revision", "model.attn_implementation"),

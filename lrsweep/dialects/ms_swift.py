@@ -23,7 +23,7 @@ from lrsweep.dialects.mapping import (
     saved_at_evaluations,
 )
 from lrsweep.dialects.model_keys import model_folder
-from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.dialects.rows import fixed, flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 from lrsweep.files.paths import expanded
 
@@ -232,6 +232,7 @@ _ROWS = (
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     optimizer_keys.row(beta2=0.95),
     optimizer_keys.ONE_RATE,
+    fixed("ms-swift", {"model.special_tokens": {}, "data.train_on_prompt": False}),
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler_type", "cosine"),

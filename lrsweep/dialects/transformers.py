@@ -60,11 +60,15 @@ def not_here(config: SweepConfig) -> str:
     comment = f"# Not part of TrainingArguments: model {model.path}"
     comment += f" in {model.quantization}" if model.quantization else ""
     comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
+    comment += " (longer ones are left out)" if data.drop_long_rows else ""
+    comment += ", learning prompts too" if data.train_on_prompt else ""
+    comment += f", special tokens {format_value(dict(model.special_tokens))}" if model.special_tokens else ""
     if finetune.mode == "lora":
         kind = ("rs" if finetune.rslora else "") + ("DoRA" if finetune.dora else "LoRA")
         comment += f", {kind} r={finetune.r} alpha={finetune.alpha:g} dropout={finetune.dropout:g}"
         comment += f" on {format_value(finetune.target_modules)}"
-        ratio = finetune.loraplus_lr_ratio
+        init, ratio = finetune.init_lora_weights, finetune.loraplus_lr_ratio
+        comment += "" if init is True else f", initialised by {init}"
         comment += "" if ratio is None else f", B at {ratio:g} times A's rate (LoRA+)"
     else:
         comment += f", {finetune.mode} fine-tuning"

@@ -22,7 +22,7 @@ from lrsweep.dialects.mapping import (
     with_model,
 )
 from lrsweep.dialects.model_keys import read_model, write_model
-from lrsweep.dialects.rows import flag, given, key, number, whole, word
+from lrsweep.dialects.rows import exact, fixed, flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
 from lrsweep.errors import InputError
 
@@ -175,7 +175,18 @@ def _write_data(config: SweepConfig) -> Tree:
     return where | {"completion_only_loss": True}
 
 
+def _read_eos(tree: Tree) -> Tree:
+    token = tree.get("eos_token")
+    return {"model.special_tokens": {} if token is None else {"eos_token": word("eos_token", token)}}
+
+
+def _write_eos(config: SweepConfig) -> Tree:
+    return dict(config.model.special_tokens)
+
+
 _ROWS = (
+    exact("TRL", Row(("eos_token",), ("model.special_tokens",), _read_eos, _write_eos)),
+    fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
     Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
@@ -325,7 +336,6 @@ DIALECT = Dialect(
         Refusal("torch_dtype", "TRL renamed it", "use dtype"),
         Refusal("model_init_kwargs router_aux_loss_coef", "it changes the model", "remove it", ({},)),
         Refusal("dataset_kwargs", "trials do not change rows", "remove it", ({},)),
-        Refusal("eos_token", "trials use the tokenizer's own", "put it into the tokenizer's files"),
         Refusal("padding_free", "trials pad batches; the loss is the same only with packing", "set it to false"),
         *(
             Refusal(keys, f"it is a key of trl {name}, and trials do supervised fine-tuning", "")

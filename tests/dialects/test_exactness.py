@@ -236,3 +236,44 @@ def test_lora_plus_is_not_dropped_by_who_has_none() -> None:
         with pytest.raises(InputError, match=r"^finetune\.loraplus_lr_ratio=16: .* has no key for LoRA\+"):
             row.write(config)
     assert "LoRA+" in TRAINERS["transformers"].not_here(config)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "init"),
+    [
+        ("llamafactory", {"pissa_init": True}, "pissa_niter_16"),
+        ("llamafactory", {"pissa_init": True, "pissa_iter": -1}, "pissa"),
+        ("llamafactory", {"pissa_init": False, "pissa_iter": 4}, True),
+        ("axolotl", LORA | {"peft_init_lora_weights": "olora"}, "olora"),
+        ("axolotl", LORA | {"peft_init_lora_weights": True}, True),
+        ("ms-swift", {"init_weights": "gaussian"}, "gaussian"),
+        ("ms-swift", {"init_weights": "true"}, True),
+    ],
+)
+def test_a_start_of_lora_is_ours_and_comes_back(dialect: str, keys: dict[str, Any], init: bool | str) -> None:
+    run = imported(dialect, FILES[dialect] | keys, "f.yaml")
+    assert run.config.finetune.init_lora_weights == init
+    row = next(row for row in TRAINERS[dialect].rows(None) if "finetune.init_lora_weights" in row.ours)
+    assert row.read({**FILES[dialect], **keys, **row.write(run.config)})["finetune.init_lora_weights"] == init
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "said"),
+    [
+        ("llamafactory", {"pissa_init": True, "pissa_iter": 0}, "pissa_iter=0: trials do 1 to 99 iterations"),
+        ("axolotl", LORA | {"peft_init_lora_weights": "eva"}, "peft_init_lora_weights=eva: trials start with true"),
+        ("ms-swift", {"init_weights": "lora-ga"}, "init_weights=lora-ga: trials start with true"),
+    ],
+)
+def test_a_start_that_we_do_not_have_is_theirs(dialect: str, keys: dict[str, Any], said: str) -> None:
+    run = imported(dialect, FILES[dialect] | keys, "f.yaml")
+    assert [reason for reason in run.reasons if reason.startswith(said)], run.reasons
+
+
+def test_a_start_is_not_dropped_by_who_has_none() -> None:
+    keys = LORA | {"peft_init_lora_weights": "olora", "lora_target_linear": True}
+    config = imported("axolotl", FILES["axolotl"] | keys, "f.yaml").config
+    for name in ("trl", "llamafactory"):
+        row = next(row for row in TRAINERS[name].rows(None) if "finetune.init_lora_weights" in row.ours)
+        with pytest.raises(InputError, match=r"^finetune\.init_lora_weights=olora: "):
+            row.write(config)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from lrsweep.config.schema import SweepConfig, flatten
 from lrsweep.dialects import axolotl, llamafactory, ms_swift, their_command, transformers, trl
 from lrsweep.dialects.file_editor import edited
-from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, written
+from lrsweep.dialects.mapping import Dialect, Version, changed
+from lrsweep.dialects.writing import changes_in_their_file, written
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml

@@ -10,7 +10,8 @@ import yaml
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import json_editor
-from lrsweep.dialects.mapping import Dialect, Version, changed, changes_in_their_file, differences, edits
+from lrsweep.dialects.mapping import Dialect, Version, changed
+from lrsweep.dialects.writing import changes_in_their_file, differences, edits
 from lrsweep.dialects.yaml_reader import load_json, load_yaml
 from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import comments, scalar

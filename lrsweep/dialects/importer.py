@@ -13,7 +13,8 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig, flatten, replace, validate
 from lrsweep.dialects import TRAINERS, their_command
 from lrsweep.dialects.imported_run import DEFAULTS, OPEN, Imported, Request, config_of, run_steps, trial_length
-from lrsweep.dialects.mapping import Dialect, Tree, obstacles, rest_of, values_of
+from lrsweep.dialects.mapping import Dialect, Tree
+from lrsweep.dialects.reading import obstacles, rest_of, values_of
 from lrsweep.dialects.training_arguments import epochs
 from lrsweep.errors import InputError, NotFoundError
 from lrsweep.files.redaction import mask

@@ -34,7 +34,15 @@ eval_steps: 4
 plot_loss: true
 """
 
-ADAMW = {"name": "adamw", "lr": 3e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "kwargs": {}}
+ADAMW = {
+    "name": "adamw",
+    "lr": 3e-3,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "lr_groups": {},
+    "kwargs": {},
+}
 
 
 def test_a_config_is_imported_swept_and_put_back(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.dialects import TRAINERS, tree
 from lrsweep.dialects.imported_run import Request
 from lrsweep.dialects.importer import from_tree, imported
-from lrsweep.dialects.mapping import get, values_of
+from lrsweep.dialects.mapping import get
+from lrsweep.dialects.reading import values_of
 from lrsweep.dialects.trial_file import of_trial
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.errors import InputError

@@ -13,7 +13,7 @@ from lrsweep.dialects.file_editor import edited
 from lrsweep.dialects.imported_run import Imported, Request
 from lrsweep.dialects.importer import imported, without_secrets
 from lrsweep.dialects.json_editor import with_changes
-from lrsweep.dialects.mapping import obstacles
+from lrsweep.dialects.reading import obstacles
 from lrsweep.dialects.trial_file import of_trial
 from lrsweep.dialects.yaml_reader import load_json, load_yaml
 from lrsweep.errors import InputError

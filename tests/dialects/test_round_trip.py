@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrsweep import dialects
 from lrsweep.config.schema import replace
 from lrsweep.dialects.importer import from_tree
-from lrsweep.dialects.mapping import values_of
+from lrsweep.dialects.reading import values_of
 from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.files.yaml_writer import to_yaml
 from tests.dialects.examples import EXAMPLES, meaning

@@ -4,8 +4,10 @@ import pytest
 
 from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.dialects.importer import from_tree
-from lrsweep.dialects.mapping import Dialect, Row, TheirRun, Tree, differences, edits, values_of, written
+from lrsweep.dialects.mapping import Dialect, Row, TheirRun, Tree
+from lrsweep.dialects.reading import values_of
 from lrsweep.dialects.rows import exact, fixed, key, number, pair
+from lrsweep.dialects.writing import differences, edits, written
 from lrsweep.errors import InputError
 from tests.recorder import tiny
 

@@ -27,14 +27,18 @@ TUNED: dict[str, Any] = {
 }
 
 
-def tuned(dialect: str, text: str, keep: bool) -> tuple[SweepConfig, str]:
-    """A config as a sweep would find it best, and its export; `keep` what came from the file, or write all anew."""
+def tuned(dialect: str, text: str, keep: bool, **more: Any) -> tuple[SweepConfig, str]:
+    """A config as a sweep would find it best, and its export; `keep` what came from the file, or write all anew.
+
+    `more` are other values of `finetune`.
+    """
     trainer = dialects.TRAINERS[dialect]
     run = from_tree(trainer, load_yaml(text, "example"), "example.yaml")
-    best = replace(run.config, TUNED)
+    found = TUNED | {f"finetune.{key}": value for key, value in more.items()}
+    best = replace(run.config, found)
     if not keep:
         best = best.model_copy(update={"origin": None})
-    return best, to_yaml({**dialects.tree(trainer, best, set(TUNED)), **cpu(dialect)})
+    return best, to_yaml({**dialects.tree(trainer, best, set(found)), **cpu(dialect)})
 
 
 def cpu(dialect: str) -> dict[str, Any]:
@@ -87,6 +91,18 @@ def test_llamafactory(tmp_path: Path, text: str, keep: bool) -> None:
     if best.finetune.mode == "lora":
         assert found["lora"] == ["lora", best.finetune.r, best.finetune.alpha, list(targets or ())]
     assert found["length"] == ([-1, 3.0] if keep and "max_steps" not in text else [best.training.schedule_steps, 3.0])
+
+
+def test_a_start_of_lora_is_read_by_the_trainers(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    starts = {"init_lora_weights": "pissa_niter_4", "loraplus_lr_ratio": 4.0}
+    _, exported = tuned("llamafactory", LLAMAFACTORY_LORA, True, **starts)
+    (tmp_path / "out.yaml").write_text(exported)
+    assert read_by("llamafactory", tmp_path / "out.yaml")["start"] == [True, 4, 4.0]
+    lora = AXOLOTL.replace("qlora", "lora").replace("load_in_4bit: true\n", "")
+    _, exported = tuned("axolotl", lora, True, init_lora_weights="pissa_niter_4")
+    (tmp_path / "out.yaml").write_text(exported)
+    assert read_by("axolotl", tmp_path / "out.yaml")["start"] == ["pissa_niter_4", None]
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "anew"])

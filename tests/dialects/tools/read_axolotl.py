@@ -14,6 +14,7 @@ print(
             "model": config.base_model,
             "data": [config.datasets[0].path, config.datasets[0].type, config.sequence_len, config.sample_packing],
             "lora": [config.adapter, config.lora_r, config.lora_alpha, config.lora_target_modules],
+            "start": [config.peft_init_lora_weights, config.loraplus_lr_ratio],
             "lr": config.learning_rate,
             "betas": [config.adam_beta1, config.adam_beta2],
             "eps": config.adam_epsilon,

@@ -290,7 +290,9 @@ def replace(config: SweepConfig, changes: Mapping[str, Any]) -> SweepConfig:
     """The config with dotted keys set (`{"optimizer.lr": 1e-4}`), validated again. Raises InputError."""
     tree = config.model_dump()
     for key, value in changes.items():
-        *parents, leaf = key.split(".")
+        # The keys of a mapping are the user's own, and may have dots.
+        mapping = next((key[: dot.start()] for dot in re.finditer(r"\.", key) if is_mapping(key[: dot.start()])), None)
+        *parents, leaf = key.split(".") if mapping is None else [*mapping.split("."), key[len(mapping) + 1 :]]
         node = tree
         for parent in parents:
             node = node[parent]

@@ -28,6 +28,8 @@ def _not_denormal(value: float) -> float:
 
 
 def _regular_expression(value: str) -> str:
+    if re.search(r"[+*}][)][+*{]", value):
+        raise ValueError(f"{value!r}: a repeated group that ends in a repetition may take for ever; write it simpler")
     try:
         re.compile(value)
     except re.error as fault:
@@ -70,7 +72,7 @@ _LATER_SHAPE = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
 
-# false is left out: with random A and B, the model would not start as the base.
+# PEFT's false is left out: with random A and B, the model would not start as the base.
 _INITIALISATIONS = r"^(gaussian|orthogonal|olora|pissa|pissa_niter_[1-9][0-9]?)$"
 
 
@@ -174,13 +176,22 @@ class FinetuneConfig(Section):
     """DoRA: learns magnitude and direction separately."""
     rslora: Annotated[bool, _TUNED] = False
     """rsLoRA: scales by alpha / sqrt(r)."""
-    init_lora_weights: Annotated[bool | Annotated[str, Field(pattern=_INITIALISATIONS)], _LATER_SHAPE] = True
+    init_lora_weights: Annotated[Literal[True] | Annotated[str, Field(pattern=_INITIALISATIONS)], _LATER_SHAPE] = True
     """How LoRA starts, by PEFT's names: `true` (B is zero), `gaussian`, `orthogonal`, `olora`, `pissa`, or
     `pissa_niter_16` for PiSSA by 16 iterations, which is faster. A saved adapter fits the base as it was."""
     loraplus_lr_ratio: Annotated[Positive | None, _ADDED] = None
     """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
     """How many of the last layers mode `freeze` trains."""
+
+    @model_validator(mode="after")
+    def _can_start(self) -> Self:
+        init = str(self.init_lora_weights)
+        if init == "orthogonal" and self.r % 2:
+            raise ValueError(f"init_lora_weights=orthogonal needs an even r, and r is {self.r}")
+        if self.dora and init.startswith(("pissa", "olora")):
+            raise ValueError(f"init_lora_weights={init} changes the base that dora measures; set dora=false")
+        return self
 
 
 class OptimizerConfig(Section):

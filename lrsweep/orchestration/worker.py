@@ -63,6 +63,8 @@ class Worker:
     # For each of its trials that will pause: the step at which it does.
     _pauses: dict[int, int] = field(default_factory=dict)
     _stops: dict[int, Stop] = field(default_factory=dict)
+    # For each of its trials: the step of its last evaluation.
+    _evaluated: dict[int, int] = field(default_factory=dict)
 
     def next_trial(self) -> Trial | None:
         """The next trial to train, with its folder created; None if none is available, or `stop` is set."""
@@ -83,15 +85,15 @@ class Worker:
                 # Valid values may contradict each other, which a sampler cannot know.
                 self.study.tell(Record(number, spec, "failed", 0, None, str(fault)))
                 continue
-            self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
             if spec.pause_at is not None:
                 from lrsweep.files.checkpoint import last_step  # with torch, which a worker has by now
 
-                if last_step(folder) >= spec.pause_at:
+                if last_step(folder) >= self.study.last_evaluation(number) >= spec.pause_at:
                     # The previous worker was killed after the checkpoint at which the trial pauses.
                     self.study.pause(number)
                     continue
                 self._pauses[number] = spec.pause_at
+            self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
             write_text(folder / "config.yaml", to_yaml(config.masked()))
             return Trial(number, config, folder)
         return None
@@ -118,6 +120,7 @@ class Worker:
             if score is not None:
                 self._logs[number].sync()
                 self._scores[number] = score
+                self._evaluated[number] = step
                 # Before training all trials are equal, and a loss that is not finite is diverged, not pruned.
                 if step > 0 and math.isfinite(score):
                     evals.append(EvalReport(number, step, *self._budgets[number], score))
@@ -146,7 +149,8 @@ class Worker:
         last = self._scores.pop(number, math.nan)
         del self._budgets[number]
         paused = self._stops.pop(number, None) == "paused" and outcome.status == "stopped"
-        due = self._is_due(number, outcome.step)
+        # A stop pauses a trial anywhere; the search decides after an evaluation only.
+        due = self._is_due(number, self._evaluated.pop(number, 0))
         self._pauses.pop(number, None)
         if paused and due:
             self.study.pause(number)

@@ -220,6 +220,11 @@ class WorkerStudy:
             controller = attributes.get("keeper", "")
             return not attributes.get("closed", True) and not self._is_dead(controller, attributes)
 
+    def last_evaluation(self, number: int) -> int:
+        """The step of the last evaluation of a trial that this worker has claimed; 0 if there is none."""
+        frozen = self._store.study._storage.get_trial(self._running[number]._trial_id)
+        return max(frozen.intermediate_values, default=0)
+
     def owns(self, number: int) -> bool:
         """Returns whether a trial that this worker claimed still belongs to it."""
         return self._is_owner(self._store.study._storage.get_trial(self._running[number]._trial_id))

@@ -175,10 +175,18 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig, optimizer: Opt
             raise _unloadable(model, fault) from None
         check_causal(model, skeleton)
         check_memory(model, finetune, _stored_dtype(model, finetune), skeleton)
-        # A skeleton has no weights to start from.
-        plain = finetune.model_copy(update={"init_lora_weights": True})
-        trained = make_trainable(skeleton, plain, 0).named_parameters()
-    lr_factors([name for name, weight in trained if weight.requires_grad], optimizer, finetune)
+        takes = finetune.mode == "lora" and takes_from_base(lora_config(finetune))
+        # A skeleton has no weights to take from.
+        plain = finetune.model_copy(update={"init_lora_weights": True}) if takes else finetune
+        trained = [
+            name for name, weight in make_trainable(skeleton, plain, 0).named_parameters() if weight.requires_grad
+        ]
+    if takes and any("lora_embedding" in name for name in trained):
+        raise InputError(
+            f"finetune.init_lora_weights={finetune.init_lora_weights}: takes from linear layers only, and "
+            "finetune.target_modules names embeddings; leave them out"
+        )
+    lr_factors(trained, optimizer, finetune)
     return positions(skeleton)
 
 

@@ -113,6 +113,11 @@ TEXTS = {
     "a total": "\n".join(f"[0/100][step:{s}]  Totalloss:{falling(s)} CTCloss: 5.0 L2loss: 0.2" for s in STEPS),
     "MLflow's export": '"Run","Run ID","metric","step","timestamp","value"\n'
     + "\n".join(f'"a","f8","loss","{s}","17618841","{falling(s)}"' for s in STEPS),
+    "parts and a total": "\n".join(
+        f"step {s} ce loss 1.9, aux loss 0.01, total loss {falling(s)} grad acc: 8" for s in STEPS
+    ),
+    "a first line with a tab": "INFO\tusing loss function: CrossEntropy\n"
+    + "\n".join(f"step {s}\tloss {falling(s)}" for s in STEPS),
     "a mean alone": "\n".join(f"iter: {s}  mean_loss: {falling(s)} best_mean_loss: inf" for s in STEPS),
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
@@ -137,6 +142,19 @@ def test_accuracies_are_read_in_percent_too(tmp_path: Path) -> None:
     assert read(tmp_path / "log").measures["accuracy"].values == pytest.approx([0.405 + 0.01 * i for i in range(8)])
     (tmp_path / "history.csv").write_text("epoch,loss,val_loss,val_accuracy\n0,1.0,1.1,0.5\n1,0.9,1.0,0.6\n")
     assert list(read(tmp_path / "history.csv").measures["eval_accuracy"].values) == [0.5, 0.6]
+    (tmp_path / "log").write_text("\n".join(f"step {s} loss {falling(s)} grad acc: 8" for s in STEPS))
+    assert "accuracy" not in read(tmp_path / "log").measures
+
+
+def test_a_row_of_mlflows_export_may_be_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "chart.csv").write_text("Run,metric,step,value\nr1,loss,1,2.0\nr1,loss,2,1.9\nr1,loss\n")
+    assert list(read(tmp_path / "chart.csv").loss.values) == [2.0, 1.9]
+
+
+def test_a_long_line_of_dashes_is_read_in_no_time(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("| loss |\n" + "-" * 200_000 + "x")
+    with pytest.raises(InputError, match="holds no losses"):
+        read(tmp_path / "log")
 
 
 def test_output_of_powershell_is_read(tmp_path: Path) -> None:

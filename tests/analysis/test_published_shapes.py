@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lrsweep.analysis import log_readers
@@ -147,14 +148,28 @@ def test_losses_that_end_exactly_at_chance_have_collapsed_however_they_began() -
     assert judged([0.6773, 2.1, 5.335, 10.7, 3.2, 1.1, 0.9, *[0.6931] * 8]).label == "collapsed"
 
 
-def test_losses_that_recur_to_the_digit_in_any_order_are_those_of_an_untrained_model() -> None:
-    batches = [3.7451, 3.5551, 3.1906, 3.5086, 3.7, 3.9202]
-    order = [0, 1, 2, 3, 1, 0, 4, 3, 4, 2, 5, 1, 0, 5, 3, 2]
-    found = judged([batches[i] for i in order])
-    assert (found.label, "recur to the digit" in str(found.evidence["reason"])) == ("inert", True)
-    assert judged([batches[i] - 0.0101 * at for at, i in enumerate(order)]).label != "inert"
+def test_an_epoch_that_repeats_is_inert_and_a_run_that_was_started_again_is_not() -> None:
     epoch = [0.9741, 1.3742, 1.2390, 0.9670, 1.0386, 1.1681, 1.2240, 0.9610]
     assert judged([*epoch, *epoch[:6]]).label == "inert"
+    falling = [3.7 - 0.0571 * i for i in range(40)]
+    assert judged([*falling, *falling[:8]]).label != "inert"
+
+
+def test_few_digits_are_equal_by_chance() -> None:
+    falls = [3.2, 2.8, 2.5, 2.2, 2.0, 1.9, 1.8, 1.7, 1.65, 1.62]
+    assert judged([*falls, *[1.61] * 5]).label == "healthy"
+    noise = noisy(1.23, 8, 0.01)
+    assert judged(noise, eval_loss=noise, eval_accuracy=[0.68] * 8).label != "collapsed"
+    assert judged(noise, eval_loss=noise, eval_accuracy=[0.6833] * 8).label == "collapsed"
+    # bfloat16 has 128 numbers between 1 and 2.
+    draw = np.random.default_rng(0)
+    losses = np.round((1.2 + 2.5 * np.exp(-np.arange(1000) / 150) + draw.normal(0, 0.12, 1000)) * 64) / 64
+    assert judged([float(loss) for loss in losses]).label == "healthy"
+
+
+def test_a_classifier_of_two_that_falls_back_to_chance_has_collapsed() -> None:
+    losses = [*noisy(0.3, 10), 0.9, *noisy(0.694, 10, 0.002)]
+    assert judged(losses, accuracy=[*noisy(0.9, 10), 0.6, *noisy(0.51, 10)]).label == "collapsed"
 
 
 def test_a_log_with_too_few_digits_is_not_judged() -> None:

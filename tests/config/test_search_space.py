@@ -148,3 +148,10 @@ def test_a_mapping_takes_keys_of_the_users_own_and_so_does_an_axis() -> None:
     found = [axis for axis in axes(base) if axis.key == "optimizer.lr_groups.lora_B"]
     trials = [trial_config(base, found, point) for point in grid(found)]
     assert [trial.optimizer.lr_groups for trial in trials] == [{"lora_B": 1}, {"lora_B": 4}]
+
+
+def test_a_mappings_keys_may_have_dots() -> None:
+    base = config("optimizer.lr_groups={layers.0: 0.1}", "space.optimizer.lr_groups.layers.0=[0.1,1]")
+    found = [axis for axis in axes(base) if axis.key == "optimizer.lr_groups.layers.0"]
+    trials = [trial_config(base, found, point) for point in grid(found)]
+    assert [trial.optimizer.lr_groups for trial in trials] == [{"layers.0": 0.1}, {"layers.0": 1}]

@@ -113,6 +113,24 @@ def test_a_trial_that_was_left_at_the_checkpoint_of_its_pause_pauses(join: Join)
     assert [record.number for record in controller(again).paused()] == [0]
 
 
+def test_a_stop_past_the_pause_but_before_its_evaluation_does_not_pause_for_the_search(join: Join) -> None:
+    """Without an evaluation, the search would take the rate for one that has diverged."""
+    refining = sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]", "search=refine"])
+    worker = join(refining)
+    trial = worker.next_trial()
+    pause = pause_at(refining)
+    assert trial is not None
+    assert pause is not None
+    worker.stop.set()
+    assert worker.report([]) == {0: "paused"}
+    checkpoint.save(trial.folder, checkpoint.Checkpoint("packed", "", pause + 1, {}))
+    worker.finish(Outcome(0, pause + 1, "stopped"))
+    assert controller(worker).paused() == []
+    again = join(refining).next_trial()
+    assert again is not None
+    assert again.number == 0
+
+
 class Nameless:
     """A worker that has died before anybody learnt its name."""
 

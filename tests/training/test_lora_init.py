@@ -63,6 +63,26 @@ def test_an_unpackable_or_unknown_start_is_refused() -> None:
         check_quantization(config.model, config.finetune)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("finetune.init_lora_weights=orthogonal", "finetune.r=5"), "needs an even r, and r is 5"),
+        (("finetune.init_lora_weights=pissa", "finetune.dora=true"), "changes the base that dora measures"),
+        (("finetune.init_lora_weights=false",), "finetune.init_lora_weights"),
+        (("optimizer.lr_groups={a+b: 1}", "finetune.init_lora_weights=eva"), "init_lora_weights"),
+    ],
+)
+def test_what_cannot_start_is_refused(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        tiny(*overrides)
+
+
+def test_embeddings_give_nothing() -> None:
+    config = tiny("finetune.init_lora_weights=pissa", "finetune.target_modules=[q_proj,embed_tokens]")
+    with pytest.raises(InputError, match="takes from linear layers only"):
+        check_trainable(config.model, config.finetune, config.optimizer)
+
+
 def test_the_check_before_training_needs_no_weights() -> None:
     config = tiny("finetune.init_lora_weights=pissa")
     plain = tiny()

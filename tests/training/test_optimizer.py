@@ -2,6 +2,7 @@
 
 import pytest
 
+from lrsweep.config.schema import replace
 from lrsweep.errors import InputError
 from lrsweep.training.model import check_trainable
 from lrsweep.training.optimizer import lr_factors, with_own_rates
@@ -89,3 +90,9 @@ def test_groups_that_make_no_sense_are_refused(override: str, said: str) -> None
 def test_lora_plus_and_groups_together_are_refused() -> None:
     with pytest.raises(InputError, match=r"loraplus_lr_ratio and optimizer\.lr_groups both give"):
         tiny("finetune.loraplus_lr_ratio=16", "optimizer.lr_groups={lora_A: 0.5}")
+
+
+@pytest.mark.parametrize("pattern", [r"([\w.]+)+,", "(a*)*", "(a{1,9}){1,9}"])
+def test_a_pattern_that_may_take_for_ever_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="may take for ever"):
+        replace(tiny(), {"optimizer.lr_groups": {pattern: 0.1}})

@@ -173,23 +173,7 @@ def inert(curve: Curve) -> Diagnosis | None:
     if period:
         reason = f"the losses repeat to the digit every {period} rows: nothing that is trained changes them"
         return Diagnosis("inert", {"period": float(period), "reason": reason}, remedies.CHECK)
-    return _recurs(curve.loss.finite().values)
-
-
-def _recurs(losses: Floats) -> Diagnosis | None:
-    """Inert: the losses are few numbers of many digits, again and again, in any order: each batch has its own."""
-    rows = losses[np.append(True, np.diff(losses) != 0)] if len(losses) else losses
-    distinct = len(np.unique(rows))
-    if len(rows) < 12 or distinct > len(rows) // 2:
-        return None
-    digits = max(len(repr(float(value)).partition(".")[2]) for value in rows)
-    # Among so many numbers, chance alone repeats next to none.
-    if "e" in repr(float(rows.min())) or float(np.ptp(rows)) * 10.0**digits < 20 * len(rows):
-        return None
-    reason = (
-        f"the {len(rows)} losses are {distinct} numbers that recur to the digit: nothing that is trained changes them"
-    )
-    return Diagnosis("inert", {"distinct": float(distinct), "reason": reason}, remedies.CHECK)
+    return None
 
 
 def _period(losses: Floats) -> int:
@@ -198,7 +182,11 @@ def _period(losses: Floats) -> int:
     for period in (np.flatnonzero(losses[2 : n - FEWEST_LOSSES + 1] == losses[:1]) + 2).tolist():
         same = losses[period:] == losses[:-period]
         # Six losses that repeat in order are no coincidence.
-        if same.all() and n - period >= FEWEST_LOSSES and len(np.unique(losses[period:])) >= min(period, 4):
+        if not same.all() or n - period < FEWEST_LOSSES or len(np.unique(losses[period:])) < min(period, 4):
+            continue
+        # A seeded run that was started again repeats itself as well; it had learned before.
+        first = Series(np.arange(period, dtype=np.float64), losses[:period])
+        if 2 * period <= n or not falls(first):
             return int(period)
     return 0
 
@@ -215,7 +203,8 @@ def collapsed(curve: Curve) -> Diagnosis | None:
         return None
     end, supervised = found.end, training_kind(curve) == "supervised"
     tail = curve.loss.finite().values[-max(len(curve.loss.finite()) // 3, 5) :]
-    exact = next((k for k in range(2, 11) if (abs(tail / math.log(k) - 1) < 0.001).all()), None)
+    near = (k for k in range(2, 11) if (abs(tail / math.log(k) - 1) < 0.001).all())
+    exact = next(near, None) if _digits(tail) >= 4 else None
     if exact is not None and supervised:
         reason = f"the last {len(tail)} losses are {end:.4g}, which is ln {exact}: {exact} classes have the same chance"
         return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
@@ -263,7 +252,8 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
     """The accuracy is the same to the digit at every evaluation; or it was good, and the loss is that of chance now."""
     settled = accuracies.values[len(accuracies) // 3 :]
     accuracy = float(accuracies.values[-1])
-    if len(settled) >= 3 and float(np.ptp(settled)) == 0 and 0 < accuracy < 0.99 and found.fall < 0.05:
+    same = len(settled) >= 3 and float(np.ptp(settled)) == 0 and _digits(settled) >= 3
+    if same and 0 < accuracy < 0.99 and found.fall < 0.05:
         reason = (
             f"the accuracy is {accuracy:.4g} at each of the last {len(settled)} evaluations, and the loss stays at "
             f"{end:.4g}: every input gets the same answer"
@@ -271,12 +261,19 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
         return _collapsed(curve, end, accuracy, reason)
     last = accuracies.values[-max(len(accuracies) // 4, 2) :]
     accuracy, best = float(np.median(last)), float(np.median(np.sort(accuracies.values)[-3:]))
+    chances = ((2, 1.2), (3, 1.2), (10, 2.0), (100, 2.0), (1000, 2.0))
     lost = next(
-        (k for k in (2, 3, 10, 100, 1000) if abs(end / math.log(k) - 1) < 0.04 and accuracy < 2 / k < best / 2), None
+        (k for k, slack in chances if abs(end / math.log(k) - 1) < 0.04 and accuracy < slack / k < best / slack), None
     )
     if lost is None or found.low > 0.6 * end:
         # The same answer from some evaluation on, to the digit, where there had been better ones.
-        if len(last) < 3 or float(np.ptp(last)) > 0 or found.end < 2 * found.low or best < 1.5 * accuracy:
+        if (
+            len(last) < 3
+            or float(np.ptp(last)) > 0
+            or _digits(last) < 3
+            or found.end < 2 * found.low
+            or best < 1.5 * accuracy
+        ):
             return None
         reason = f"the accuracy falls from {best:.3g} to {accuracy:.4g} and stays there to the digit"
         return _collapsed(curve, end, accuracy, reason)
@@ -285,6 +282,11 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
         f"the {lost} classes are told apart no better than by chance"
     )
     return _collapsed(curve, end, accuracy, reason)
+
+
+def _digits(values: Floats) -> int:
+    """Digits after the point, as far as the log has them: of so few as two, numbers are equal by chance."""
+    return max(len(repr(float(value)).partition(".")[2]) for value in values)
 
 
 def _collapsed(curve: Curve, end: float, accuracy: float, reason: str) -> Diagnosis:
@@ -296,6 +298,8 @@ def _accuracies(curve: Curve) -> Series | None:
     for name in ("eval_accuracy", "accuracy", "eval_acc", "acc"):
         if name in curve.measures:
             found = curve.measures[name].finite()
-            percent = len(found) > 0 and float(found.values.max()) > 1
-            return Series(found.steps, found.values / 100) if percent else found
+            highest = float(found.values.max()) if len(found) else 0.0
+            if highest > 100:
+                return None
+            return Series(found.steps, found.values / 100) if highest > 1 else found
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lrsweep.analysis.log_readers.rows import Row
 
 # The line under a table's header.
-_RULE = re.compile(r"[\s|:]*-{2,}[\s|:-]*")
+_RULE = re.compile(r"[\s|:]*--[\s|:-]*")
 
 
 def markdown_rows(text: str) -> Iterator[Row]:

@@ -19,7 +19,9 @@ def is_table(text: str) -> bool:
     # A run's name may have digits in it, but no header says "loss 1.25".
     if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")):
         return True
-    return _separator(head) in head and "loss" in head.lower() and re.search(r"[{}]|loss\W+\d", head.lower()) is None
+    if _separator(head) not in head or re.search(r"[{}]|loss\W+\d", head.lower()):
+        return False
+    return any(name(_split(cell.strip(' "'))[1] or "").endswith("loss") for cell in head.split(_separator(head)))
 
 
 def _separator(head: str) -> str:
@@ -65,6 +67,8 @@ def _long(table: Iterable[Mapping[str, str]]) -> dict[str, list[Row]]:
     """The runs of MLflow's export of a chart, which has a row for each run, measure and step."""
     runs: dict[str, dict[str, Row]] = {}
     for cells in table:
+        if not (cells.get("metric") and cells.get("step") and cells.get("value")):
+            continue
         rows = runs.setdefault(cells.get("Run") or "", {})
         rows.setdefault(cells["step"], {"step": cells["step"]})[cells["metric"]] = cells["value"]
     return {run: list(rows.values()) for run, rows in runs.items()}

@@ -19,7 +19,8 @@ _PAIR = re.compile(
 
 # A key, a value, and perhaps a percent sign.
 _ASSIGNED = re.compile(
-    r"(?<!\w)((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
+    r"(?<!\w)(?<!grad )(?<!gradient )"
+    r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
     r"(?:loss|acc|accuracy)|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
     r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
     re.IGNORECASE,
@@ -74,11 +75,14 @@ def assignments(text: str) -> Iterator[Row]:
     """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
     for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
         row: Row = {}
+        has_total = False
         for key, value, percent in _ASSIGNED.findall(line):
             named = re.sub("[ /-]", "_", key.lower())
             plain = _AVERAGE.sub("", named)
-            # Beside a step's own loss, a running mean of it is not wanted.
-            if plain not in row or (plain == named and plain not in ("epoch", "step")):
+            # Beside a step's own loss, a running mean of it is not wanted; beside parts of it, the total is.
+            whole = named.startswith("total") or (plain == named and not has_total and plain not in ("epoch", "step"))
+            has_total = has_total or named.startswith("total")
+            if plain not in row or whole:
                 row[plain] = f"{value}e-2" if percent and value.replace(".", "", 1).isdigit() else value
         if any("loss" in key for key in row):
             if (numbered := _NUMBERED.match(line)) is not None:

@@ -18,6 +18,7 @@ from lrsweep.training.engines import Measurement, Trial
 from lrsweep.training.engines.adapter_files import write_adapter
 from lrsweep.training.engines.checkpointing import trial_digest
 from lrsweep.training.engines.pack_loader import LoadedPack
+from lrsweep.training.lora_init import takes_from_base
 from lrsweep.training.model import lora_config
 from lrsweep.training.optimizer import lr_factors, optimizer_class
 from lrsweep.training.packing import Adapter, Pack
@@ -237,7 +238,7 @@ def save_adapter(slot: Slot, pack: Pack) -> None:
     """Writes the trial's adapter in PEFT's format. Raises StorageError."""
     folder = slot.trial.folder / "adapter"
     config = lora_config(slot.trial.config.finetune)
-    start = pack.start(config, slot.trial.config.training.seed)
-    assert isinstance(start, Adapter)
+    start = pack.start(config) if takes_from_base(config) else None
+    first = start.weights if isinstance(start, Adapter) else {}
     with disk_faults(folder):
-        write_adapter(folder, pack.weights(slot.index), config, pack.model.config._name_or_path, start.weights)
+        write_adapter(folder, pack.weights(slot.index), config, pack.model.config._name_or_path, first)

@@ -74,8 +74,10 @@ class TrainerEngine:
             optimizers=(own_rates, None),
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if own_rates is None else None,
         )
-        # What an adapter takes from the base by its seed is rounded in its own way.
-        drawn = (lora.init_lora_weights, config.training.seed) if taken else ()
+        # What is left of the base, and what an adapter takes, are rounded in their own way.
+        drawn = (
+            (lora.init_lora_weights, lora.r, lora.lora_alpha, lora.use_rslora, config.training.seed) if taken else ()
+        )
         base = (config.model.model_dump_json(), config.data.model_dump_json(), config.training.eval_batch_size, drawn)
         if kept is None:
             if base not in self._base_loss:
@@ -90,8 +92,8 @@ class TrainerEngine:
             with disk_faults(trial.folder):
                 folder, trained = trial.folder / "adapter", trainer.model
                 if taken:
-                    base = trained.config._name_or_path
-                    write_adapter(folder, get_peft_model_state_dict(trained), lora, base, first)
+                    path = trained.config._name_or_path
+                    write_adapter(folder, get_peft_model_state_dict(trained), lora, path, first)
                 else:
                     trained.save_pretrained(folder, safe_serialization=True)
         return outcome

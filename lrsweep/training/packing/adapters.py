@@ -7,7 +7,7 @@ Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023).
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,9 +67,9 @@ class AdapterMaker:
                 part of the base than the pack's adapters do.
         """
         if takes_from_base(config) or self._taken is not None:
-            if self._taken is None or self._taken[0] != repr(config):
+            if self._taken is None or self._taken[0] != _start(config):
                 raise Unpackable(f"init_lora_weights={config.init_lora_weights!r}: the pack's base has another start")
-            return self._taken[1]
+            return replace(self._taken[1], dropout=config.lora_dropout)
         # Many trials start from the same adapter, and making one takes PEFT as long as many steps of a short trial.
         key = (repr(config), seed)
         if key not in self._made:
@@ -91,7 +91,7 @@ class AdapterMaker:
         """
         _check(config)
         wrapped = with_adapter(model, copy.deepcopy(config), seed)
-        self._taken = repr(config), self._adapter(wrapped, config)
+        self._taken = _start(config), self._adapter(wrapped, config)
         wrapped.unload()
 
     def _make(self, config: LoraConfig, seed: int) -> Adapter:
@@ -182,6 +182,13 @@ def padded_shapes(adapter: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
         name: (rank, weight.shape[1]) if name.endswith(".lora_A.weight") else (weight.shape[0], rank)
         for name, weight in adapter.weights.items()
     }
+
+
+def _start(config: LoraConfig) -> str:
+    """What the start of an adapter depends on: all but dropout."""
+    plain = copy.deepcopy(config)
+    plain.lora_dropout = 0.0
+    return repr(plain)
 
 
 def _check(config: LoraConfig) -> None:

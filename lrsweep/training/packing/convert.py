@@ -50,7 +50,8 @@ def pack_lora(
         seed: Seeds an adapter that takes from the base's weights (PiSSA), with which all trials then start.
 
     Raises:
-        Unpackable: The model or the adapter cannot be packed; the model is unchanged but for what an adapter took.
+        Unpackable: The model or the adapter cannot be packed; the model is unchanged, except that
+            PiSSA and OLoRA may already have taken their part of the weights.
     """
     device = _check(model, compute)
     head = find_head(model)

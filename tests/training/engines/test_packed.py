@@ -126,6 +126,12 @@ def test_every_mode_has_the_curves_of_stock(tmp_path: Path, overrides: tuple[str
     assert_same(packed, train(TrainerEngine(), tmp_path, *trials), len(trials), 1e-10)
 
 
+def test_trials_that_take_from_the_base_may_differ_in_dropout(tmp_path: Path) -> None:
+    pissa = ("finetune.init_lora_weights=pissa", "training.max_steps=2")
+    host = train(PackedEngine(2, rank=8), tmp_path, tiny(*pissa), tiny(*pissa, "finetune.dropout=0.1"))
+    assert [outcome.status for outcome in host.outcomes] == ["complete", "complete"]
+
+
 def test_float32_stays_within_1e_4(tmp_path: Path) -> None:
     trials = [tiny(*overrides) for overrides in UNLIKE[:4]]
     packed = train(PackedEngine(4, rank=8), tmp_path, *trials)

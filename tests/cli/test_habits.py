@@ -112,7 +112,7 @@ def test_completion_knows_commands_sweeps_groups_and_keys() -> None:
     assert candidates([], "+sweep=adam") == ["+sweep=adamw_tpe"]
     assert candidates(["+sweep=lora_lr"], "rep") == []
     assert candidates(["+sweep=lora_lr"], "optimizer.be") == ["optimizer.betas="]
-    assert candidates(["+sweep=lora_lr"], "space.optimizer.l") == ["space.optimizer.lr="]
+    assert candidates(["+sweep=lora_lr"], "space.optimizer.l") == ["space.optimizer.lr=", "space.optimizer.lr_groups="]
     assert candidates([], "space.search") == [], "a key that no trial depends on cannot be searched"
     assert "model=tiny" in candidates([], "model=")
     assert candidates(["report"], "") == ["mine"]

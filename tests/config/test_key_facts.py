@@ -68,6 +68,7 @@ def test_what_trials_of_a_pack_must_agree_in() -> None:
         "finetune.mode",
         "finetune.target_modules",
         "finetune.dora",
+        "finetune.init_lora_weights",
         "finetune.trainable_layers",
         "training.batch_size",
         "training.gradient_accumulation_steps",

@@ -315,8 +315,12 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     found = loss_endpoints(curve)
     if not curve.begins:
         return None  # much may have been learned before
-    # So noisy a loss may have fallen.
-    if found is not None and found.fall + ERRORS * found.error / 2 > 0.1 * abs(found.first):
+    # So noisy a loss may have fallen, and no evaluations say otherwise.
+    if (
+        len(curve.eval_loss) < 2
+        and found is not None
+        and found.fall + ERRORS * found.error / 2 > 0.1 * abs(found.first)
+    ):
         return None
     if found is None or found.first <= 0 or not -0.05 < found.fall / found.first < 0.1:
         return None

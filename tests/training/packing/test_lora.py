@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora=True"),
     "bias": ({"bias": "all"}, "bias='all'"),
     "saved modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+    "mica": ({"init_lora_weights": "mica"}, "init_lora_weights='mica'"),
     "ranks": ({"rank_pattern": {"q_proj": 2}}, "rank or alpha differs"),
     "alphas": ({"alpha_pattern": {"q_proj": 2}}, "rank or alpha differs"),
     "embedding": ({"target_modules": ["embed_tokens"]}, "embed_tokens is a Embedding"),

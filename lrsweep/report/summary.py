@@ -296,7 +296,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "links": asdict(about.links),
         "prior": about.prior and asdict(about.prior),
         "searched": about.searched,
-        "seconds": round(about.seconds, 1),
+        "seconds": about.seconds,
         "importances": about.importances,
         "hardware": about.hardware,
         "ended": about.ended,

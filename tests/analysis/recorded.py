@@ -33,7 +33,9 @@ class Trained:
     rows: RowLosses | None = None
 
 
-def summary_of(trials: Sequence[Trained], steps: int, prior: Prior | None = None, *overrides: str) -> Summary:
+def summary_of(
+    trials: Sequence[Trained], steps: int, prior: Prior | None = None, *overrides: str, seconds: float = 0.0
+) -> Summary:
     """The summary of a sweep over the trials' learning rates, written into the working folder."""
     lrs = sorted({trial.lr for trial in trials if trial.role == "search"})
     own = ("name=recorded", f"training.max_steps={steps}", f"space.optimizer.lr={lrs}", *overrides)
@@ -60,7 +62,7 @@ def summary_of(trials: Sequence[Trained], steps: int, prior: Prior | None = None
         loss = None if trial.status == "diverged" else last[1]
         records.append(Record(number, spec, trial.status, last[0], loss, "" if loss is not None else "loss is nan"))
     eval_rows = next((len(trial.rows.tokens) for trial in trials if trial.rows is not None), 64)
-    about = About(DatasetInfo("", "", "", 100, eval_rows), Links("", ""), prior)
+    about = About(DatasetInfo("", "", "", 100, eval_rows), Links("", ""), prior, seconds=seconds)
     return summarise(config, axes, records, folder, about)
 
 

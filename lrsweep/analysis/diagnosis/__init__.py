@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lrsweep.analysis.diagnosis import broken_runs, cross_run_rules, preference_rules, signs_in_sweep, single_run_rules
+from lrsweep.analysis.diagnosis import (
+    broken_runs,
+    cross_run_rules,
+    no_fault,
+    oscillation,
+    overfitting,
+    preference_rules,
+    rising_loss,
+    signs_in_sweep,
+    slow_loss,
+    unclear_logs,
+)
 from lrsweep.analysis.diagnosis.cross_run_rules import Comparison
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Advice, Curve, Diagnosis, Label, Series, curve
 from lrsweep.analysis.diagnosis.remedies import TWICE_THE_BATCH, rung
@@ -36,9 +47,9 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or broken_runs.inert(curve)
             or broken_runs.collapsed(curve)
             or broken_runs.exploded(curve)
-            or single_run_rules.too_short(curve)
-            or single_run_rules.broken_evaluations(curve)
-            or single_run_rules.too_coarse(curve)
+            or unclear_logs.too_short(curve)
+            or unclear_logs.broken_evaluations(curve)
+            or unclear_logs.too_coarse(curve)
         )
         if certain is not None:
             return certain
@@ -48,7 +59,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
         comparison = cross_run_rules.compare(curve, other_runs)
         if comparison is None:
             return _judge_by_itself(curve)
-        return _judge_in_sweep(curve, comparison) or single_run_rules.healthy(curve)
+        return _judge_in_sweep(curve, comparison) or no_fault.healthy(curve)
 
 
 def _judge_by_itself(curve: Curve) -> Diagnosis:
@@ -57,16 +68,16 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
         preference_rules.weighed(curve, one) if preference else one
         for one in (
             preference_rules.prefers_nothing(curve) if preference else None,
-            single_run_rules.overfits(curve),
-            single_run_rules.rises(curve),
-            single_run_rules.oscillates(curve),
-            single_run_rules.hardly_falls(curve),
+            overfitting.overfits(curve),
+            rising_loss.rises(curve),
+            oscillation.oscillates(curve),
+            slow_loss.hardly_falls(curve),
         )
         if one is not None
     ]
     clear = next((one for one in found if one.confidence >= CERTAIN), None)
     seen = max(found, key=lambda one: one.confidence, default=None)
-    return clear or single_run_rules.healthy(curve, seen if seen is not None and seen.confidence >= _SEEN else None)
+    return clear or no_fault.healthy(curve, seen if seen is not None and seen.confidence >= _SEEN else None)
 
 
 # A fault of less confidence is not mentioned.
@@ -77,7 +88,7 @@ def _judge_in_sweep(curve: Curve, comparison: Comparison) -> Diagnosis | None:
     # A learning rate that is not above the best run's is not too high.
     may_be_too_high = comparison.above_best is not False
     lower_was_better = comparison.lower_lr_fall > comparison.fall + 0.05 * comparison.best_fall
-    overfits = single_run_rules.overfits(curve, comparison.start)
+    overfits = overfitting.overfits(curve, comparison.start)
     return (
         # The other runs say where the untrained model was, so less is certain enough.
         (overfits if overfits is not None and overfits.confidence >= _SEEN else None)

@@ -11,6 +11,8 @@ from lrsweep.analysis.scatter import scatter
 
 # Fewer points than these are too few to judge; evaluations need at least a start, a middle and an end.
 FEWEST_LOSSES, FEWEST_EVALS = 6, 3
+# From this many evaluations on, their scatter about the trend can be told from the trend.
+DENSE = 20
 # Two values count as different if they are this many standard errors apart.
 ERRORS = 4.0
 

@@ -12,6 +12,10 @@ import numpy as np
 from lrsweep.analysis.diagnosis.curve import Floats, Series
 from lrsweep.analysis.scatter import scatter
 
+# A loss at this level, a perplexity of 33, leaves much of a text unpredicted: there is room to learn.
+ROOM = 3.5
+# A change of the level by a smaller share is none.
+FLAT = 0.02
 # The levels of a series with fewer points than this are its points.
 _FEW = 9
 

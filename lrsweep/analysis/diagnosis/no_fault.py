@@ -1,0 +1,43 @@
+"""Healthy: what no rule accuses."""
+
+from lrsweep.analysis.diagnosis import preference_rules
+from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Label
+from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, falls
+from lrsweep.analysis.diagnosis.training_kind import training_kind
+from lrsweep.analysis.diagnosis.trend import FLAT, eval_trend, trend
+
+# No cross-entropy is this large.
+_HUGE = 1e3
+
+
+def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
+    """Healthy: the default if no other rule applies; `unknown` if too few losses are finite.
+
+    Args:
+        curve: The run.
+        seen: A fault that is not certain enough for a label, to be mentioned.
+    """
+    name, series = ("eval_loss", curve.eval_loss.finite())
+    if curve.eval_name:
+        name = f"eval_{curve.eval_name}_loss"
+    if len(series) < FEWEST_EVALS:
+        name, series = "loss", curve.loss.finite()
+    found = eval_trend(series) if name.startswith("eval") else trend(series)
+    if found is None:
+        return Diagnosis("unknown", {"reason": "too few finite losses"})
+    verb = "falls" if found.end < found.start else "goes"
+    span = f"{curve.place(float(series.steps[0]))} to {curve.number(float(series.steps[-1]))}"
+    reason = f"{name} {verb} from {found.first:.4g} to {found.end:.4g} ({span})"
+    if training_kind(curve) == "preference":
+        reason += preference_rules.ends_of_margins(curve)
+    if seen is not None:
+        reason += f"; seen as well, but not clear enough for {seen.label}: {seen.evidence['reason']}"
+    if name == "loss":
+        reason += "; without evaluations, overfitting would not be seen"
+    # What ends clearly above its start has not trained well, whatever the reason.
+    too_high_seen = seen is not None and seen.label == "too_high"
+    label: Label = "unknown" if found.fall < (-FLAT if too_high_seen else -0.1) else "healthy"
+    if found.end > _HUGE and not curve.begins and not falls(curve.loss):
+        label = "unknown"
+        reason += "; this is far above any cross-entropy, and the log does not show how it began"
+    return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})

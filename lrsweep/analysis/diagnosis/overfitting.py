@@ -1,0 +1,88 @@
+"""Overfitting: evaluations rise for good while the training loss falls."""
+
+import numpy as np
+
+from lrsweep.analysis.diagnosis import remedies
+from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Series, confidence
+from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
+from lrsweep.analysis.diagnosis.trend import eval_trend
+
+Evidence = dict[str, float | str]
+
+
+def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
+    """Overfitting: the eval loss has risen for good from its lowest point while the training loss falls.
+
+    With several eval sets, the finding counts if most of them show it.
+
+    Args:
+        curve: The run.
+        start: The untrained model's eval loss, if it is known from elsewhere; None takes an evaluation at step 0.
+    """
+    sets = [(curve.eval_name, curve.eval_loss), *curve.other_evals.items()]
+    judged = [(name, series.finite()) for name, series in sets if len(series.finite()) >= FEWEST_EVALS]
+    found = [_overfits(curve, name, series, start) for name, series in judged]
+    sure = sorted((one for one in found if one is not None), key=lambda one: -one.confidence)
+    if not sure:
+        return None
+    if 2 * len(sure) > len(judged):
+        return sure[0]
+    return Diagnosis("overfitting", sure[0].evidence, sure[0].advice, min(sure[0].confidence, 0.8))
+
+
+def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Diagnosis | None:
+    lowest = int(evals.values.argmin())
+    later = evals.values[lowest + 1 :]
+    found = eval_trend(evals)
+    assert found is not None
+    if len(later) < 2 or found.low <= 0:
+        return None
+    if start is None and evals.steps[0] == 0:
+        start = float(evals.values[0])
+    low, step, dense = found.low, found.low_step, len(evals) >= DENSE
+    rise = found.end - low
+    fell = max(start or 0.0, found.start) - low
+    if start is not None and start - low < 0.005 * abs(start):
+        return None  # it never fell
+    if float(later[-max(len(later) // 3, 1) :].min()) <= low + rise / 3 or not _training_falls(curve, step, low):
+        return None
+    moves = np.diff(found.smoothed.values)
+    if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
+        return None  # a jump that it recovers from, or one swing of many
+    # A tenth of the level, and more than the noise of dense evaluations. Or half of what it had gained: on few rows
+    # this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training loss must
+    # fall clearly.
+    much = min(confidence(rise / low, 0.1), confidence(rise, ERRORS * found.noise * low if dense else 0.0))
+    sure = much
+    if _training_falls(curve, step, low, 0.1):
+        half = min(confidence(rise, 0.5 * fell), confidence(rise / low, 0.03))
+        sure = max(much, min(half, confidence(rise, (ERRORS if dense else 2.5) * found.noise * low)))
+    if not len(curve.loss):
+        sure = min(sure, 0.8)
+    title = f"eval_{name}_loss" if name else "eval_loss"
+    evidence: Evidence = {
+        "lowest": low,
+        "step": step,
+        "last": found.end,
+        "reason": (
+            f"{title} is lowest at {curve.place(step)} ({low:.4g}) and ends at {found.end:.4g}, "
+            "while the training loss falls"
+        ),
+    }
+    return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step), sure)
+
+
+def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) -> bool:
+    """Whether the training loss falls by a share after a step, or is a part of the eval loss only: known by heart."""
+    losses = curve.loss.finite()
+    if not len(losses):
+        return True
+    before, after = losses.values[losses.steps <= since], losses.values[losses.steps > since]
+    if not len(after):
+        return False
+    end = float(np.median(after[-max(len(after) // 4, 1) :]))
+    if end < 0.5 * low:
+        return True
+    size = max(min(len(before), len(after)) // 4, 1)
+    here = float(np.median(before[-size:])) if len(before) else float(np.median(after[:size]))
+    return end < (1 - by) * here

@@ -119,6 +119,20 @@ TEXTS = {
     "a first line with a tab": "INFO\tusing loss function: CrossEntropy\n"
     + "\n".join(f"step {s}\tloss {falling(s)}" for s in STEPS),
     "a mean alone": "\n".join(f"iter: {s}  mean_loss: {falling(s)} best_mean_loss: inf" for s in STEPS),
+    "a step in brackets": "\n".join(f"train_batch_loss[ {s} ]:  {falling(s)}" for s in STEPS),
+    "an epoch and a batch in brackets": "\n".join(
+        f"Loss [{1 + i // 3}, {i % 3}00](epoch, minibatch):  {falling(s)}" for i, s in enumerate(STEPS)
+    ),
+    "a loss and its mean in brackets": "\n".join(
+        f"train step [{s}/195], loss [   {falling(s)},    1.9]" for s in STEPS
+    ),
+    "printed tensors": "".join(f"tensor({falling(s)}, device='cuda:0')\n" for s in STEPS),
+    "Marian": "\n".join(
+        f"[2019-06-05] Ep. 1 : Up. {s} : Sen. 9,600 : Cost {falling(s)} : Time 9.5s : 3200.17 words/s\n"
+        f"[2019-06-05] [valid] Ep. 1 : Up. {s} : ce-mean-words : 2.0 : new best\n"
+        f"[2019-06-05] [valid] Ep. 1 : Up. {s} : perplexity : 7.4 : new best"
+        for s in STEPS
+    ),
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
     ),

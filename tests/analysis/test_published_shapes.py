@@ -176,6 +176,36 @@ def test_a_log_with_too_few_digits_is_not_judged() -> None:
     assert judged([0.0044, 0.0043, 0.0044, 0.0044, 0.0043, 0.0043, 0.0044, 0.0043, 0.0043, 0.0043]).label == "unknown"
 
 
+def test_zeros_alone_say_nothing() -> None:
+    assert judged([0.0] * 5, eval_loss=[0.0] * 5).label == "unknown"
+    assert judged([2.1, 0.0, 0.0, 0.0, 0.0]).label == "diverged"
+
+
+def test_a_constant_loss_of_chance_is_a_collapse() -> None:
+    assert judged([0.6932] * 8).label == "collapsed"
+    assert judged([4.6] * 8).label == "collapsed"
+    assert judged([0.65] * 8).label == "inert"
+
+
+def test_a_run_that_ends_in_a_jump_is_not_called_healthy() -> None:
+    losses = [0.6931, 0.4, 0.2, 0.9, 0.1, 0.05, 0.02, 0.01, 0.001]
+    assert judged([*losses, 16.4]).label == "unknown"
+    assert judged([*losses, 16.4, 0.01, 0.01]).label == "healthy"
+
+
+def test_a_language_model_that_stands_still_at_a_high_loss_is_not_called_healthy() -> None:
+    stuck = [18.8, 11.0, 8.0, *noisy(7.41, 27, 0.005)]
+    assert judged(stuck).label == "unknown"
+    assert judged([loss - 4 for loss in stuck]).label == "healthy"
+
+
+def test_evaluations_alone_do_not_tell_a_high_rate_from_overfitting() -> None:
+    rising = [2.0, 1.2, 0.8, 0.6, 0.5, 0.6, 0.9, 1.1, 1.3, 1.5, 1.5, 1.6, 1.6, 1.7]
+    found = diagnose(curve({"step": 10 * i, "eval_loss": loss} for i, loss in enumerate(rising, 1)))
+    assert found.label == "unknown"
+    assert "not clear enough" in str(found.evidence["reason"])
+
+
 def test_a_single_zero_counts_after_an_explosion() -> None:
     before = noisy(1.28, 12, 0.01)
     assert judged([*before, 34023.8, 0.0]).label == "diverged"
@@ -215,7 +245,7 @@ def test_a_constant_loss_with_one_answer_for_all_has_collapsed() -> None:
 
 
 def test_losses_of_zero_beside_evaluations_of_zero_are_no_nan() -> None:
-    assert judged([0.0] * 8, eval_loss=[0.0] * 8).label == "inert"
+    assert judged([0.0] * 8, eval_loss=[0.0] * 8).label == "unknown"
     assert judged([1.3, 1.2, *[0.0] * 8]).label == "diverged"
 
 

@@ -43,6 +43,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             reinforcement(curve)
             or broken_runs.not_finite(curve)
             or negative_loss(curve)
+            or unclear_logs.only_zeros(curve)
             or broken_runs.zero(curve)
             or broken_runs.inert(curve)
             or broken_runs.collapsed(curve)
@@ -50,6 +51,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or unclear_logs.too_short(curve)
             or unclear_logs.broken_evaluations(curve)
             or unclear_logs.too_coarse(curve)
+            or unclear_logs.ends_in_a_jump(curve)
         )
         if certain is not None:
             return certain
@@ -77,7 +79,11 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
     ]
     clear = next((one for one in found if one.confidence >= CERTAIN), None)
     seen = max(found, key=lambda one: one.confidence, default=None)
-    return clear or no_fault.healthy(curve, seen if seen is not None and seen.confidence >= _SEEN else None)
+    return (
+        clear
+        or unclear_logs.stuck_high(curve)
+        or no_fault.healthy(curve, seen if seen is not None and seen.confidence >= _SEEN else None)
+    )
 
 
 # A fault of less confidence is not mentioned.

@@ -18,6 +18,8 @@ Evidence = dict[str, float | str]
 _NOT_TINY = 0.02
 # The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
 _VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
+# Numbers of classes that are common.
+_CLASSES = (*range(2, 11), 100, 1000)
 # An end this many times as high as the start is no matter of noise.
 _EXPLODED = 3.0
 
@@ -127,7 +129,7 @@ def exploded(curve: Curve) -> Diagnosis | None:
         sure = confidence(rise - 1, max(_EXPLODED - 1, 6 * relative_noise(found)))
         # It does not come back: on a log scale, the end is more than half of the way up, and so is nearly all before.
         late = found.values[-max(len(found) // 4, 2) :]
-        stays = last > math.sqrt(first * float(found.values.max())) and np.quantile(late, 0.1) > 1.5 * first
+        stays = last > math.sqrt(first * float(found.values.max())) and np.quantile(late, 0.1, method="lower") > 1.5 * first
         if rise > 1 and sure >= CERTAIN and stays:
             above = found.values > math.sqrt(first * last)
             step = float(found.steps[above.argmax()])
@@ -168,6 +170,12 @@ def inert(curve: Curve) -> Diagnosis | None:
             if accuracies is not None and len(accuracies) >= 3 and _one_answer(accuracies.values):
                 reason += f", with an accuracy of {accuracies.values[-1]:.3g}: every input gets the same answer"
                 return _collapsed(curve, float(values[0]), float(accuracies.values[-1]), reason)
+            classes = next((k for k in _CLASSES if abs(values[0] / math.log(k) - 1) < 0.002), None)
+            if classes is not None and training_kind(curve) == "supervised":
+                reason += f", which is ln {classes}: {classes} classes have the same chance"
+                return Diagnosis(
+                    "collapsed", {"last": float(values[0]), "reason": reason}, remedies.after_collapse(curve)
+                )
             return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
     period = _period(curve.loss.finite().values)
     if period:

@@ -37,6 +37,9 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     # What ends clearly above its start has not trained well, whatever the reason.
     too_high_seen = seen is not None and seen.label == "too_high"
     label: Label = "unknown" if found.fall < (-FLAT if too_high_seen else -0.1) else "healthy"
+    if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
+        label = "unknown"
+        reason += "; without training losses, overfitting and a rate that is too high look alike"
     if found.end > _HUGE and not curve.begins and not falls(curve.loss):
         label = "unknown"
         reason += "; this is far above any cross-entropy, and the log does not show how it began"

@@ -53,6 +53,9 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
         ),
     ]
     sure, reason = max(candidates)
+    if evals and not untrained and not len(curve.loss):
+        # Without training losses, overfitting looks the same.
+        sure = min(sure, 0.8)
     return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
 
 

@@ -5,7 +5,13 @@ import numpy as np
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES
+from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import trend
+
+# A last loss so many times the highest before it is no noise.
+_FAR_ABOVE = 3.0
+# A cross-entropy over a vocabulary is useless from here (a perplexity of 1100) up to chance (the largest have 2 ** 18).
+_USELESS, _HIGHEST_CHANCE = 7.0, 12.5
 
 
 def too_short(curve: Curve) -> Diagnosis | None:
@@ -30,6 +36,45 @@ def too_coarse(curve: Curve) -> Diagnosis | None:
         f"the {len(losses)} losses are {len(distinct)} numbers, {distinct[0]:g} to {distinct[-1]:g}: too few digits"
     )
     return Diagnosis("unknown", {"reason": reason})
+
+
+def only_zeros(curve: Curve) -> Diagnosis | None:
+    """Unknown: every loss in the log is 0, and no gradient says why."""
+    losses, evals = curve.loss.values, curve.eval_loss.values
+    if losses.any() or evals.any() or len(losses) + len(evals) < FEWEST_EVALS or len(curve.grad_norm):
+        return None
+    reason = "every loss is exactly 0: no row has a label, the log has too few digits, or transformers logged NaN as 0"
+    return Diagnosis("unknown", {"reason": reason}, remedies.CHECK)
+
+
+def ends_in_a_jump(curve: Curve) -> Diagnosis | None:
+    """Unknown: the last loss is far above all others, so the run may just have broken."""
+    losses = curve.loss.finite()
+    if len(losses) < FEWEST_LOSSES or len(curve.eval_loss.finite().after(float(losses.steps[-1]) - 1)):
+        return None
+    last, before = float(losses.values[-1]), losses.values[:-1]
+    if before.min() < 0 or last < _FAR_ABOVE * before.max() or last < 1:
+        return None
+    reason = f"the last loss, {last:.4g} at {curve.place(float(losses.steps[-1]))}, is far above all before"
+    return Diagnosis("unknown", {"last": last, "reason": reason}, remedies.lower_lr(curve))
+
+
+def stuck_high(curve: Curve) -> Diagnosis | None:
+    """Unknown: the loss has stood still at the level of a language model that predicts next to nothing."""
+    series = curve.eval_loss.finite() if len(curve.eval_loss.finite()) >= 2 * FEWEST_EVALS else curve.loss.finite()
+    if training_kind(curve) != "supervised" or len(series) < 2 * FEWEST_EVALS or not curve.begins:
+        return None
+    values = series.values[len(series) // 3 :]
+    first, last = float(values[0]), float(np.median(values[-max(len(values) // 4, 1) :]))
+    spread = float(np.quantile(values, 0.9) - np.quantile(values, 0.1))
+    if not _USELESS < last < _HIGHEST_CHANCE or abs(first - last) > 0.01 * last or spread > 0.03 * last:
+        return None
+    since = curve.place(float(series.steps[len(series) // 3]))
+    reason = (
+        f"the loss has stood at {last:.4g} since {since}: a language model with such a cross-entropy predicts next to "
+        "nothing; for another measure it may be low"
+    )
+    return Diagnosis("unknown", {"last": last, "reason": reason}, remedies.lower_lr(curve))
 
 
 def broken_evaluations(curve: Curve) -> Diagnosis | None:

@@ -101,7 +101,14 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         return tables.table_runs(path, content), {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
-    for reader in (text.console_rows, markdown_rows, text.assignments):
+    for reader in (
+        text.console_rows,
+        markdown_rows,
+        text.indexed_losses,
+        text.marian,
+        text.assignments,
+        text.printed_tensors,
+    ):
         if rows := list(reader(content)):
             return {"": rows}, {}
     return {"": text.numbered_losses(content)}, {}

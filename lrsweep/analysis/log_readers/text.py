@@ -22,12 +22,20 @@ _ASSIGNED = re.compile(
     r"(?<!\w)(?<!grad )(?<!gradient )"
     r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
     r"(?:loss|acc|accuracy)|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
-    r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9})([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
+    r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9}(?:\[\s{1,9})?)([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
     re.IGNORECASE,
 )
 # A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
 _NUMBERED = re.compile(r"\s*(\d+)\s*\|")
 _STEP_SET_LOSS = re.compile(r"(\d+) (train|val) ([-+.\w]+)")
+# A loss with its place in brackets, as `train_batch_loss[ 6510 ]: 1.57` or `Loss [1, 100](epoch, minibatch): 9.66`.
+_INDEXED = re.compile(
+    r"(\w*loss)\s{0,9}\[\s*(\d+)\s*(?:,\s*(\d+)\s*)?\][^:\d]{0,40}:\s{0,9}([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
+    re.IGNORECASE,
+)
+# What `print(loss)` writes, and Marian's lines.
+_TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
+_MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.*?(Cost|ce-mean-words|cross-entropy)\s*:?\s+([-+.\w]+)")
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
 
 
@@ -95,6 +103,32 @@ def numbered_losses(text: str) -> Iterator[Row]:
     for line in _kept(_lines(text)):
         if (found := _STEP_SET_LOSS.fullmatch(line.strip())) is not None:
             yield {"step": found[1], f"{found[2]}_loss": found[3]}
+
+
+def indexed_losses(text: str) -> Iterator[Row]:
+    """Yields the rows of a log with lines such as `train_loss[ 6510 ]: 1.57` or `Loss [1, 100](epoch, batch): 9.66`."""
+    for line in _kept(line for line in _lines(text) if "[" in line and "oss" in line):
+        if (found := _INDEXED.search(line)) is not None:
+            name, first, second, value = found.groups()
+            held_out = any(part in name.lower() for part in ("val", "test", "dev", "eval"))
+            row = {"step": first} if second is None else {"epoch": first, "batch": second}
+            yield {**row, "eval_loss" if held_out else "loss": value}
+
+
+def marian(text: str) -> Iterator[Row]:
+    """Yields the rows of a log of Marian: costs of training, cross-entropies of evaluations."""
+    for line in _kept(line for line in _lines(text) if "Up." in line):
+        if (found := _MARIAN.search(line)) is not None:
+            epoch, update, name, value = found.groups()
+            yield {"epoch": epoch, "step": update, "loss" if name == "Cost" else "eval_loss": value}
+
+
+def printed_tensors(text: str) -> Iterator[Row]:
+    """Yields the losses of a log that consists of what `print(loss)` writes: `tensor(3.22, device='cuda:0')`."""
+    lines = [line.strip() for line in _lines(text) if line.strip()]
+    found = [_TENSOR.fullmatch(line) for line in lines]
+    if lines and sum(one is not None for one in found) >= 0.8 * len(lines):
+        yield from ({"loss": one[1]} for one in found if one is not None)
 
 
 def _every(lines: int) -> int:

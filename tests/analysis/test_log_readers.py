@@ -133,6 +133,13 @@ TEXTS = {
         f"[2019-06-05] [valid] Ep. 1 : Up. {s} : perplexity : 7.4 : new best"
         for s in STEPS
     ),
+    "names of their own": "\n".join(
+        json.dumps({"step": s, "train_closs": falling(s), "val_closs": 2.0}) for s in STEPS
+    ),
+    "a list of losses": json.dumps([falling(s) for s in STEPS]),
+    "a list of lists": json.dumps([[s, falling(s), 2.0] for s in STEPS], indent=1),
+    "a sum at the end of an epoch": "\n".join(f"step {s}; loss: {falling(s)}; acc: 0.8" for s in STEPS)
+    + "\nEpoch: 1 training finished. Time: 325.03s,  total loss: 285254.9\ntotalloss: 285254.9",
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
     ),

@@ -1,6 +1,7 @@
 """Small logs with the shapes of published ones, one for each way to be wrong: what must and must not be said."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,15 @@ def judged(
     return diagnose(curve(rows))
 
 
+def evaluated(losses: Iterable[float], **others: list[float]) -> Diagnosis:
+    """The diagnosis of a log of evaluations only."""
+    rows = [{"step": 10 * i, "eval_loss": loss} for i, loss in enumerate(losses, 1)]
+    for name, values in others.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return diagnose(curve(rows))
+
+
 def noisy(level: float, n: int, spread: float = 0.02) -> list[float]:
     return [level * (1 + spread * math.sin(7.3 * i * i)) for i in range(n)]
 
@@ -178,6 +188,7 @@ def test_a_log_with_too_few_digits_is_not_judged() -> None:
 
 def test_zeros_alone_say_nothing() -> None:
     assert judged([0.0] * 5, eval_loss=[0.0] * 5).label == "unknown"
+    assert judged([0.0] * 8, accuracy=[0.085] * 8).label == "inert"
     assert judged([2.1, 0.0, 0.0, 0.0, 0.0]).label == "diverged"
 
 
@@ -199,11 +210,38 @@ def test_a_language_model_that_stands_still_at_a_high_loss_is_not_called_healthy
     assert judged([loss - 4 for loss in stuck]).label == "healthy"
 
 
-def test_evaluations_alone_do_not_tell_a_high_rate_from_overfitting() -> None:
+def test_evaluations_alone_that_rise_again_are_overfitting() -> None:
     rising = [2.0, 1.2, 0.8, 0.6, 0.5, 0.6, 0.9, 1.1, 1.3, 1.5, 1.5, 1.6, 1.6, 1.7]
-    found = diagnose(curve({"step": 10 * i, "eval_loss": loss} for i, loss in enumerate(rising, 1)))
-    assert found.label == "unknown"
-    assert "not clear enough" in str(found.evidence["reason"])
+    assert evaluated(rising).label == "overfitting"
+    assert evaluated([0.7, 0.65, 0.59, *np.linspace(0.6, 2.9, 20)]).label == "overfitting"
+    few = evaluated([7.07, 6.22, 6.0, 6.82, 8.08])
+    assert few.label == "unknown"
+    assert "not clear enough for overfitting" in str(few.evidence["reason"])
+    assert evaluated([0.7, 0.9, 1.5, 2.2, 2.6, 2.9, 2.8, 2.9]).label == "diverged"
+
+
+def test_four_evaluations_in_order_are_no_noise() -> None:
+    evals = [4.231, 2.0, 1.6, 1.486, 1.50, 1.53, 1.56, 1.596]
+    losses = [4.2, 1.9, 1.4, 1.06, 1.0, 0.93, 0.88, 0.82]
+    assert judged(losses, eval_loss=evals).label == "overfitting"
+    assert judged(losses, eval_loss=[*evals[:4], 1.5, 1.49, 1.56, 1.55]).label == "healthy"
+
+
+def test_a_classifier_that_gives_one_answer_has_collapsed_in_a_table_of_epochs_too() -> None:
+    assert evaluated([1.1016, 1.0993, 1.099, 1.0986, 1.0983], eval_accuracy=[0.3333] * 5).label == "collapsed"
+    assert evaluated([1.351, 0.9606, 0.9693, 1.0445, 1.0005], eval_accuracy=[0.54] * 5).label == "collapsed"
+    assert evaluated([1.351, 0.9606, 0.9693, 1.0445], eval_accuracy=[0.54] * 4).label != "collapsed"
+    assert evaluated([1.1016, 1.0993, 1.099, 1.0986, 1.0983]).label != "collapsed"
+    # What it learns in training may not show in few digits.
+    assert (
+        judged(list(np.linspace(1.23, 1.07, 10)), eval_loss=[1.8] * 10, eval_accuracy=[0.5] * 10).label != "collapsed"
+    )
+
+
+def test_what_is_learned_by_heart_from_the_start_is_not_called_healthy() -> None:
+    losses = [5.3, 5.1, 4.8, 4.5, 4.2, 4.0, 3.9, 3.82]
+    assert judged(losses, eval_loss=[5.33, 5.36, 5.32, 5.4, 5.35, 5.38, 5.36, 5.37]).label == "unknown"
+    assert judged(losses, eval_loss=[5.33, 5.2, 5.1, 5.05, 5.0, 4.98, 4.97, 4.97]).label == "healthy"
 
 
 def test_a_single_zero_counts_after_an_explosion() -> None:

@@ -123,13 +123,17 @@ def exploded(curve: Curve) -> Diagnosis | None:
         found = series.finite()
         if len(found) < 4 or (name == "eval_loss" and _learns(curve, float(found.values[0]))):
             continue
+        if name == "eval_loss" and not len(curve.loss) and found.values.min() < 0.95 * found.values[0]:
+            continue  # it had learned, so this is overfitting until training losses say otherwise
         first = float(found.values[0])
         last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
         rise = last / first if first > 0 else 0.0
         sure = confidence(rise - 1, max(_EXPLODED - 1, 6 * relative_noise(found)))
         # It does not come back: on a log scale, the end is more than half of the way up, and so is nearly all before.
         late = found.values[-max(len(found) // 4, 2) :]
-        stays = last > math.sqrt(first * float(found.values.max())) and np.quantile(late, 0.1, method="lower") > 1.5 * first
+        stays = (
+            last > math.sqrt(first * float(found.values.max())) and np.quantile(late, 0.1, method="lower") > 1.5 * first
+        )
         if rise > 1 and sure >= CERTAIN and stays:
             above = found.values > math.sqrt(first * last)
             step = float(found.steps[above.argmax()])
@@ -205,17 +209,28 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     Its accuracy is one over the number of classes, and its loss the logarithm of that number; or its accuracy is the
     same to the digit at every evaluation, while the training loss does not fall.
     """
-    found = trend(curve.loss)
     accuracies = _accuracies(curve)
-    if found is None or len(curve.loss.finite()) < FEWEST_LOSSES:
+    series = curve.loss.finite()
+    if len(series) < FEWEST_LOSSES and accuracies is not None:
+        series = curve.eval_loss.finite()  # as in a table with a row for each epoch
+    found = trend(series)
+    if found is None or len(series) < (FEWEST_LOSSES if accuracies is None else FEWEST_EVALS + 1):
         return None
     end, supervised = found.end, training_kind(curve) == "supervised"
-    tail = curve.loss.finite().values[-max(len(curve.loss.finite()) // 3, 5) :]
+    tail = series.values[-max(len(series) // 3, 5) :]
     near = (k for k in range(2, 11) if (abs(tail / math.log(k) - 1) < 0.001).all())
     exact = next(near, None) if _digits(tail) >= 4 else None
     if exact is not None and supervised:
         reason = f"the last {len(tail)} losses are {end:.4g}, which is ln {exact}: {exact} classes have the same chance"
         return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
+    losses = trend(curve.loss)
+    learns = losses is not None and losses.fall > 0.1
+    if accuracies is not None and not learns and _never_changes(accuracies.values, series.values):
+        accuracy = float(accuracies.values[-1])
+        reason = (
+            f"the accuracy is {accuracy:.4g} at each of {len(accuracies)} evaluations: every input gets the same answer"
+        )
+        return _collapsed(curve, end, accuracy, reason)
     if found.fall > 0.1:
         return None
     vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
@@ -290,6 +305,12 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
         f"the {lost} classes are told apart no better than by chance"
     )
     return _collapsed(curve, end, accuracy, reason)
+
+
+def _never_changes(accuracies: Floats, losses: Floats) -> bool:
+    """Whether a low accuracy is the same from the first evaluation on, though the loss moves: no matter of few digits."""
+    moves = float(np.ptp(losses)) > 0.1 * float(np.median(losses))
+    return moves and len(accuracies) >= 5 and float(np.ptp(accuracies)) == 0 and 0 < float(accuracies[-1]) < 0.75
 
 
 def _digits(values: Floats) -> int:

@@ -4,7 +4,7 @@ from lrsweep.analysis.diagnosis import preference_rules
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Label
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import FLAT, eval_trend, trend
+from lrsweep.analysis.diagnosis.trend import FLAT, Trend, eval_trend, trend
 
 # No cross-entropy is this large.
 _HUGE = 1e3
@@ -40,7 +40,18 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
         label = "unknown"
         reason += "; without training losses, overfitting and a rate that is too high look alike"
+    if label == "healthy" and name != "loss" and len(series) >= 5 and _learns_by_heart(curve, found):
+        label = "unknown"
+        reason += (
+            "; the training loss falls, and the evaluations never did: what is learned does not show on their rows"
+        )
     if found.end > _HUGE and not curve.begins and not falls(curve.loss):
         label = "unknown"
         reason += "; this is far above any cross-entropy, and the log does not show how it began"
     return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})
+
+
+def _learns_by_heart(curve: Curve, evals: Trend) -> bool:
+    """Whether the training loss falls by a fifth, and the evaluations by less than a hundredth."""
+    losses = trend(curve.loss)
+    return losses is not None and losses.fall > 0.2 and evals.fall < 0.01

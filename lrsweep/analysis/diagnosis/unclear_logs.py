@@ -39,10 +39,16 @@ def too_coarse(curve: Curve) -> Diagnosis | None:
 
 
 def only_zeros(curve: Curve) -> Diagnosis | None:
-    """Unknown: every loss in the log is 0, and no gradient says why."""
+    """Unknown: every loss in the log is 0, and no gradient says why. Inert: the answers are wrong all the same."""
+    accuracies = [
+        series for name, series in curve.measures.items() if name.removeprefix("eval_") in ("accuracy", "acc")
+    ]
     losses, evals = curve.loss.values, curve.eval_loss.values
     if losses.any() or evals.any() or len(losses) + len(evals) < FEWEST_EVALS or len(curve.grad_norm):
         return None
+    if any(series.finite().values.any() and series.finite().values.max() < 0.75 for series in accuracies):
+        reason = "every loss is exactly 0, and yet the accuracy is low: the loss does not fit the labels"
+        return Diagnosis("inert", {"reason": reason}, remedies.CHECK)
     reason = "every loss is exactly 0: no row has a label, the log has too few digits, or transformers logged NaN as 0"
     return Diagnosis("unknown", {"reason": reason}, remedies.CHECK)
 

@@ -1,5 +1,6 @@
 """JSON documents: transformers' trainer_state.json, and its log_history by itself."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
     except RecursionError:
         raise InputError(f"{path}: not a history: nested too deeply") from None
     history = state.get("log_history") if isinstance(state, dict) else state
+    if isinstance(state, list) and (bare := _bare_numbers(state)) is not None:
+        return bare, {}
     if isinstance(state, dict) and history is None:
         # Or a log of one line.
         history = _columns(state) or ([state] if state and all(map(_is_plain, state.values())) else None)
@@ -70,6 +73,18 @@ def _columns(state: Mapping[str, Any]) -> list[Row] | None:
         {"step": at + 1} | {key: values[at] for key, values in columns.items() if at < len(values)}
         for at in range(count)
     ]
+
+
+def _bare_numbers(state: list[Any]) -> list[Row] | None:
+    """A list of losses, or of steps with a loss and perhaps an eval loss: [1.2, 1.1] or [[200, 1.2, 1.3], ...]."""
+    if _are_numbers(state):
+        return [{"loss": value} for value in state]
+    if not all(isinstance(row, list) and 2 <= len(row) <= 3 and _are_numbers(row) for row in state):
+        return None
+    steps = [number(row[0]) or 0.0 for row in state]
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        return None
+    return [dict(zip(("step", "loss", "eval_loss"), row, strict=False)) for row in state]
 
 
 def name_of_loss(row: Mapping[str, Any]) -> bool:

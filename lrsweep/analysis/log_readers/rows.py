@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -85,6 +85,7 @@ def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         given = [{key: value for key, value in raw.items() if key not in _MEAN} for raw in given]
     found = [_renamed(raw) for raw in given]
     if not any("loss" in row or "eval_loss" in row for row in found):
+        _rename_only_loss(found)
         for row in found:
             _sum_parts(row)
     if _steps_of_epochs(found):
@@ -100,6 +101,19 @@ def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         elif not has_steps:
             counter.add_step(row)
         yield row
+
+
+def _rename_only_loss(rows: Sequence[Row]) -> None:
+    """A log with one loss of training and one of evaluation, under names of its own: train_closs and val_closs."""
+    # transformers' eval_NAME_loss stays the loss of the eval set NAME.
+    for ours, parts in (("loss", _TRAIN), ("eval_loss", _EVAL[1:])):
+        starts = tuple(f"{part}_" for part in parts)
+        own = {key for row in rows for key in row if key.endswith("loss") and key.startswith(starts)}
+        if len(own) == 1:
+            (key,) = own
+            for row in rows:
+                if key in row:
+                    row[ours] = row.pop(key)
 
 
 def _sum_parts(row: Row) -> None:

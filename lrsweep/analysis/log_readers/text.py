@@ -79,8 +79,11 @@ def console_rows(text: str) -> Iterator[Row]:
                 yield {key: None if value in ("None", "null") else value for key, value in row.items()}
 
 
-def assignments(text: str) -> Iterator[Row]:
-    """Yields what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
+def assignments(text: str) -> list[Row]:
+    """Returns what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
+    rows: list[Row] = []
+    totals: list[Row] = []
+    order: list[Row] = []
     for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
         row: Row = {}
         has_total = False
@@ -95,7 +98,10 @@ def assignments(text: str) -> Iterator[Row]:
         if any("loss" in key for key in row):
             if (numbered := _NUMBERED.match(line)) is not None:
                 row.setdefault("step", numbered[1])
-            yield row
+            (totals if has_total else rows).append(row)
+            order.append(row)
+    # A few totals among other losses are sums over an epoch.
+    return rows if len(totals) < len(rows) / 3 else order
 
 
 def numbered_losses(text: str) -> Iterator[Row]:

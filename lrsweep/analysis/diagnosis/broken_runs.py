@@ -308,7 +308,7 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
 
 
 def _never_changes(accuracies: Floats, losses: Floats) -> bool:
-    """Whether a low accuracy is the same from the first evaluation on, though the loss moves: no matter of few digits."""
+    """Whether a low accuracy is the same from the first evaluation on, though the loss moves: not for few digits."""
     moves = float(np.ptp(losses)) > 0.1 * float(np.median(losses))
     return moves and len(accuracies) >= 5 and float(np.ptp(accuracies)) == 0 and 0 < float(accuracies[-1]) < 0.75
 

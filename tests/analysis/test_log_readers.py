@@ -136,6 +136,12 @@ TEXTS = {
     "names of their own": "\n".join(
         json.dumps({"step": s, "train_closs": falling(s), "val_closs": 2.0}) for s in STEPS
     ),
+    "units in names": "\n".join(
+        json.dumps({"step": s, "train_loss_nats_per_byte": falling(s), "validation_loss_nats_per_byte": 2.0})
+        for s in STEPS
+    ),
+    "columns without a header": "\n".join(f"{s},{falling(s)}" for s in STEPS),
+    "three columns without a header": "\n".join(f"{s}\t{falling(s)}\t2.0" for s in STEPS),
     "a list of losses": json.dumps([falling(s) for s in STEPS]),
     "a list of lists": json.dumps([[s, falling(s), 2.0] for s in STEPS], indent=1),
     "a sum at the end of an epoch": "\n".join(f"step {s}; loss: {falling(s)}; acc: 0.8" for s in STEPS)
@@ -196,6 +202,11 @@ def test_nulls_are_nan_only_where_a_loss_should_be(tmp_path: Path) -> None:
     assert list(found.loss.values[:1]) == [2.0]
     assert math.isnan(found.loss.values[1])
     assert list(found.eval_loss.values) == [1.9]
+
+
+def test_a_log_of_nothing_but_nulls_is_nan(tmp_path: Path) -> None:
+    (tmp_path / "loss_history.json").write_text(json.dumps([{"epoch": i, "loss": None} for i in range(1, 9)]))
+    assert diagnose(read(tmp_path / "loss_history.json")).label == "diverged"
 
 
 def test_a_resumed_log_goes_back_and_a_restarted_one_starts_again(tmp_path: Path) -> None:

@@ -225,6 +225,11 @@ def test_four_evaluations_in_order_are_no_noise() -> None:
     losses = [4.2, 1.9, 1.4, 1.06, 1.0, 0.93, 0.88, 0.82]
     assert judged(losses, eval_loss=evals).label == "overfitting"
     assert judged(losses, eval_loss=[*evals[:4], 1.5, 1.49, 1.56, 1.55]).label == "healthy"
+    # Of ten that rise by less, one may be out of order.
+    slow = [6.02, 5.37, 5.0, 4.76, 4.69, 4.673, 4.683, 4.681, 4.694, 4.702, 4.719, 4.724, 4.752, 4.775, 4.783, 4.802]
+    assert judged(list(np.linspace(5.9, 2.8, 16)), eval_loss=slow).label == "overfitting"
+    mixed = [*slow[:6], 4.802, 4.702, 4.775, 4.683, 4.752, 4.694, 4.783, 4.681, 4.724, 4.719]
+    assert judged(list(np.linspace(5.9, 2.8, 16)), eval_loss=mixed).label == "healthy"
 
 
 def test_a_classifier_that_gives_one_answer_has_collapsed_in_a_table_of_epochs_too() -> None:
@@ -236,6 +241,32 @@ def test_a_classifier_that_gives_one_answer_has_collapsed_in_a_table_of_epochs_t
     assert (
         judged(list(np.linspace(1.23, 1.07, 10)), eval_loss=[1.8] * 10, eval_accuracy=[0.5] * 10).label != "collapsed"
     )
+
+
+def test_a_speech_model_with_no_word_right_has_collapsed() -> None:
+    stuck = [2.935, 2.94, 2.932, 2.931, 2.93, 2.933]
+    assert evaluated(stuck, wer=[1.0] * 6).label == "collapsed"
+    assert evaluated(stuck, wer=[1.0, 1.0, 1.0, 1.0, 1.0, 0.93]).label != "collapsed"
+    assert evaluated([13.7, 3.1, 3.0, 3.0], wer=[1.0] * 4).label != "collapsed"
+    assert evaluated([0.34, 0.32, 0.28, 0.275, 0.273], eval_f1=[0.0] * 5).label == "collapsed"
+
+
+def test_a_run_that_does_not_move_is_not_called_healthy() -> None:
+    flat = [2.158, 2.16, 2.15, 2.155, 2.157, 2.152, 2.156, 2.154, 2.153, 2.155]
+    assert judged(flat, eval_loss=flat).label == "unknown"
+    assert judged(flat, first=5900, eval_loss=flat).label == "healthy"
+    worse = list(np.linspace(2.189, 2.224, 10))
+    assert judged(list(np.linspace(2.2, 2.1, 10)), eval_loss=worse).label == "unknown"
+
+
+def test_a_loss_that_froze_after_its_first_step_is_inert() -> None:
+    assert judged([335.5530, *[335.5533] * 20]).label == "inert"
+    assert judged([335.5530, *[335.5533 - 0.001 * i for i in range(20)]]).label != "inert"
+
+
+def test_rows_that_are_known_by_heart_have_no_rate_that_is_too_high() -> None:
+    losses = [0.0006, 0.0011, 0.0047, 0.003, 0.004, 0.0031, 0.0025, 0.0021, 0.0018, 0.0015]
+    assert judged(losses, eval_loss=list(np.linspace(0.71, 0.72, 10))).label != "too_high"
 
 
 def test_what_is_learned_by_heart_from_the_start_is_not_called_healthy() -> None:

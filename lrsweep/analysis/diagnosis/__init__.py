@@ -13,7 +13,9 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import (
     broken_runs,
+    collapse,
     cross_run_rules,
+    inert_runs,
     no_fault,
     oscillation,
     overfitting,
@@ -45,8 +47,9 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or negative_loss(curve)
             or unclear_logs.only_zeros(curve)
             or broken_runs.zero(curve)
-            or broken_runs.inert(curve)
-            or broken_runs.collapsed(curve)
+            or inert_runs.inert(curve)
+            or collapse.nothing_right(curve)
+            or collapse.collapsed(curve)
             or broken_runs.exploded(curve)
             or unclear_logs.too_short(curve)
             or unclear_logs.broken_evaluations(curve)

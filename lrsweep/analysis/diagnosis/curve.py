@@ -181,7 +181,7 @@ _START = 0.1
 _PARTS = re.compile(r"eval_(nll|sft|odds_ratio|aux|router|policy|value|rewards?|logps|logits)(_|/|$)")
 MEASURE = re.compile(
     r"(eval_)?(rewards?(/(chosen|rejected|margins|accuracies))?|kl|objective/kl|reward_std|completion_length"
-    r"|completions/mean_length|accuracy|mean_token_accuracy|f1|acc)$"
+    r"|completions/mean_length|accuracy|mean_token_accuracy|f1|acc|wer|cer)$"
 )
 
 

@@ -1,6 +1,7 @@
 """Healthy: what no rule accuses."""
 
 from lrsweep.analysis.diagnosis import preference_rules
+from lrsweep.analysis.diagnosis.collapse import accuracies_of
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Label
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
@@ -8,6 +9,8 @@ from lrsweep.analysis.diagnosis.trend import FLAT, Trend, eval_trend, trend
 
 # No cross-entropy is this large.
 _HUGE = 1e3
+# A run that falls by a smaller share has not moved; a loss below the other is low from the start.
+_FLAT_RUN, _LOW = 0.02, 0.1
 
 
 def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
@@ -40,6 +43,9 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
         label = "unknown"
         reason += "; without training losses, overfitting and a rate that is too high look alike"
+    if label == "healthy" and not _moves(curve, found):
+        label = "unknown"
+        reason += "; it hardly moves: there is little to learn, or nothing is learned"
     if label == "healthy" and name != "loss" and len(series) >= 5 and _learns_by_heart(curve, found):
         label = "unknown"
         reason += (
@@ -53,5 +59,17 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
 
 def _learns_by_heart(curve: Curve, evals: Trend) -> bool:
     """Whether the training loss falls by a fifth, and the evaluations by less than a hundredth."""
-    losses = trend(curve.loss)
+    losses, accuracies = trend(curve.loss), accuracies_of(curve)
+    if accuracies is not None and len(accuracies) and accuracies.values[-1] > accuracies.values[0] + 0.02:
+        return False
     return losses is not None and losses.fall > 0.2 and evals.fall < 0.01
+
+
+def _moves(curve: Curve, found: Trend) -> bool:
+    """Whether a run that the log shows from its start has learned anything: its loss falls, or it was low already."""
+    losses = trend(curve.loss)
+    if not curve.begins or found.first < _LOW:
+        return True
+    fall = max(found.fall, losses.fall if losses is not None else 0.0)
+    worse = found.fall < -0.01 and fall < 0.1
+    return not worse and fall >= _FLAT_RUN

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Series, confidence
+from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
 from lrsweep.analysis.diagnosis.trend import eval_trend
 
@@ -57,9 +57,11 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     if _training_falls(curve, step, low, 0.1):
         half = min(confidence(rise, 0.5 * fell), confidence(rise / low, 0.03))
         sure = max(much, min(half, confidence(rise, (ERRORS if dense else 2.5) * found.noise * low)))
-        # Evaluations that rise one after the other are no noise: four in a row are in order once in 24 times.
-        if len(later) >= 4 and (np.diff(evals.values[lowest:]) > 0).all():
+        # Evaluations that rise one after the other are no noise: four are in order by chance once in 24 times.
+        if len(later) >= 4 and _in_order(later) == 1:
             sure = max(sure, confidence(rise / low, 0.05))
+        if len(later) >= 7 and _in_order(later) > 0.9:
+            sure = max(sure, confidence(rise / low, 0.02))
     if not len(curve.loss) and len(later) < 4:
         sure = min(sure, 0.8)
     title = f"eval_{name}_loss" if name else "eval_loss"
@@ -73,6 +75,13 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
         ),
     }
     return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step), sure)
+
+
+def _in_order(values: Floats) -> float:
+    """The share of the pairs of values of which the later one is higher; Kendall's tau is twice that less one."""
+    values = values[:: -(-len(values) // 200)]
+    higher = np.triu(values[None, :] > values[:, None], 1)
+    return float(higher.sum()) / (len(values) * (len(values) - 1) / 2)
 
 
 def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) -> bool:

@@ -108,6 +108,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         text.marian,
         text.assignments,
         text.printed_tensors,
+        text.bare_columns,
     ):
         if rows := list(reader(content)):
             return {"": rows}, {}

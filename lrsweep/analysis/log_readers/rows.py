@@ -84,6 +84,10 @@ def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     if any(key in raw for raw in given for key in _PLAIN):
         given = [{key: value for key, value in raw.items() if key not in _MEAN} for raw in given]
     found = [_renamed(raw) for raw in given]
+    # Nothing but nulls is NaN as well.
+    nulls = [any(name(key) == "loss" and value is None for key, value in raw.items()) for raw in given]
+    if given and all(nulls):
+        found = [{**row, "loss": math.nan} for row in found]
     if not any("loss" in row or "eval_loss" in row for row in found):
         _rename_only_loss(found)
         for row in found:
@@ -108,7 +112,7 @@ def _rename_only_loss(rows: Sequence[Row]) -> None:
     # transformers' eval_NAME_loss stays the loss of the eval set NAME.
     for ours, parts in (("loss", _TRAIN), ("eval_loss", _EVAL[1:])):
         starts = tuple(f"{part}_" for part in parts)
-        own = {key for row in rows for key in row if key.endswith("loss") and key.startswith(starts)}
+        own = {key for row in rows for key in row if "loss" in key and key.startswith(starts)}
         if len(own) == 1:
             (key,) = own
             for row in rows:

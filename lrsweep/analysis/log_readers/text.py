@@ -36,6 +36,7 @@ _INDEXED = re.compile(
 # What `print(loss)` writes, and Marian's lines.
 _TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
 _MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.*?(Cost|ce-mean-words|cross-entropy)\s*:?\s+([-+.\w]+)")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
 
 
@@ -135,6 +136,14 @@ def printed_tensors(text: str) -> Iterator[Row]:
     found = [_TENSOR.fullmatch(line) for line in lines]
     if lines and sum(one is not None for one in found) >= 0.8 * len(lines):
         yield from ({"loss": one[1]} for one in found if one is not None)
+
+
+def bare_columns(text: str) -> Iterator[Row]:
+    """Yields the rows of a table without a header: a step, a loss, and perhaps an eval loss."""
+    cells = [re.split(r"[,;\s]+", line.strip()) for line in _lines(text) if line.strip()]
+    known = [row for row in cells if 2 <= len(row) <= 3 and row[0].isdigit() and all(map(_NUMBER.fullmatch, row[1:]))]
+    if len(known) >= 0.9 * len(cells) and all("." in row[1] for row in known if row[1].lower() not in ("nan", "inf")):
+        yield from (dict(zip(("step", "loss", "eval_loss"), row, strict=False)) for row in known)
 
 
 def _every(lines: int) -> int:

@@ -78,7 +78,8 @@ def _columns(state: Mapping[str, Any]) -> list[Row] | None:
 def _bare_numbers(state: list[Any]) -> list[Row] | None:
     """A list of losses, or of steps with a loss and perhaps an eval loss: [1.2, 1.1] or [[200, 1.2, 1.3], ...]."""
     if _are_numbers(state):
-        return [{"loss": value} for value in state]
+        # Whole numbers are something else.
+        return [{"loss": value} for value in state] if any(isinstance(value, float) for value in state) else None
     if not all(isinstance(row, list) and 2 <= len(row) <= 3 and _are_numbers(row) for row in state):
         return None
     steps = [number(row[0]) or 0.0 for row in state]

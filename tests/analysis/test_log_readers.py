@@ -140,6 +140,14 @@ TEXTS = {
         json.dumps({"step": s, "train_loss_nats_per_byte": falling(s), "validation_loss_nats_per_byte": 2.0})
         for s in STEPS
     ),
+    "a table of a notebook": "<table><thead><tr><th>Step</th><th>Training Loss</th><th>Validation Loss</th></tr>"
+    + "".join(f"<tr>\n<td>{s}</td>\n<td>{falling(s)}</td><td>2.0</td></tr>" for s in STEPS)
+    + "</table>\n{'eval_loss': 2.0, 'epoch': 5.0}",
+    "litgpt": "\n".join(f"Epoch 1 | step {s} | loss train: {falling(s)}, val: 2.0 | iter time: 39.7 s" for s in STEPS),
+    "lines of evaluations": "\n".join(
+        f"Step {s} - |param|=8.5e+02 loss={falling(s)} ppl=86.1\nValidation - loss=2.0 ppl=7.4 best_loss=inf"
+        for s in STEPS
+    ),
     "columns without a header": "\n".join(f"{s},{falling(s)}" for s in STEPS),
     "three columns without a header": "\n".join(f"{s}\t{falling(s)}\t2.0" for s in STEPS),
     "a list of losses": json.dumps([falling(s) for s in STEPS]),

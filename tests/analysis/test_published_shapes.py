@@ -249,6 +249,22 @@ def test_a_speech_model_with_no_word_right_has_collapsed() -> None:
     assert evaluated(stuck, wer=[1.0, 1.0, 1.0, 1.0, 1.0, 0.93]).label != "collapsed"
     assert evaluated([13.7, 3.1, 3.0, 3.0], wer=[1.0] * 4).label != "collapsed"
     assert evaluated([0.34, 0.32, 0.28, 0.275, 0.273], eval_f1=[0.0] * 5).label == "collapsed"
+    assert evaluated([0.511, 0.5256, 0.5305, 0.5583, 0.5193], eval_f1=[0.9546] * 5).label == "collapsed"
+    assert evaluated([0.511, 0.5256, 0.5305, 0.5583, 0.5193], eval_f1=[0.95] * 5).label != "collapsed"
+
+
+def test_a_collapse_is_seen_after_a_first_loss_of_any_size() -> None:
+    stuck = [373572.0, *[0.6885] * 30]
+    found = judged(stuck, eval_loss=[0.6893] * 31, eval_accuracy=[0.5446] * 31)
+    assert found.label == "collapsed"
+
+
+def test_of_dense_evaluations_a_tenth_is_no_overfitting_unless_they_are_in_order() -> None:
+    swings = [0.62 + 0.04 * math.sin(7.3 * i * i) for i in range(37)]
+    hovering = [6.2, 3.5, 1.0, 0.65, 0.59, 0.578, *swings]
+    assert judged(list(np.linspace(3.0, 0.05, 43)), eval_loss=hovering).label == "healthy"
+    rising = [6.2, 3.5, 1.0, 0.65, 0.59, 0.578, *(0.58 + 0.0035 * i for i in range(37))]
+    assert judged(list(np.linspace(3.0, 0.05, 43)), eval_loss=rising).label == "overfitting"
 
 
 def test_a_run_that_does_not_move_is_not_called_healthy() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
-from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES
+from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import Trend, trend
 
@@ -22,7 +22,14 @@ def nothing_right(curve: Curve) -> Diagnosis | None:
     for name, worst, what in (("wer", 1.0, "word error rate"), ("cer", 1.0, "character error rate"), ("f1", 0.0, "F1")):
         series = curve.measures.get(f"eval_{name}", curve.measures.get(name))
         values = None if series is None else series.finite().values
-        if values is None or len(values) < _ALWAYS or (abs(values - worst) > 0.01).any():
+        if values is None or len(values) < _ALWAYS:
+            continue
+        if name == "f1" and not falls(curve.loss) and values[0] < 0.99 and np.ptp(values) == 0 and _digits(values) >= 3:
+            reason = (
+                f"the {what} is {values[-1]:.4g} at each of {len(values)} evaluations: every input gets the same answer"
+            )
+            return Diagnosis("collapsed", {name: float(values[-1]), "reason": reason}, remedies.after_collapse(curve))
+        if (abs(values - worst) > 0.01).any():
             continue
         reason = f"the {what} is {values[-1]:.3g} at each of {len(values)} evaluations: no output is right"
         return Diagnosis("collapsed", {name: float(values[-1]), "reason": reason}, remedies.after_collapse(curve))
@@ -39,6 +46,8 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     series = curve.loss.finite()
     if len(series) < FEWEST_LOSSES and accuracies is not None:
         series = curve.eval_loss.finite()  # as in a table with a row for each epoch
+    if len(series) > 2 * _ALWAYS and series.values[0] > 10 * float(np.median(series.values)):
+        series = Series(series.steps[1:], series.values[1:])  # an untrained layer's first outputs
     found = trend(series)
     if found is None or len(series) < (FEWEST_LOSSES if accuracies is None else FEWEST_EVALS + 1):
         return None

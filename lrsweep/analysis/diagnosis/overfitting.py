@@ -49,10 +49,12 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     moves = np.diff(found.smoothed.values)
     if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
         return None  # a jump that it recovers from, or one swing of many
-    # A tenth of the level, and more than the noise of dense evaluations. Or half of what it had gained: on few rows
-    # this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training loss must
-    # fall clearly.
-    much = min(confidence(rise / low, 0.1), confidence(rise, ERRORS * found.noise * low if dense else 0.0))
+    # A tenth of the level; of dense evaluations, some more, and more than their noise. Or half of what it had gained:
+    # on few rows this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training
+    # loss must fall clearly.
+    much = confidence(rise / low, 0.1)
+    if dense:
+        much = min(confidence(rise / low, 0.15), confidence(rise, ERRORS * found.noise * low))
     sure = much
     if _training_falls(curve, step, low, 0.1):
         half = min(confidence(rise, 0.5 * fell), confidence(rise / low, 0.03))
@@ -62,8 +64,9 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
             sure = max(sure, confidence(rise / low, 0.05))
         if len(later) >= 7 and _in_order(later) > 0.9:
             sure = max(sure, confidence(rise / low, 0.02))
-    if not len(curve.loss) and len(later) < 4:
-        sure = min(sure, 0.8)
+    if not len(curve.loss):
+        # No training loss says that it goes on learning.
+        sure = min(sure, confidence(rise, 0.1 * fell), 0.8 if len(later) < 4 else 1.0)
     title = f"eval_{name}_loss" if name else "eval_loss"
     evidence: Evidence = {
         "lowest": low,

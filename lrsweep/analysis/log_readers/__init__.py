@@ -13,6 +13,7 @@ from typing import Any
 from lrsweep.analysis.diagnosis import Curve, curve
 from lrsweep.analysis.log_readers import documents, tables, tensorboard, text
 from lrsweep.analysis.log_readers.arguments import arguments_beside
+from lrsweep.analysis.log_readers.html_tables import html_rows
 from lrsweep.analysis.log_readers.markdown import markdown_rows
 from lrsweep.analysis.log_readers.rows import Row, normalised, number
 from lrsweep.analysis.log_readers.sources import is_run_id
@@ -101,18 +102,23 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         return tables.table_runs(path, content), {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
+    found: list[Row] = []
     for reader in (
         text.console_rows,
         markdown_rows,
+        html_rows,
         text.indexed_losses,
         text.marian,
         text.assignments,
         text.printed_tensors,
         text.bare_columns,
+        text.numbered_losses,
     ):
-        if rows := list(reader(content)):
-            return {"": rows}, {}
-    return {"": text.numbered_losses(content)}, {}
+        found = max(found, list(reader(content)), key=len)
+        # One or two may stand beside the log that is meant, as the last evaluation beside a table.
+        if len(found) >= 3:
+            break
+    return {"": found}, {}
 
 
 def _content(path: Path) -> str:

@@ -37,6 +37,9 @@ _INDEXED = re.compile(
 _TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
 _MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.*?(Cost|ce-mean-words|cross-entropy)\s*:?\s+([-+.\w]+)")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
+# A line of an evaluation, as `Validation - loss=4.6`; and the evaluation in a line of litgpt, as `val: 8.09`.
+_EVALUATED = re.compile(r"\s*\W{0,3}(?:valid|validation|val|eval|evaluation|dev)\b", re.IGNORECASE)
+_LITGPT_VAL = re.compile(r"\bval(?:_loss valid)?:")
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
 
 
@@ -88,8 +91,13 @@ def assignments(text: str) -> list[Row]:
     for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
         row: Row = {}
         has_total = False
+        evaluated = _EVALUATED.match(line) is not None
+        if "loss train:" in line:  # litgpt
+            line = _LITGPT_VAL.sub("val_loss:", line.replace("loss train:", "train_loss:"))
         for key, value, percent in _ASSIGNED.findall(line):
             named = re.sub("[ /-]", "_", key.lower())
+            if evaluated and named in ("loss", "acc", "accuracy"):
+                named = f"eval_{named}"
             plain = _AVERAGE.sub("", named)
             # Beside a step's own loss, a running mean of it is not wanted; beside parts of it, the total is.
             whole = named.startswith("total") or (plain == named and not has_total and plain not in ("epoch", "step"))

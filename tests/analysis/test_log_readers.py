@@ -148,6 +148,16 @@ TEXTS = {
         f"Step {s} - |param|=8.5e+02 loss={falling(s)} ppl=86.1\nValidation - loss=2.0 ppl=7.4 best_loss=inf"
         for s in STEPS
     ),
+    "a set after the epoch": "\n".join(
+        f"Epoch {i}     Train,   psnr 25.85   loss = {falling(s)}\nEpoch {i}     Valid,   psnr 23.7   loss = 2.0"
+        for i, s in enumerate(STEPS)
+    ),
+    "aligned columns": "2022-08-23 15:41:01,352  epoch   Step     Loss\n2022-08-23 15:41:01,352 ========\n"
+    + "\n".join(f"2022-08-23 15:41:02,716       0     {s}.0   {falling(s)}" for s in STEPS),
+    "a table after a sentence": "Results of the fine-tune:\n\nStep\tTraining Loss\tValidation Loss\tAccuracy\n"
+    + "\n".join(f"{s}\t{falling(s)}\t2.0\t{{'accuracy': 0.877}}" for s in STEPS),
+    "times with a comma before tabs": "13:28:48,101 INFO log : Step\tTrain loss\tValid loss\n"
+    + "\n".join(f"13:28:49,101 INFO log : {s}\t{falling(s)}\t2.0" for s in STEPS),
     "columns without a header": "\n".join(f"{s},{falling(s)}" for s in STEPS),
     "three columns without a header": "\n".join(f"{s}\t{falling(s)}\t2.0" for s in STEPS),
     "a list of losses": json.dumps([falling(s) for s in STEPS]),
@@ -179,6 +189,18 @@ def test_accuracies_are_read_in_percent_too(tmp_path: Path) -> None:
     assert list(read(tmp_path / "history.csv").measures["eval_accuracy"].values) == [0.5, 0.6]
     (tmp_path / "log").write_text("\n".join(f"step {s} loss {falling(s)} grad acc: 8" for s in STEPS))
     assert "accuracy" not in read(tmp_path / "log").measures
+
+
+def test_accuracies_of_keras_are_read(tmp_path: Path) -> None:
+    lines = [
+        f"93/93 [====] - 8s - loss: {2 - 0.1 * i:.2f} - sparse_categorical_accuracy: 0.1815 - val_loss: 1.6371 "
+        "- val_sparse_categorical_accuracy: 0.1150"
+        for i in range(8)
+    ]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    found = read(tmp_path / "log.txt")
+    assert list(found.measures["eval_accuracy"].values) == [0.115] * 8
+    assert list(found.measures["accuracy"].values) == [0.1815] * 8
 
 
 def test_a_row_of_mlflows_export_may_be_cut_off(tmp_path: Path) -> None:

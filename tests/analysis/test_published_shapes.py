@@ -232,6 +232,37 @@ def test_four_evaluations_in_order_are_no_noise() -> None:
     assert judged(list(np.linspace(5.9, 2.8, 16)), eval_loss=mixed).label == "healthy"
 
 
+def test_a_noisy_rise_counts_if_kendalls_test_sees_it() -> None:
+    falling = [1.372, 1.261, 1.155, 1.11, 1.057, 1.01, 1.009, 0.99]
+    losses = list(np.linspace(1.8, 0.65, 38))
+    noise = [0.035 * math.sin(7.3 * i * i) for i in range(30)]
+    rising = [1.02 + 0.0045 * i + noise[i] for i in range(30)]
+    assert judged(losses, eval_loss=[*falling, *rising]).label == "overfitting"
+    flat = [1.05 + noise[i] for i in range(30)]
+    assert judged(losses, eval_loss=[*falling, *flat]).label == "healthy"
+
+
+def test_a_training_loss_that_a_table_repeats_says_nothing() -> None:
+    evals = [0.3946, 0.3746, 0.4288, 0.5352, 0.5768]
+    rows = [{"step": 195 * i, "eval_loss": loss, "loss": 0.3644} for i, loss in enumerate(evals, 1)]
+    found = diagnose(curve([*({key: row[key] for key in ("step", "eval_loss")} for row in rows[:2]), *rows[2:]]))
+    assert found.label == "overfitting"
+    assert "while the training loss falls" not in str(found.evidence["reason"])
+
+
+def test_a_classifier_that_settles_at_chance_has_collapsed_whatever_it_began_with() -> None:
+    losses = [1.641, 1.004, 0.805, 0.751, 0.726, 0.712, *[0.6935] * 28, *np.linspace(0.693, 0.690, 10)]
+    right = [0.51 + 0.01 * math.sin(3 * i) for i in range(len(losses))]
+    assert judged(losses, accuracy=right).label == "collapsed"
+    assert judged(losses, accuracy=[0.9] * len(losses)).label != "collapsed"
+    slow = list(np.linspace(0.6945, 0.6875, 13))
+    assert judged(slow, eval_loss=slow, eval_accuracy=list(np.linspace(0.53, 0.57, 13))).label != "collapsed"
+
+
+def test_a_constant_that_is_no_loss_has_diverged() -> None:
+    assert evaluated([2.73563e31] * 8).label == "diverged"
+
+
 def test_a_classifier_that_gives_one_answer_has_collapsed_in_a_table_of_epochs_too() -> None:
     assert evaluated([1.1016, 1.0993, 1.099, 1.0986, 1.0983], eval_accuracy=[0.3333] * 5).label == "collapsed"
     assert evaluated([1.351, 0.9606, 0.9693, 1.0445, 1.0005], eval_accuracy=[0.54] * 5).label == "collapsed"

@@ -66,6 +66,8 @@ def collapsed(curve: Curve) -> Diagnosis | None:
             f"the accuracy is {accuracy:.4g} at each of {len(accuracies)} evaluations: every input gets the same answer"
         )
         return one_answer(curve, end, accuracy, reason)
+    if accuracies is not None and (reason := _settled_at_chance(series, accuracies)):
+        return one_answer(curve, end, float(accuracies.values[-1]), reason)
     if found.fall > 0.1:
         return None
     vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
@@ -82,6 +84,20 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     if accuracies is None or not len(accuracies):
         return None
     return _by_chance(curve, accuracies, end, found) or _constant(curve, accuracies, end, found)
+
+
+def _settled_at_chance(losses: Series, accuracies: Series) -> str:
+    """Why the run has stood at chance for most of its time, after whatever it began with; empty if it has not."""
+    later, right = losses.values[len(losses) // 4 :], accuracies.values[len(accuracies) // 4 :]
+    if len(later) < 2 * _ALWAYS or len(right) < _ALWAYS:
+        return ""
+    for classes in range(2, 11):
+        near = abs(later / math.log(classes) - 1)
+        if (near < 0.02).all() and np.median(near) < 0.002 and float(np.median(right)) < 1.15 / classes:
+            return (
+                f"the loss has stood next to ln {classes} for {len(later)} rows: {classes} classes are not told apart"
+            )
+    return ""
 
 
 def _by_chance(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:

@@ -12,6 +12,8 @@ from lrsweep.analysis.diagnosis.training_kind import training_kind
 
 # Numbers of classes that are common.
 _CLASSES = (*range(2, 11), 100, 1000)
+# No loss that is worth minimising is this large.
+_ANY_LOSS = 1e9
 
 
 def inert(curve: Curve) -> Diagnosis | None:
@@ -28,6 +30,8 @@ def inert(curve: Curve) -> Diagnosis | None:
             if name == "eval_loss" and falls(curve.loss):
                 continue  # it learns: the evaluation is what does not change
             reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
+            if values[0] > _ANY_LOSS:
+                return Diagnosis("diverged", {name: float(values[0]), "reason": reason}, remedies.lower_lr(curve))
             accuracies = accuracies_of(curve)
             if accuracies is not None and len(accuracies) >= 3 and _never_changes(accuracies.values):
                 reason += f", with an accuracy of {accuracies.values[-1]:.3g}: every input gets the same answer"

@@ -1,5 +1,7 @@
 """Overfitting: evaluations rise for good while the training loss falls."""
 
+import math
+
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
@@ -44,10 +46,13 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     fell = max(start or 0.0, found.start) - low
     if start is not None and start - low < 0.005 * abs(start):
         return None  # it never fell
-    if float(later[-max(len(later) // 3, 1) :].min()) <= low + rise / 3 or not _training_falls(curve, step, low):
+    rising = _rising(later)
+    last = later[-max(len(later) // 3, 1) :]
+    # Of a rise that is no noise, single evaluations may be low.
+    if float(np.median(last) if rising else last.min()) <= low + rise / 3 or not _training_falls(curve, step, low):
         return None
     moves = np.diff(found.smoothed.values)
-    if rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum()):
+    if not rising and (rise < 0.5 * (float(later.max()) - low) or rise < 0.3 * float(moves[moves > 0].sum())):
         return None  # a jump that it recovers from, or one swing of many
     # A tenth of the level; of dense evaluations, some more, and more than their noise. Or half of what it had gained:
     # on few rows this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training
@@ -59,14 +64,12 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     if _training_falls(curve, step, low, 0.1):
         half = min(confidence(rise, 0.5 * fell), confidence(rise / low, 0.03))
         sure = max(much, min(half, confidence(rise, (ERRORS if dense else 2.5) * found.noise * low)))
-        # Evaluations that rise one after the other are no noise: four are in order by chance once in 24 times.
-        if len(later) >= 4 and _in_order(later) == 1:
-            sure = max(sure, confidence(rise / low, 0.05))
-        if len(later) >= 7 and _in_order(later) > 0.9:
-            sure = max(sure, confidence(rise / low, 0.02))
-    if not len(curve.loss):
+        if rising:
+            sure = max(sure, confidence(rise / low, _least_rise(later)))
+    if not _has_losses(curve):
         # No training loss says that it goes on learning.
-        sure = min(sure, confidence(rise, 0.1 * fell), 0.8 if len(later) < 4 else 1.0)
+        clear = len(later) >= 4 or (len(later) == 3 and _in_order(later) == 1 and rise > 0.3 * low)
+        sure = min(sure, confidence(rise, 0.1 * fell), 1.0 if clear else 0.8)
     title = f"eval_{name}_loss" if name else "eval_loss"
     evidence: Evidence = {
         "lowest": low,
@@ -74,10 +77,34 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
         "last": found.end,
         "reason": (
             f"{title} is lowest at {curve.place(step)} ({low:.4g}) and ends at {found.end:.4g}"
-            + (", while the training loss falls" if len(curve.loss) else "")
+            + (", while the training loss falls" if _has_losses(curve) else "")
         ),
     }
     return Diagnosis("overfitting", evidence, remedies.against_overfitting(curve, step), sure)
+
+
+def _has_losses(curve: Curve) -> bool:
+    """Whether there are training losses; a table of epochs may repeat one until the next is logged."""
+    return len(np.unique(curve.loss.finite().values)) >= 3
+
+
+def _rising(values: Floats) -> bool:
+    """Whether values rise in a way that is no noise: at least four, all in order, or by Kendall's test at 3 deviations.
+
+    See Kendall, "Rank Correlation Methods": under chance, tau has the variance 2 (2 n + 5) / (9 n (n - 1)).
+    """
+    n = min(len(values), 200)
+    if n < 7:
+        return n >= 4 and _in_order(values) == 1
+    return (2 * _in_order(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
+
+
+def _least_rise(values: Floats) -> float:
+    """The share by which values that rise beyond noise must rise to be overfitting: less if they rise evenly."""
+    order = _in_order(values)
+    if len(values) >= 7 and order > 0.9:
+        return 0.02
+    return 0.05 if order == 1 else 0.07
 
 
 def _in_order(values: Floats) -> float:
@@ -90,7 +117,7 @@ def _in_order(values: Floats) -> float:
 def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) -> bool:
     """Whether the training loss falls by a share after a step, or is a part of the eval loss only: known by heart."""
     losses = curve.loss.finite()
-    if not len(losses):
+    if not _has_losses(curve):
         return True
     before, after = losses.values[losses.steps <= since], losses.values[losses.steps > since]
     if not len(after):

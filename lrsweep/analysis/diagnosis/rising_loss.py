@@ -1,5 +1,7 @@
 """Too high: a loss that ends above its start, gives back what it had gained, or stays near it after a blow-up."""
 
+import numpy as np
+
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS, FEWEST_LOSSES
@@ -55,7 +57,7 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
         ),
     ]
     sure, reason = max(candidates)
-    if evals and not untrained and not len(curve.loss):
+    if evals and not untrained and len(np.unique(curve.loss.finite().values)) < 3:
         # Without training losses, overfitting looks the same.
         sure = min(sure, 0.8)
     return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None

@@ -110,6 +110,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         text.indexed_losses,
         text.marian,
         text.assignments,
+        text.aligned_columns,
         text.printed_tensors,
         text.bare_columns,
         text.numbered_losses,

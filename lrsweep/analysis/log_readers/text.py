@@ -21,7 +21,8 @@ _PAIR = re.compile(
 _ASSIGNED = re.compile(
     r"(?<!\w)(?<!grad )(?<!gradient )"
     r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
-    r"(?:loss|acc|accuracy)|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
+    r"(?:loss|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
+    r"|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
     r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9}(?:\[\s{1,9})?)([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
     re.IGNORECASE,
 )
@@ -38,8 +39,11 @@ _TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
 _MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.*?(Cost|ce-mean-words|cross-entropy)\s*:?\s+([-+.\w]+)")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
 # A line of an evaluation, as `Validation - loss=4.6`; and the evaluation in a line of litgpt, as `val: 8.09`.
-_EVALUATED = re.compile(r"\s*\W{0,3}(?:valid|validation|val|eval|evaluation|dev)\b", re.IGNORECASE)
+_EVALUATED = re.compile(
+    r"\s*\W{0,3}(?:epoch\W{0,3}\d+\W+)?(?:valid|validation|val|eval|evaluation|dev)\b", re.IGNORECASE
+)
 _LITGPT_VAL = re.compile(r"\bval(?:_loss valid)?:")
+_KERAS = re.compile(r"(?:sparse_)?categorical_|binary_")
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
 
 
@@ -98,7 +102,7 @@ def assignments(text: str) -> list[Row]:
             named = re.sub("[ /-]", "_", key.lower())
             if evaluated and named in ("loss", "acc", "accuracy"):
                 named = f"eval_{named}"
-            plain = _AVERAGE.sub("", named)
+            plain = _KERAS.sub("", _AVERAGE.sub("", named))
             # Beside a step's own loss, a running mean of it is not wanted; beside parts of it, the total is.
             whole = named.startswith("total") or (plain == named and not has_total and plain not in ("epoch", "step"))
             has_total = has_total or named.startswith("total")
@@ -144,6 +148,17 @@ def printed_tensors(text: str) -> Iterator[Row]:
     found = [_TENSOR.fullmatch(line) for line in lines]
     if lines and sum(one is not None for one in found) >= 0.8 * len(lines):
         yield from ({"loss": one[1]} for one in found if one is not None)
+
+
+def aligned_columns(text: str) -> Iterator[Row]:
+    """Yields the rows of a table of tabs or spaces with a header anywhere, as `epoch   Step     Loss`."""
+    header: list[str] = []
+    for line in _lines(text):
+        cells = [cell.strip() for cell in re.split(r"\t|\s{2,}", line.strip())]
+        if any("loss" in cell.lower() for cell in cells) and not any(map(_NUMBER.fullmatch, cells)):
+            header = [cell.lower().replace(" ", "_") for cell in cells]
+        elif len(cells) == len(header) > 1 and any(map(_NUMBER.fullmatch, cells)):
+            yield dict(zip(header, cells, strict=True))
 
 
 def bare_columns(text: str) -> Iterator[Row]:

@@ -158,6 +158,30 @@ TEXTS = {
     + "\n".join(f"{s}\t{falling(s)}\t2.0\t{{'accuracy': 0.877}}" for s in STEPS),
     "times with a comma before tabs": "13:28:48,101 INFO log : Step\tTrain loss\tValid loss\n"
     + "\n".join(f"13:28:49,101 INFO log : {s}\t{falling(s)}\t2.0" for s in STEPS),
+    "evaluations after a time": "\n".join(
+        f"2024-01-01 10:00:00,12 INFO Train - step: {s} - loss: {falling(s)}\n"
+        "2024-01-01 10:00:01,12 INFO Validation: average loss 2.0 best val loss 0.1"
+        for s in STEPS
+    ),
+    "fairseq's evaluations": "\n".join(
+        f"2020-08-01 10:00:00 | INFO | train | epoch 001 | loss {falling(s)} | num_updates {s}\n"
+        f"2020-08-01 10:00:01 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 2.0 | num_updates {s}"
+        for s in STEPS
+    ),
+    "a test set": "\n".join(
+        f"step {s} loss: {falling(s)}\nTest set: Average loss: 2.0, Accuracy: 9100/10000 (91%)" for s in STEPS
+    ),
+    "the best so far": "\n".join(f"step {s} | loss {falling(s)} | val loss 2.0 | best val loss 0.1" for s in STEPS),
+    "another table between": "\n".join(
+        f"Step   GPU_mem   loss\n{s}     2.1G   {falling(s)}\nClass   Images   mAP50\nall   128   0.7" for s in STEPS
+    ),
+    "words that are no table": "loss   function\na   1\nb   2\nc   3\n"
+    + "\n".join(f"{s} train {falling(s)}" for s in STEPS),
+    "a host called dev": "\n".join(f"dev-server-1: step {s} loss {falling(s)}" for s in STEPS),
+    "weights of a loss": "\n".join(f"step {s} loss [5, 10] weights: 0.5, train loss {falling(s)}" for s in STEPS),
+    "litgpt's two counts": "\n".join(
+        f"Epoch 1 | iter {s} step {s // 4} | loss train: {falling(s)}, val: n/a\niter {s}: val loss 2.0" for s in STEPS
+    ),
     "columns without a header": "\n".join(f"{s},{falling(s)}" for s in STEPS),
     "three columns without a header": "\n".join(f"{s}\t{falling(s)}\t2.0" for s in STEPS),
     "a list of losses": json.dumps([falling(s) for s in STEPS]),
@@ -212,6 +236,24 @@ def test_a_long_line_of_dashes_is_read_in_no_time(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("| loss |\n" + "-" * 200_000 + "x")
     with pytest.raises(InputError, match="holds no losses"):
         read(tmp_path / "log")
+
+
+@pytest.mark.parametrize("line", ["[oss " + "a" * 300_000, "loss [" + "1" * 300_000, "Ep. 1 : Up. 1 :" * 20_000])
+def test_a_long_line_without_a_loss_is_read_in_no_time(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log.txt").write_text("\n".join([line, *(f"step {s} loss {falling(s)}" for s in STEPS)]))
+    assert len(read(tmp_path / "log.txt").loss) == len(STEPS)
+
+
+def test_markup_that_is_no_html_ends_the_tables(tmp_path: Path) -> None:
+    lines = ["<table><tr><th>loss</th></tr>[<![Cost 2.0", *(f"step {s} loss {falling(s)}" for s in STEPS)]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    assert len(read(tmp_path / "log.txt").loss) == len(STEPS)
+
+
+def test_nulls_beside_evaluations_are_what_was_not_logged(tmp_path: Path) -> None:
+    rows = [{"epoch": i, "loss": None, "eval_loss": falling(10 * i)} for i in range(1, 11)]
+    (tmp_path / "history.json").write_text(json.dumps(rows))
+    assert diagnose(read(tmp_path / "history.json")).label == "healthy"
 
 
 def test_output_of_powershell_is_read(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def test_a_run_that_ends_in_a_jump_is_not_called_healthy() -> None:
     losses = [0.6931, 0.4, 0.2, 0.9, 0.1, 0.05, 0.02, 0.01, 0.001]
     assert judged([*losses, 16.4]).label == "unknown"
     assert judged([*losses, 16.4, 0.01, 0.01]).label == "healthy"
+    falling = [1.2 + 1.8 * math.exp(-i / 5) for i in range(94)]
+    assert judged([*falling, 2.4, 2.5, 2.4, 2.45, 2.4]).label == "unknown"
 
 
 def test_a_language_model_that_stands_still_at_a_high_loss_is_not_called_healthy() -> None:
@@ -282,6 +284,26 @@ def test_a_speech_model_with_no_word_right_has_collapsed() -> None:
     assert evaluated([0.34, 0.32, 0.28, 0.275, 0.273], eval_f1=[0.0] * 5).label == "collapsed"
     assert evaluated([0.511, 0.5256, 0.5305, 0.5583, 0.5193], eval_f1=[0.9546] * 5).label == "collapsed"
     assert evaluated([0.511, 0.5256, 0.5305, 0.5583, 0.5193], eval_f1=[0.95] * 5).label != "collapsed"
+
+
+def test_an_early_stage_is_no_collapse() -> None:
+    falling = [1.5, 1.1, 0.8, 0.6, 0.5, 0.4]
+    assert judged(falling, eval_loss=falling, eval_f1=[0.0] * 6).label == "unknown"
+    assert evaluated([0.69 - 0.05 * i for i in range(6)], eval_accuracy=[0.7] * 6).label == "healthy"
+
+
+def test_losses_below_zero_and_beyond_all_bounds_are_no_reason_to_stop() -> None:
+    assert judged([0.5] * 4, eval_loss=[-0.5, -0.3, 0.2, 0.4]).label in ("unknown", "healthy")
+    assert evaluated([1.0, 1e308, 7.5, 1e10]).label != "healthy"
+
+
+def test_of_some_noisy_evaluations_the_lowest_is_low_by_luck() -> None:
+    accused = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        evals = (1.5 + 0.8 * np.exp(-np.arange(12) / 1.5)) * (1 + draw.normal(0, 0.04, 12))
+        accused += judged(list(np.linspace(2, 1, 12)), eval_loss=list(evals)).label == "overfitting"
+    assert accused <= 4
 
 
 def test_a_collapse_is_seen_after_a_first_loss_of_any_size() -> None:

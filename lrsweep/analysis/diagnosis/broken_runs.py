@@ -122,9 +122,12 @@ def exploded(curve: Curve) -> Diagnosis | None:
             continue
         if name == "eval_loss" and not len(curve.loss) and found.values.min() < 0.95 * found.values[0]:
             continue  # it had learned, so this is overfitting until training losses say otherwise
-        first = float(found.values[0])
+        # One low batch is no start.
+        first = float(found.values[0] if len(found) < 12 else max(found.values[0], np.median(found.values[:3])))
+        if first <= 0:
+            continue  # no cross-entropy
         last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
-        rise = last / first if first > 0 else 0.0
+        rise = last / first
         sure = confidence(rise - 1, max(_EXPLODED - 1, 6 * relative_noise(found)))
         # It does not come back: on a log scale, the end is more than half of the way up, and so is nearly all before.
         late = found.values[-max(len(found) // 4, 2) :]

@@ -32,6 +32,8 @@ def nothing_right(curve: Curve) -> Diagnosis | None:
         if (abs(values - worst) > 0.01).any():
             continue
         reason = f"the {what} is {values[-1]:.3g} at each of {len(values)} evaluations: no output is right"
+        if _still_falls(curve.eval_loss.finite() if len(curve.eval_loss) else curve.loss.finite()):
+            return Diagnosis("unknown", {name: float(values[-1]), "reason": f"{reason}, but the loss still falls"})
         return Diagnosis("collapsed", {name: float(values[-1]), "reason": reason}, remedies.after_collapse(curve))
     return None
 
@@ -59,7 +61,7 @@ def collapsed(curve: Curve) -> Diagnosis | None:
         reason = f"the last {len(tail)} losses are {end:.4g}, which is ln {exact}: {exact} classes have the same chance"
         return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
     losses = trend(curve.loss)
-    learns = losses is not None and losses.fall > 0.1
+    learns = _still_falls(curve.eval_loss.finite()) or (losses is not None and losses.fall > 0.1)
     if accuracies is not None and not learns and _never_changes(accuracies.values, series.values):
         accuracy = float(accuracies.values[-1])
         reason = (
@@ -84,6 +86,11 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     if accuracies is None or not len(accuracies):
         return None
     return _by_chance(curve, accuracies, end, found) or _constant(curve, accuracies, end, found)
+
+
+def _still_falls(losses: Series) -> bool:
+    """Whether the second half of the losses falls by more than a tenth."""
+    return len(losses) > 1 and float(losses.values[-1]) < 0.9 * float(losses.values[len(losses) // 2])
 
 
 def _settled_at_chance(losses: Series, accuracies: Series) -> str:
@@ -159,7 +166,7 @@ def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Dia
 
 
 def _never_changes(accuracies: Floats, losses: Floats) -> bool:
-    """Whether a low accuracy is the same from the first evaluation on, though the loss moves: not for few digits."""
+    """Whether a low accuracy is the same from the first evaluation on, though the loss moves."""
     moves = float(np.ptp(losses)) > 0.1 * float(np.median(losses))
     return moves and len(accuracies) >= _ALWAYS and float(np.ptp(accuracies)) == 0 and 0 < float(accuracies[-1]) < 0.75
 

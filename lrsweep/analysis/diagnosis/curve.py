@@ -170,7 +170,7 @@ CERTAIN = 0.9
 
 def confidence(size: float, bound: float) -> float:
     """Returns how certain a finding of some size is: `CERTAIN` at the bound, 0.975 at twice the bound, 0.6 at half."""
-    if not size > 0:
+    if not size > 0 or bound > 10 * size:
         return 0.0
     return max(1 - (1 - CERTAIN) * (bound / size) ** 2, 0.0) if bound > 0 else 1.0
 

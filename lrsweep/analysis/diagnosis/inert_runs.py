@@ -33,7 +33,7 @@ def inert(curve: Curve) -> Diagnosis | None:
             if values[0] > _ANY_LOSS:
                 return Diagnosis("diverged", {name: float(values[0]), "reason": reason}, remedies.lower_lr(curve))
             accuracies = accuracies_of(curve)
-            if accuracies is not None and len(accuracies) >= 3 and _never_changes(accuracies.values):
+            if accuracies is not None and len(accuracies) >= 3 and _is_constant(accuracies.values):
                 reason += f", with an accuracy of {accuracies.values[-1]:.3g}: every input gets the same answer"
                 return one_answer(curve, float(values[0]), float(accuracies.values[-1]), reason)
             classes = next((k for k in _CLASSES if abs(values[0] / math.log(k) - 1) < 0.002), None)
@@ -65,6 +65,6 @@ def _period(losses: Floats) -> int:
     return 0
 
 
-def _never_changes(accuracies: Floats) -> bool:
+def _is_constant(accuracies: Floats) -> bool:
     """Whether a low accuracy never changes, but perhaps after its first value."""
     return float(np.ptp(accuracies[1:])) < 1e-3 and float(accuracies[-1]) < 0.75

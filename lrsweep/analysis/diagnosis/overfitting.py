@@ -10,6 +10,8 @@ from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
 from lrsweep.analysis.diagnosis.trend import eval_trend
 
 Evidence = dict[str, float | str]
+# From this many evaluations on, their scatter says how much is noise.
+_SEVERAL = 8
 
 
 def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
@@ -58,6 +60,9 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     # on few rows this may be noise, so the scatter counts (it holds the bend of the curve as well), and the training
     # loss must fall clearly.
     much = confidence(rise / low, 0.1)
+    if len(evals) >= _SEVERAL and not rising:
+        # The lowest of several is low by luck as well.
+        much = min(much, confidence(rise, (2.5 if len(evals) < 12 else ERRORS) * found.noise * low))
     if dense:
         much = min(confidence(rise / low, 0.15), confidence(rise, ERRORS * found.noise * low))
     sure = much

@@ -107,7 +107,6 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         text.console_rows,
         markdown_rows,
         html_rows,
-        text.indexed_losses,
         text.marian,
         text.assignments,
         text.aligned_columns,
@@ -115,11 +114,15 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         text.bare_columns,
         text.numbered_losses,
     ):
-        found = max(found, list(reader(content)), key=len)
-        # One or two may stand beside the log that is meant, as the last evaluation beside a table.
+        found = max(found, [row for row in reader(content) if _has_loss(row)], key=len)
+        # A row or two may stand beside the log that is meant: the last evaluation under a table.
         if len(found) >= 3:
             break
     return {"": found}, {}
+
+
+def _has_loss(row: Row) -> bool:
+    return any("loss" in key and (value is None or number(value) is not None) for key, value in row.items())
 
 
 def _content(path: Path) -> str:

@@ -1,5 +1,6 @@
 """HTML tables with a loss in them: what a notebook shows of a Trainer's run, saved as a page."""
 
+import contextlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
@@ -11,7 +12,9 @@ def html_rows(text: str) -> Iterator[Row]:
     if "<table" not in text:
         return
     parser = _Tables()
-    parser.feed(text)
+    # The parser gives up at some markup that is not HTML; the rows before it are kept.
+    with contextlib.suppress(AssertionError):
+        parser.feed(text)
     header: list[str] = []
     for is_header, cells in parser.rows:
         if is_header:

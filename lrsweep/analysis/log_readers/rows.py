@@ -84,9 +84,9 @@ def normalised(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     if any(key in raw for raw in given for key in _PLAIN):
         given = [{key: value for key, value in raw.items() if key not in _MEAN} for raw in given]
     found = [_renamed(raw) for raw in given]
-    # Nothing but nulls is NaN as well.
+    # Nothing but nulls is NaN as well, unless evaluations say otherwise.
     nulls = [any(name(key) == "loss" and value is None for key, value in raw.items()) for raw in given]
-    if given and all(nulls):
+    if given and all(nulls) and not any("eval_loss" in row for row in found):
         found = [{**row, "loss": math.nan} for row in found]
     if not any("loss" in row or "eval_loss" in row for row in found):
         _rename_only_loss(found)

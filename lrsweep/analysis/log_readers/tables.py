@@ -19,10 +19,11 @@ def is_table(text: str) -> bool:
     # A run's name may have digits in it, but no header says "loss 1.25".
     if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")):
         return True
-    # Nor is the comma of a time a separator.
     separator = _separator(head)
-    if separator not in head or re.search(r"[{}]|loss\W+\d" + r"|\d:\d\d,\d{3}" * (separator == ","), head.lower()):
+    if separator not in head or re.search(r"[{}]|loss\W+\d", head.lower()):
         return False
+    if separator == "," and re.search(r"\d:\d\d,\d{3}", head):
+        return False  # the comma is part of a time
     return any(name(_split(cell.strip(' "'))[1] or "").endswith("loss") for cell in head.split(separator))
 
 

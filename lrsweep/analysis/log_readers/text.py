@@ -1,4 +1,4 @@
-"""Text logs: one JSON object per line, or console output with lines such as {'loss': 1.2, 'epoch': 0.1}."""
+"""Text logs: JSON lines, and what programs print: dictionaries, assignments, columns, and a few trainers' own lines."""
 
 import json
 import re
@@ -17,13 +17,18 @@ _PAIR = re.compile(
     r"""["']([^"']+)["']\s*:\s*(?:["']([^"']*)["']|(?:\w+\.)*(?:float\d+|tensor)\(([^()]*)\)|([^,}\s]+))"""
 )
 
+# A number as programs print it.
+_VALUE = r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)"
+_NUMBER = re.compile(_VALUE, re.IGNORECASE)
+# The best loss so far is none of this step.
+_BEST = re.compile(rf"\b(?:best|min|lowest) (?:\w{{3,10}}[ _])?(?:loss|acc|accuracy)\W{{1,9}}{_VALUE}\b", re.IGNORECASE)
 # A key, a value, and perhaps a percent sign.
 _ASSIGNED = re.compile(
     r"(?<!\w)(?<!grad )(?<!gradient )"
     r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
     r"(?:loss|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
     r"|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
-    r"[\]'\"]?(?:\s{0,9}[=:\uff1a]\s{0,9}|\s{1,9}(?:\[\s{1,9})?)([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b(%?)",
+    rf"[\]'\"]?(?:\s{{0,9}}[=:\uff1a]\s{{0,9}}|\s{{1,9}}(?:\[\s{{1,9}})?)({_VALUE})\b(%?)",
     re.IGNORECASE,
 )
 # A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
@@ -31,16 +36,19 @@ _NUMBERED = re.compile(r"\s*(\d+)\s*\|")
 _STEP_SET_LOSS = re.compile(r"(\d+) (train|val) ([-+.\w]+)")
 # A loss with its place in brackets, as `train_batch_loss[ 6510 ]: 1.57` or `Loss [1, 100](epoch, minibatch): 9.66`.
 _INDEXED = re.compile(
-    r"(\w*loss)\s{0,9}\[\s*(\d+)\s*(?:,\s*(\d+)\s*)?\][^:\d]{0,40}:\s{0,9}([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\b",
+    r"(?<!\w)(\w{0,40}loss)\s?\[\s{0,9}(\d{1,12})\s{0,9}(?:,\s{0,9}\d{1,12}\s{0,9})?\](?:\s?\([^()]{0,40}\))?\s?:\s{0,9}"
+    rf"({_VALUE})\b",
     re.IGNORECASE,
 )
 # What `print(loss)` writes, and Marian's lines.
 _TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
-_MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.*?(Cost|ce-mean-words|cross-entropy)\s*:?\s+([-+.\w]+)")
-_NUMBER = re.compile(r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
-# A line of an evaluation, as `Validation - loss=4.6`; and the evaluation in a line of litgpt, as `val: 8.09`.
+_MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.{0,200}?(Cost|ce-mean-words|cross-entropy)\s?:?\s([-+.\w]+)")
+# A line of an evaluation, as `Validation - loss=4.6`, perhaps after a time, a level or an epoch; and the evaluation in
+# a line of litgpt, as `val: 8.09`.
 _EVALUATED = re.compile(
-    r"\s*\W{0,3}(?:epoch\W{0,3}\d+\W+)?(?:valid|validation|val|eval|evaluation|dev)\b", re.IGNORECASE
+    r"\W{0,3}(?:\d[-\d/:.,T ]{0,40}\W{0,4})?(?:(?:INFO|DEBUG)\W{1,4})?(?:epoch\W{0,3}\d+(?:/\d+)?\W{1,9})?"
+    r"(?:valid|validation|val|eval|evaluation|dev|test)(?![-\w]|\s+every)",
+    re.IGNORECASE,
 )
 _LITGPT_VAL = re.compile(r"\bval(?:_loss valid)?:")
 _KERAS = re.compile(r"(?:sparse_)?categorical_|binary_")
@@ -96,16 +104,17 @@ def assignments(text: str) -> list[Row]:
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None
+        line = _INDEXED.sub(_without_brackets, _BEST.sub("", line))
         if "loss train:" in line:  # litgpt
             line = _LITGPT_VAL.sub("val_loss:", line.replace("loss train:", "train_loss:"))
         for key, value, percent in _ASSIGNED.findall(line):
             named = re.sub("[ /-]", "_", key.lower())
-            if evaluated and named in ("loss", "acc", "accuracy"):
-                named = f"eval_{named}"
             plain = _KERAS.sub("", _AVERAGE.sub("", named))
             # Beside a step's own loss, a running mean of it is not wanted; beside parts of it, the total is.
             whole = named.startswith("total") or (plain == named and not has_total and plain not in ("epoch", "step"))
             has_total = has_total or named.startswith("total")
+            if evaluated and plain in ("loss", "acc", "accuracy"):
+                plain = f"eval_{plain}"
             if plain not in row or whole:
                 row[plain] = f"{value}e-2" if percent and value.replace(".", "", 1).isdigit() else value
         if any("loss" in key for key in row):
@@ -113,8 +122,20 @@ def assignments(text: str) -> list[Row]:
                 row.setdefault("step", numbered[1])
             (totals if has_total else rows).append(row)
             order.append(row)
+    if any("iter" in row and "step" not in row for row in order):
+        for row in order:
+            # litgpt counts optimizer steps as well, but not in its evaluations.
+            if "iter" in row:
+                row.pop("step", None)
     # A few totals among other losses are sums over an epoch.
     return rows if len(totals) < len(rows) / 3 else order
+
+
+def _without_brackets(found: re.Match[str]) -> str:
+    """`val_loss[ 10 ]: 1.57` as `val_loss=1.57 step=10`; of two numbers in the brackets, the first is an epoch."""
+    name, place, value = found.groups()
+    held_out = any(part in name.lower() for part in ("val", "test", "dev"))
+    return f"{'val_' * held_out}loss={value} {'epoch' if ',' in found[0].partition(']')[0] else 'step'}={place}"
 
 
 def numbered_losses(text: str) -> Iterator[Row]:
@@ -122,16 +143,6 @@ def numbered_losses(text: str) -> Iterator[Row]:
     for line in _kept(_lines(text)):
         if (found := _STEP_SET_LOSS.fullmatch(line.strip())) is not None:
             yield {"step": found[1], f"{found[2]}_loss": found[3]}
-
-
-def indexed_losses(text: str) -> Iterator[Row]:
-    """Yields the rows of a log with lines such as `train_loss[ 6510 ]: 1.57` or `Loss [1, 100](epoch, batch): 9.66`."""
-    for line in _kept(line for line in _lines(text) if "[" in line and "oss" in line):
-        if (found := _INDEXED.search(line)) is not None:
-            name, first, second, value = found.groups()
-            held_out = any(part in name.lower() for part in ("val", "test", "dev", "eval"))
-            row = {"step": first} if second is None else {"epoch": first, "batch": second}
-            yield {**row, "eval_loss" if held_out else "loss": value}
 
 
 def marian(text: str) -> Iterator[Row]:
@@ -155,9 +166,12 @@ def aligned_columns(text: str) -> Iterator[Row]:
     header: list[str] = []
     for line in _lines(text):
         cells = [cell.strip() for cell in re.split(r"\t|\s{2,}", line.strip())]
-        if any("loss" in cell.lower() for cell in cells) and not any(map(_NUMBER.fullmatch, cells)):
-            header = [cell.lower().replace(" ", "_") for cell in cells]
-        elif len(cells) == len(header) > 1 and any(map(_NUMBER.fullmatch, cells)):
+        if not any(map(_NUMBER.fullmatch, cells)):
+            if any("loss" in cell.lower() for cell in cells):
+                header = [cell.lower().replace(" ", "_") for cell in cells]
+            elif len(cells) > 1:
+                header = []  # words in columns: another table begins
+        elif len(cells) == len(header) > 1:
             yield dict(zip(header, cells, strict=True))
 
 

@@ -59,9 +59,12 @@ def ends_in_a_jump(curve: Curve) -> Diagnosis | None:
     if len(losses) < FEWEST_LOSSES or len(curve.eval_loss.finite().after(float(losses.steps[-1]) - 1)):
         return None
     last, before = float(losses.values[-1]), losses.values[:-1]
-    size = len(losses) // 20
     # Several rows that are above all of the last three quarters before them say the same.
-    stays = size >= 3 and losses.values[-size:].min() > 1.3 * losses.values[len(losses) // 4 : -size].max()
+    values = losses.values
+    stays = any(
+        values[-size:].min() > 1.3 * values[len(values) // 4 : -size].max()
+        for size in range(3, min(len(values) // 6, 100) + 1)
+    )
     if before.min() < 0 or last < 1 or not (stays or last > _FAR_ABOVE * before.max()):
         return None
     reason = f"the last loss, {last:.4g} at {curve.place(float(losses.steps[-1]))}, is far above all before"

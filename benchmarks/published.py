@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("logs", type=Path)
     parser.add_argument("labels", type=Path)
     parser.add_argument("--mistakes", action="store_true", help="list what was wrong; writes no file")
+    parser.add_argument("--out", type=Path, default=RESULTS / "published.json")
     arguments = parser.parse_args()
     entries = [json.loads(line) for line in arguments.labels.read_text(encoding="utf-8").splitlines() if line.strip()]
     # A log that was labelled twice has its last label.
@@ -106,7 +107,7 @@ def main() -> None:
         "accusations_wrong": sum(row["wrong"] for row in accused),
         "sources": sorted({f"{entry['repo']}: {entry['path']}" for entry in entries}),
     }
-    save(RESULTS / "published.json", known, all=every, by_given=by_label, by_true=by_truth, by_kind=by_kind)
+    save(arguments.out, known, all=every, by_given=by_label, by_true=by_truth, by_kind=by_kind)
 
 
 if __name__ == "__main__":

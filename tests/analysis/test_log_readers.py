@@ -182,6 +182,22 @@ TEXTS = {
     "litgpt's two counts": "\n".join(
         f"Epoch 1 | iter {s} step {s // 4} | loss train: {falling(s)}, val: n/a\niter {s}: val loss 2.0" for s in STEPS
     ),
+    "a history among other keys": json.dumps(
+        {
+            "best": 0.1,
+            "history": [{"step": s, "train_loss": falling(s), "val_loss": 2.0} for s in STEPS],
+            "sizes": [{"rows": 3}],
+        }
+    ),
+    "a notebook": json.dumps(
+        {
+            "nbformat": 4,
+            "cells": [
+                {"cell_type": "markdown", "source": ["loss: 9"]},
+                {"outputs": [{"name": "stdout", "text": [f"step {s} loss {falling(s)}\n" for s in STEPS]}]},
+            ],
+        }
+    ),
     "columns without a header": "\n".join(f"{s},{falling(s)}" for s in STEPS),
     "three columns without a header": "\n".join(f"{s}\t{falling(s)}\t2.0" for s in STEPS),
     "a list of losses": json.dumps([falling(s) for s in STEPS]),

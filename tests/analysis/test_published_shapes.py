@@ -328,6 +328,12 @@ def test_a_run_that_does_not_move_is_not_called_healthy() -> None:
     assert judged(list(np.linspace(2.2, 2.1, 10)), eval_loss=worse).label == "unknown"
 
 
+def test_a_table_that_repeats_its_loss_is_not_inert() -> None:
+    evals = [4.3, 3.9, 3.7, 3.6, 3.5, 3.45, 3.4]
+    assert judged([4.2244] * 7, eval_loss=evals).label != "inert"
+    assert judged([4.2244] * 7, eval_loss=[4.30, 4.31, 4.30, 4.29, 4.31, 4.30, 4.30]).label == "inert"
+
+
 def test_a_loss_that_froze_after_its_first_step_is_inert() -> None:
     assert judged([335.5530, *[335.5533] * 20]).label == "inert"
     assert judged([335.5530, *[335.5533 - 0.001 * i for i in range(20)]]).label != "inert"

@@ -29,6 +29,9 @@ def inert(curve: Curve) -> Diagnosis | None:
         if len(values) >= fewest and np.ptp(values) <= 1e-6 * abs(values).max():
             if name == "eval_loss" and falls(curve.loss):
                 continue  # it learns: the evaluation is what does not change
+            evals = curve.eval_loss.finite().values
+            if name == "loss" and len(evals) >= FEWEST_EVALS and np.ptp(evals) > 0.05 * abs(evals).min():
+                continue  # it moves: a table of epochs repeats the loss that was logged last
             reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
             if values[0] > _ANY_LOSS:
                 return Diagnosis("diverged", {name: float(values[0]), "reason": reason}, remedies.lower_lr(curve))

@@ -94,7 +94,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         raise InputError(f"{path}: is a device or a pipe, not a file")
     if tensorboard.is_event_file(path):
         return {"": tensorboard.event_rows(path)}, {}
-    content = _content(path)
+    content = documents.notebook_output(_content(path))
     if documents.is_document(content):
         rows, arguments = documents.document(path, content)
         return {"": rows}, arguments

@@ -41,7 +41,7 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
         raise InputError(f"{path}: not a history: {str(fault).partition(';')[0]}") from None
     except RecursionError:
         raise InputError(f"{path}: not a history: nested too deeply") from None
-    history = state.get("log_history") if isinstance(state, dict) else state
+    history = (state.get("log_history") or _only_history(state)) if isinstance(state, dict) else state
     if isinstance(state, list) and (bare := _bare_numbers(state)) is not None:
         return bare, {}
     if isinstance(state, dict) and history is None:
@@ -73,6 +73,33 @@ def _columns(state: Mapping[str, Any]) -> list[Row] | None:
         {"step": at + 1} | {key: values[at] for key, values in columns.items() if at < len(values)}
         for at in range(count)
     ]
+
+
+def notebook_output(text: str) -> str:
+    """What the cells of a notebook have printed and shown; other text as it is."""
+    if '"nbformat"' not in text:
+        return text
+    try:
+        cells = json.loads(text)["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        shown = [
+            output.get("text") or output["data"].get("text/html") or ""
+            for output in outputs
+            if "name" in output or "data" in output
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return text
+    return "\n".join("".join(part) for part in shown)
+
+
+def _only_history(state: Mapping[str, Any]) -> list[Row] | None:
+    """The rows with a loss under whatever name a program keeps them, if there is one such list."""
+    lists = [
+        value
+        for value in state.values()
+        if isinstance(value, list) and any(isinstance(row, dict) and name_of_loss(row) for row in value)
+    ]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _bare_numbers(state: list[Any]) -> list[Row] | None:

@@ -73,7 +73,7 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
             sure = max(sure, confidence(rise / low, _least_rise(later)))
     if not _has_losses(curve):
         # No training loss says that it goes on learning.
-        clear = len(later) >= 4 or (len(later) == 3 and _in_order(later) == 1 and rise > 0.3 * low)
+        clear = len(later) >= 4 or (len(later) == 3 and _ascending(later) == 1 and rise > 0.3 * low)
         sure = min(sure, confidence(rise, 0.1 * fell), 1.0 if clear else 0.8)
     title = f"eval_{name}_loss" if name else "eval_loss"
     evidence: Evidence = {
@@ -100,19 +100,19 @@ def _rising(values: Floats) -> bool:
     """
     n = min(len(values), 200)
     if n < 7:
-        return n >= 4 and _in_order(values) == 1
-    return (2 * _in_order(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
+        return n >= 4 and _ascending(values) == 1
+    return (2 * _ascending(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
 
 
 def _least_rise(values: Floats) -> float:
     """The share by which values that rise beyond noise must rise to be overfitting: less if they rise evenly."""
-    order = _in_order(values)
-    if len(values) >= 7 and order > 0.9:
+    share = _ascending(values)
+    if len(values) >= 7 and share > 0.9:
         return 0.02
-    return 0.05 if order == 1 else 0.07
+    return 0.05 if share == 1 else 0.07
 
 
-def _in_order(values: Floats) -> float:
+def _ascending(values: Floats) -> float:
     """The share of the pairs of values of which the later one is higher; Kendall's tau is twice that less one."""
     values = values[:: -(-len(values) // 200)]
     higher = np.triu(values[None, :] > values[:, None], 1)

@@ -99,7 +99,7 @@ def assignments(text: str) -> list[Row]:
     """Returns what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
     rows: list[Row] = []
     totals: list[Row] = []
-    order: list[Row] = []
+    both: list[Row] = []
     for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
         row: Row = {}
         has_total = False
@@ -121,14 +121,14 @@ def assignments(text: str) -> list[Row]:
             if (numbered := _NUMBERED.match(line)) is not None:
                 row.setdefault("step", numbered[1])
             (totals if has_total else rows).append(row)
-            order.append(row)
-    if any("iter" in row and "step" not in row for row in order):
-        for row in order:
+            both.append(row)
+    if any("iter" in row and "step" not in row for row in both):
+        for row in both:
             # litgpt counts optimizer steps as well, but not in its evaluations.
             if "iter" in row:
                 row.pop("step", None)
     # A few totals among other losses are sums over an epoch.
-    return rows if len(totals) < len(rows) / 3 else order
+    return rows if len(totals) < len(rows) / 3 else both
 
 
 def _without_brackets(found: re.Match[str]) -> str:

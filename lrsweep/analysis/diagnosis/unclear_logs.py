@@ -3,6 +3,7 @@
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
+from lrsweep.analysis.diagnosis.collapse import accuracies_of
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES
 from lrsweep.analysis.diagnosis.training_kind import training_kind
@@ -40,13 +41,11 @@ def too_coarse(curve: Curve) -> Diagnosis | None:
 
 def only_zeros(curve: Curve) -> Diagnosis | None:
     """Unknown: every loss in the log is 0, and no gradient says why. Inert: the answers are wrong all the same."""
-    accuracies = [
-        series for name, series in curve.measures.items() if name.removeprefix("eval_") in ("accuracy", "acc")
-    ]
     losses, evals = curve.loss.values, curve.eval_loss.values
     if losses.any() or evals.any() or len(losses) + len(evals) < FEWEST_EVALS or len(curve.grad_norm):
         return None
-    if any(series.finite().values.any() and series.finite().values.max() < 0.75 for series in accuracies):
+    accuracies = accuracies_of(curve)
+    if accuracies is not None and 0 < accuracies.values.max(initial=0.0) < 0.75:
         reason = "every loss is exactly 0, and yet the accuracy is low: the loss does not fit the labels"
         return Diagnosis("inert", {"reason": reason}, remedies.CHECK)
     reason = "every loss is exactly 0: no row has a label, the log has too few digits, or transformers logged NaN as 0"
@@ -54,12 +53,12 @@ def only_zeros(curve: Curve) -> Diagnosis | None:
 
 
 def ends_in_a_jump(curve: Curve) -> Diagnosis | None:
-    """Unknown: the last loss is far above all others, so the run may just have broken."""
+    """Unknown: the last losses are far above those before, so the run may just have broken."""
     losses = curve.loss.finite()
     if len(losses) < FEWEST_LOSSES or len(curve.eval_loss.finite().after(float(losses.steps[-1]) - 1)):
         return None
     last, before = float(losses.values[-1]), losses.values[:-1]
-    # Several rows that are above all of the last three quarters before them say the same.
+    # Several rows that are above all before them, but for the first quarter, say the same.
     values = losses.values
     stays = any(
         values[-size:].min() > 1.3 * values[len(values) // 4 : -size].max()
@@ -67,7 +66,8 @@ def ends_in_a_jump(curve: Curve) -> Diagnosis | None:
     )
     if before.min() < 0 or last < 1 or not (stays or last > _FAR_ABOVE * before.max()):
         return None
-    reason = f"the last loss, {last:.4g} at {curve.place(float(losses.steps[-1]))}, is far above all before"
+    at = curve.place(float(losses.steps[-1]))
+    reason = f"it ends in a jump: the last loss, {last:.4g} at {at}, is far above those before"
     return Diagnosis("unknown", {"last": last, "reason": reason}, remedies.lower_lr(curve))
 
 

@@ -107,13 +107,15 @@ def served(folder: Path) -> Iterator[MlflowServer]:
 @contextlib.contextmanager
 def browser_page(executable: str) -> Iterator["Page"]:
     """A page of a fresh browser, wide enough for MLflow's tables; its errors fail the test."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
         try:
             page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            page.set_default_timeout(30_000)
+            # On a busy machine a page may take long to fill.
+            page.set_default_timeout(60_000)
+            expect.set_options(timeout=60_000)
             yield page
         finally:
             browser.close()

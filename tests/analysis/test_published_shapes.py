@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau, norm
 
 from lrsweep.analysis import log_readers
-from lrsweep.analysis.diagnosis import Diagnosis, diagnose
+from lrsweep.analysis.diagnosis import Diagnosis, diagnose, overfitting
 from lrsweep.analysis.diagnosis.curve import CERTAIN, curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
@@ -242,6 +243,23 @@ def test_a_noisy_rise_counts_if_kendalls_test_sees_it() -> None:
     assert judged(losses, eval_loss=[*falling, *rising]).label == "overfitting"
     flat = [1.05 + noise[i] for i in range(30)]
     assert judged(losses, eval_loss=[*falling, *flat]).label == "healthy"
+
+
+@pytest.mark.parametrize("n", [7, 30, 150])
+def test_the_test_for_rises_is_kendalls(n: int) -> None:
+    draw = np.random.default_rng(n)
+    for slope in (0.0, 0.02, 0.1):
+        values = draw.normal(0, 1, n) + slope * np.arange(n)
+        tau = kendalltau(np.arange(n), values, method="asymptotic")
+        assert 2 * overfitting.ascending(values) - 1 == pytest.approx(tau.statistic)
+        # 3 deviations are a probability of 0.0027, counting both sides.
+        assert overfitting.rises_beyond_noise(values) == bool(tau.statistic > 0 and tau.pvalue < 2 * norm.sf(3))
+
+
+def test_noise_alone_rises_beyond_noise_once_in_a_thousand_times_however_long_it_is() -> None:
+    draw = np.random.default_rng(0)
+    for n in (50, 250, 390):
+        assert sum(overfitting.rises_beyond_noise(draw.normal(0, 1, n)) for _ in range(1000)) <= 6
 
 
 def test_a_training_loss_that_a_table_repeats_says_nothing() -> None:

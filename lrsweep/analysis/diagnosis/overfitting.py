@@ -12,6 +12,8 @@ from lrsweep.analysis.diagnosis.trend import eval_trend
 Evidence = dict[str, float | str]
 # From this many evaluations on, their scatter says how much is noise.
 _SEVERAL = 8
+# All pairs of so many values show their trend; of more, every k-th is taken.
+_ENOUGH = 200
 
 
 def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
@@ -48,7 +50,7 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     fell = max(start or 0.0, found.start) - low
     if start is not None and start - low < 0.005 * abs(start):
         return None  # it never fell
-    rising = _rising(later)
+    rising = rises_beyond_noise(later)
     last = later[-max(len(later) // 3, 1) :]
     # Of a rise that is no noise, single evaluations may be low.
     if float(np.median(last) if rising else last.min()) <= low + rise / 3 or not _training_falls(curve, step, low):
@@ -73,7 +75,7 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
             sure = max(sure, confidence(rise / low, _least_rise(later)))
     if not _has_losses(curve):
         # No training loss says that it goes on learning.
-        clear = len(later) >= 4 or (len(later) == 3 and _ascending(later) == 1 and rise > 0.3 * low)
+        clear = len(later) >= 4 or (len(later) == 3 and ascending(later) == 1 and rise > 0.3 * low)
         sure = min(sure, confidence(rise, 0.1 * fell), 1.0 if clear else 0.8)
     title = f"eval_{name}_loss" if name else "eval_loss"
     evidence: Evidence = {
@@ -93,28 +95,29 @@ def _has_losses(curve: Curve) -> bool:
     return len(np.unique(curve.loss.finite().values)) >= 3
 
 
-def _rising(values: Floats) -> bool:
-    """Whether values rise in a way that is no noise: at least four, all in order, or by Kendall's test at 3 deviations.
+def rises_beyond_noise(values: Floats) -> bool:
+    """Whether values rise by Kendall's test at 3 deviations; of fewer than seven, at least four all in order.
 
     See Kendall, "Rank Correlation Methods": under chance, tau has the variance 2 (2 n + 5) / (9 n (n - 1)).
     """
-    n = min(len(values), 200)
+    values = values[:: -(-len(values) // _ENOUGH)]
+    n = len(values)
     if n < 7:
-        return n >= 4 and _ascending(values) == 1
-    return (2 * _ascending(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
+        return n >= 4 and ascending(values) == 1
+    return (2 * ascending(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
 
 
 def _least_rise(values: Floats) -> float:
     """The share by which values that rise beyond noise must rise to be overfitting: less if they rise evenly."""
-    share = _ascending(values)
+    share = ascending(values)
     if len(values) >= 7 and share > 0.9:
         return 0.02
     return 0.05 if share == 1 else 0.07
 
 
-def _ascending(values: Floats) -> float:
+def ascending(values: Floats) -> float:
     """The share of the pairs of values of which the later one is higher; Kendall's tau is twice that less one."""
-    values = values[:: -(-len(values) // 200)]
+    values = values[:: -(-len(values) // _ENOUGH)]
     higher = np.triu(values[None, :] > values[:, None], 1)
     return float(higher.sum()) / (len(values) * (len(values) - 1) / 2)
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from lrsweep.analysis.log_readers.rows import Row
+from lrsweep.analysis.log_readers.rows import Row, column
 
 
 def html_rows(text: str) -> Iterator[Row]:
@@ -18,8 +18,8 @@ def html_rows(text: str) -> Iterator[Row]:
     header: list[str] = []
     for is_header, cells in parser.rows:
         if is_header:
-            header = [cell.lower().replace(" ", "_") for cell in cells]
-        elif any("loss" in column for column in header):
+            header = [column(cell) for cell in cells]
+        elif any("loss" in key for key in header):
             yield dict(zip(header, cells, strict=False))
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from lrsweep.analysis.log_readers.rows import Row
+from lrsweep.analysis.log_readers.rows import Row, column
 
 # The line under a table's header.
 _RULE = re.compile(r"[\s|:]*--[\s|:-]*")
@@ -17,8 +17,8 @@ def markdown_rows(text: str) -> Iterator[Row]:
         if "|" not in line:
             header = []
         elif _RULE.fullmatch(following):
-            header = [cell.lower().replace(" ", "_") for cell in _cells(line)]
-        elif any("loss" in column for column in header) and not _RULE.fullmatch(line):
+            header = [column(cell) for cell in _cells(line)]
+        elif any("loss" in key for key in header) and not _RULE.fullmatch(line):
             yield dict(zip(header, _cells(line), strict=False))
 
 

@@ -66,6 +66,11 @@ def name(key: str) -> str:
     return key
 
 
+def column(header: str) -> str:
+    """Returns a column's header as a key: `Validation Loss` as validation_loss."""
+    return header.strip().lower().replace(" ", "_")
+
+
 def number(value: Any) -> float | None:
     """Returns a number that may be text, such as "1.25" or "NaN"; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

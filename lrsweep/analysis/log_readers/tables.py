@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lrsweep.analysis.log_readers.rows import Row, name
+from lrsweep.analysis.log_readers.rows import Row, column, name
 from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
@@ -99,7 +99,7 @@ def _split(column: str) -> tuple[str, str | None]:
     return (run, measure) if dash else ("", _one_word(column))
 
 
-def _one_word(column: str) -> str:
+def _one_word(header: str) -> str:
     """`Val Loss` as `val_loss`."""
-    column = column.strip()
-    return column.lower().replace(" ", "_") if " " in column else column
+    header = header.strip()
+    return column(header) if " " in header else header

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lrsweep.analysis.log_readers.rows import Row
+from lrsweep.analysis.log_readers.rows import Row, column
 from lrsweep.errors import InputError
 
 # Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
@@ -168,7 +168,7 @@ def aligned_columns(text: str) -> Iterator[Row]:
         cells = [cell.strip() for cell in re.split(r"\t|\s{2,}", line.strip())]
         if not any(map(_NUMBER.fullmatch, cells)):
             if any("loss" in cell.lower() for cell in cells):
-                header = [cell.lower().replace(" ", "_") for cell in cells]
+                header = [column(cell) for cell in cells]
             elif len(cells) > 1:
                 header = []  # words in columns: another table begins
         elif len(cells) == len(header) > 1:

@@ -35,6 +35,11 @@ def diagnosed(path: Path) -> Diagnosis:
         return Diagnosis("unknown", {"reason": str(fault)})
 
 
+def labels(path: Path) -> list[Entry]:
+    """The labelled logs of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 def mark(entry: Entry, label: str) -> str:
     """Whether a diagnosis is right, defensible or wrong."""
     return "right" if label == entry["label"] else "defensible" if label in entry["also"] else "wrong"
@@ -72,9 +77,10 @@ def main() -> None:
     parser.add_argument("logs", type=Path)
     parser.add_argument("labels", type=Path)
     parser.add_argument("--mistakes", action="store_true", help="list what was wrong; writes no file")
+    parser.add_argument("--second", type=Path, nargs="*", default=[], help="labels by another reader")
     parser.add_argument("--out", type=Path, default=RESULTS / "published.json")
     arguments = parser.parse_args()
-    entries = [json.loads(line) for line in arguments.labels.read_text(encoding="utf-8").splitlines() if line.strip()]
+    entries = labels(arguments.labels)
     # A log that was labelled twice has its last label.
     entries = list({entry["file"]: entry for entry in entries if (arguments.logs / entry["file"]).is_file()}.values())
     pairs = [(entry, diagnosed(arguments.logs / entry["file"])) for entry in entries]
@@ -98,7 +104,13 @@ def main() -> None:
                 )
                 print(f"    {found.evidence['reason']}")
         return
+    second = {entry["file"]: entry["label"] for path in arguments.second for entry in labels(path)}
+    both = [entry for entry in entries if entry["file"] in second]
+    agree = sum(second[entry["file"]] == entry["label"] for entry in both)
+    if both:
+        print(f"two readers agree in {agree} of {len(both)}")
     known = about("numpy") | {
+        **({"read_twice": len(both), "readers_agree": agree} if both else {}),
         "logs": len(entries),
         "repositories": len({entry["repo"] for entry in entries}),
         "broken_runs": broken,

@@ -1,12 +1,13 @@
-"""Measures how long commands take before any training: `python benchmarks/startup.py`, about three minutes.
+"""Measures how long commands take before any training: `python benchmarks/startup.py`, about five minutes.
 
 Each command runs in a new process, in random order, and is compared with a bare import of the library that it cannot do
-without: Hydra for the config, NumPy and PyYAML for a diagnosis. Then the default sweep is started, and stopped at its
-first optimizer step, and compared with a bare import of torch, transformers and peft. Seconds of CPU count, of all
-processes: they depend less on what else the machine does.
+without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for a log of 100 MB, Python's own reading of JSON.
+Then the default sweep is started, and stopped at its first optimizer step, and compared with a bare import of torch,
+transformers and peft. Seconds of CPU count, of all processes: they depend less on what else the machine does.
 """
 
 import argparse
+import json
 import random
 import resource
 import statistics
@@ -23,6 +24,7 @@ from common import RESULTS, about, save, table
 BARE = {
     "import hydra": ["-c", "import hydra"],
     "import numpy, yaml": ["-c", "import numpy, yaml"],
+    "json.load of the 100 MB": ["-c", "import json; json.load(open('large.json'))"],
     "import torch, transformers, peft": [
         "-c",
         "import torch, transformers, peft; peft.LoraConfig; transformers.Trainer",
@@ -37,9 +39,19 @@ COMMANDS = {
     "lrsweep +sweep=lora_lr --cfg job": (["+sweep=lora_lr", "--cfg", "job"], "import hydra"),
     "an error: optimizer.lr=-1": (["+sweep=lora_lr", "optimizer.lr=-1"], "import hydra"),
     "lrsweep diagnose metrics.jsonl": (["diagnose", "metrics.jsonl"], "import numpy, yaml"),
+    "lrsweep diagnose large.json, 100 MB": (["diagnose", "large.json"], "json.load of the 100 MB"),
 }
 FIRST_STEP = "the default sweep, to its first step"
 LOG = "\n".join(f'{{"step": {step}, "loss": {3 - step / 50}}}' for step in range(1, 101))
+
+
+def large_log() -> str:
+    """The 100 MB of a trainer_state.json of a million steps."""
+    rows = (
+        {"epoch": step / 1e3, "grad_norm": 1.0, "learning_rate": 1e-4, "loss": 2 / (1 + step / 1e5), "step": step}
+        for step in range(1_000_000)
+    )
+    return json.dumps({"log_history": list(rows)})
 
 
 def cpu_seconds(arguments: Sequence[str], folder: str) -> float:
@@ -81,6 +93,7 @@ def main() -> None:
     waits = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "metrics.jsonl").write_text(LOG)
+        (Path(folder) / "large.json").write_text(large_log())
         for name in calls:
             cpu_seconds(calls[name], folder)  # fills the disk cache
         for repeat in range(arguments.repeats):

@@ -19,7 +19,7 @@ from lrsweep.config.search_space import LR
 _CONFIDENCE = 0.95
 # With search.replicates=auto that is asked up to three times, after about 3, 6 and 9 replicates, so each time has to be
 # surer, and the first the least: the errors add up to about one in twenty (benchmarks/verdict.py).
-_CONFIDENCES = (0.96, 0.99, 0.995)
+_CONFIDENCES = (0.97, 0.993, 0.997)
 # The replicates of the first look. After `refine` up to two more trials get their second seed in it.
 _FIRST_LOOK, _FIRST_LOOK_REFINED = 3, 5
 # The best trials were picked for their first seed. A trial that has that one only must differ from them by more.

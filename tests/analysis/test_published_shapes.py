@@ -414,3 +414,36 @@ def test_losses_of_zero_beside_evaluations_of_zero_are_no_nan() -> None:
 def test_noise_that_may_hide_a_fall_is_no_low_rate() -> None:
     falling = [4.283 - 0.03 * i + 0.25 * math.sin(7.3 * i * i) for i in range(12)]
     assert judged(falling).label == "healthy"
+
+
+def test_a_repeated_loss_beside_evaluations_that_rise_each_time_is_not_inert() -> None:
+    evals = [4.65 + 0.011 * i for i in range(15)]
+    assert judged([4.2244] * 15, eval_loss=evals).label != "inert"
+
+
+def test_a_constant_loss_of_as_many_classes_as_a_text_has_places_is_a_collapse() -> None:
+    assert evaluated([5.9506] * 10).label == "collapsed"  # ln 384
+
+
+def test_a_speech_model_that_knows_its_rows_has_not_collapsed_whatever_its_words_are_measured_by() -> None:
+    evals = [0.9, 0.5, 0.55, 0.62, 0.7, 0.8, 0.9, 1.0, 1.05, 1.1]
+    train = list(np.geomspace(2.5, 0.014, 10))
+    assert judged(train, eval_loss=evals, eval_wer=[1.0] * 10).label == "overfitting"
+    assert (
+        judged([7.0, 3.1, *noisy(2.95, 8, 0.01)], eval_loss=[*noisy(2.9, 10, 0.005)], eval_wer=[1.0] * 10).label
+        == "collapsed"
+    )
+
+
+def test_a_few_losses_that_hardly_fall_are_no_low_rate_by_themselves() -> None:
+    warming_up = [10.875 - 0.168 * (i / 13) ** 2 for i in range(14)]
+    assert judged(warming_up).label != "too_low"
+    evals = [10.875, 10.84, 10.80, 10.77, 10.73]
+    untrained = diagnose(curve([{"step": 10 * i, "eval_loss": loss} for i, loss in enumerate(evals)]))
+    assert untrained.label == "too_low"
+
+
+def test_evaluations_a_little_above_the_first_are_not_enough_to_accuse_the_rate() -> None:
+    evals = [5.093, 5.20, 5.26, 5.31, 5.29, 5.27, 5.28, 5.29, 5.28, 5.28, 5.283]
+    train = [5.77, *[5.50] * 10]
+    assert judged(train, eval_loss=evals).label != "too_high"

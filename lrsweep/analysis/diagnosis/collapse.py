@@ -13,6 +13,8 @@ from lrsweep.analysis.diagnosis.trend import Trend, trend
 Evidence = dict[str, float | str]
 # The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
 _VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
+# A model of speech or text whose training loss ends below this, in nats, has learned.
+_LEARNED = 0.5
 # From so many evaluations on, what is the same in all of them is no matter of an early stage or of few digits.
 _ALWAYS = 5
 
@@ -34,6 +36,9 @@ def nothing_right(curve: Curve) -> Diagnosis | None:
         reason = f"the {what} is {values[-1]:.3g} at each of {len(values)} evaluations: no output is right"
         if _still_falls(curve.eval_loss.finite() if len(curve.eval_loss) else curve.loss.finite()):
             return Diagnosis("unknown", {name: float(values[-1]), "reason": f"{reason}, but the loss still falls"})
+        losses = trend(curve.loss)
+        if losses is not None and losses.fall > 0.5 and losses.end < _LEARNED:
+            return None  # it knows the training rows, so its outputs are decoded wrongly, or their measure is broken
         return Diagnosis("collapsed", {name: float(values[-1]), "reason": reason}, remedies.after_collapse(curve))
     return None
 

@@ -10,8 +10,8 @@ from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 
-# Numbers of classes that are common.
-_CLASSES = (*range(2, 11), 100, 1000)
+# Numbers of classes, or of places in a text, that are common.
+_CLASSES = (*range(2, 11), 100, 128, 256, 384, 512, 1000)
 # No loss that is worth minimising is this large.
 _ANY_LOSS = 1e9
 
@@ -30,7 +30,7 @@ def inert(curve: Curve) -> Diagnosis | None:
             if name == "eval_loss" and falls(curve.loss):
                 continue  # it learns: the evaluation is what does not change
             evals = curve.eval_loss.finite().values
-            if name == "loss" and len(evals) >= FEWEST_EVALS and np.ptp(evals) > 0.05 * abs(evals).min():
+            if name == "loss" and len(evals) >= FEWEST_EVALS and np.ptp(evals) > 0.02 * abs(evals).min():
                 continue  # it moves: a table of epochs repeats the loss that was logged last
             reason = f"{name} is {values[0]:.6g} from step {series.steps[0]:g} to step {series.steps[-1]:g}"
             if values[0] > _ANY_LOSS:

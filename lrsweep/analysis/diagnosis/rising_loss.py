@@ -72,7 +72,7 @@ def _bounds(room: bool, failed: bool, evals: bool, untrained: bool) -> tuple[flo
     if not room:
         return 0.08, 0.2, 0.3 if evals else 0.15
     return (
-        0.03 if untrained or failed else 0.08,
+        0.03 if untrained or (failed and not evals) else 0.08,
         0.04 if evals else 0.2,
         0.02 if untrained else 0.05 if failed else 0.15,
     )

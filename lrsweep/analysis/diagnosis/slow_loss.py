@@ -8,6 +8,9 @@ from lrsweep.analysis.diagnosis.smoothing import ERRORS, FEWEST_EVALS, loss_endp
 from lrsweep.analysis.diagnosis.trend import FLAT, ROOM, Trend, trend
 
 Evidence = dict[str, float | str]
+# So few losses without an evaluation of the untrained model may be a warm-up, or a table of a few epochs on a plateau:
+# then it is mentioned, and is no label.
+_MANY, _UNSURE = 16, 0.8
 
 
 def hardly_falls(curve: Curve) -> Diagnosis | None:
@@ -31,14 +34,16 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     if losses is not None and losses.fall > max(0.05, ERRORS * losses.noise):
         return None
     evals = curve.eval_loss.finite()
-    if len(evals) > 1 and evals.steps[0] == 0 and evals.values[-1] > evals.values[0]:
+    untrained = len(evals) > 1 and evals.steps[0] == 0
+    if untrained and evals.values[-1] > evals.values[0]:
         return None  # it is worse than the untrained model
     if _wobbles(curve, losses):
         return None
     flat = max(ERRORS * found.error / 2, FLAT * abs(found.first))
     if found.fall > flat and not _falls_evenly(curve):
         return None
-    sure = min(confidence(found.last, ROOM), 0.99)
+    shown = untrained or len(curve.loss.finite()) >= _MANY
+    sure = min(confidence(found.last, ROOM), 0.99 if shown else _UNSURE)
     reason = f"it goes only from {found.first:.4g} to {found.last:.4g}"
     evidence: Evidence = {"first": found.first, "last": found.last, "reason": reason}
     return Diagnosis("too_low", evidence, remedies.higher_lr(curve), sure)

@@ -204,6 +204,10 @@ TEXTS = {
     "a list of lists": json.dumps([[s, falling(s), 2.0] for s in STEPS], indent=1),
     "a sum at the end of an epoch": "\n".join(f"step {s}; loss: {falling(s)}; acc: 0.8" for s in STEPS)
     + "\nEpoch: 1 training finished. Time: 325.03s,  total loss: 285254.9\ntotalloss: 285254.9",
+    "losses of iterations": "\n".join(f"iteration : {s}, losses : {falling(s)}" for s in STEPS),
+    "Tinker's cookbook": "\n".join(
+        json.dumps({"step": s, "learning_rate": 2e-5, "train_mean_nll": falling(s), "test/nll": 2.0}) for s in STEPS
+    ),
     "steps in epochs": "\n".join(
         json.dumps({"epoch": i // 6, "step": i % 6, "loss": falling(s)}) for i, s in enumerate(STEPS)
     ),

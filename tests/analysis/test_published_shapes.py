@@ -447,3 +447,26 @@ def test_evaluations_a_little_above_the_first_are_not_enough_to_accuse_the_rate(
     evals = [5.093, 5.20, 5.26, 5.31, 5.29, 5.27, 5.28, 5.29, 5.28, 5.28, 5.283]
     train = [5.77, *[5.50] * 10]
     assert judged(train, eval_loss=evals).label != "too_high"
+
+
+def test_zeros_among_losses_that_no_model_has_are_a_divergence() -> None:
+    assert judged([0.0, 1085325.8, 27.4, 0.0, 4e7, 308.5, 0.0, 5.4e10, 201.1, 49.1, 1.3e7]).label == "diverged"
+
+
+def test_a_run_that_froze_at_the_share_of_its_largest_class_has_collapsed() -> None:
+    losses = [3.479 + 0.2 * math.exp(-i / 1.3) for i in range(15)]
+    rare = [0.0326, 0.0524, 0.0503, *[0.0550 + 0.0005 * (i % 3) for i in range(12)]]
+    assert judged(losses, eval_loss=losses, eval_accuracy=rare).label == "collapsed"
+    assert judged(losses, eval_loss=losses, eval_accuracy=[0.5 + x for x in rare]).label != "collapsed"
+
+
+def test_evaluations_of_two_classes_at_chance_have_collapsed_without_an_accuracy_too() -> None:
+    evals = [0.7053, 0.6936, 0.6940, 0.6931, 0.6935, 0.6966, 0.6934, 0.6931, 0.6932, 0.6931, 0.6933, 0.6932]
+    train = [3.957, 0.6998, 0.6979, 0.694, 0.7039, 0.6928, 1.0736, 0.6933, 0.6933, 0.6932, 0.6931, 0.6932]
+    assert judged(train, eval_loss=evals).label == "collapsed"
+
+
+def test_a_noisy_run_that_began_with_a_lucky_row_is_not_accused() -> None:
+    draw = np.random.default_rng(0)
+    losses = [0.9511, *(1.2 + draw.normal(0, 0.13, 49))]
+    assert judged(losses).label in ("unknown", "healthy")

@@ -75,6 +75,10 @@ def collapsed(curve: Curve) -> Diagnosis | None:
         return one_answer(curve, end, accuracy, reason)
     if accuracies is not None and (reason := _settled_at_chance(series, accuracies)):
         return one_answer(curve, end, float(accuracies.values[-1]), reason)
+    if accuracies is not None and (reason := _froze(series, accuracies)):
+        return one_answer(curve, end, float(accuracies.values[-1]), reason)
+    if supervised and (reason := _evaluated_at_chance(curve.eval_loss.finite().values)):
+        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
     if found.fall > 0.1:
         return None
     vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
@@ -110,6 +114,23 @@ def _settled_at_chance(losses: Series, accuracies: Series) -> str:
                 f"the loss has stood next to ln {classes} for {len(later)} rows: {classes} classes are not told apart"
             )
     return ""
+
+
+def _froze(losses: Series, accuracies: Series) -> str:
+    """Why the run has stood still at a loss with hardly an answer right; empty if it has not."""
+    later, right = losses.values[len(losses) // 2 :], accuracies.values[len(accuracies) // 2 :]
+    still = len(later) >= _ALWAYS and float(np.ptp(later)) < 5e-4 * float(later[-1]) and float(later[-1]) > 1
+    if not still or float(np.max(right)) > 0.2 or float(np.ptp(right)) > 0.002:
+        return ""
+    return f"the loss stands at {later[-1]:.4g} and the accuracy at {right[-1]:.3g} in the last {len(later)} rows"
+
+
+def _evaluated_at_chance(evals: Floats) -> str:
+    """Why all evaluations are those of two classes that are not told apart; empty if they are not."""
+    near = abs(evals[1:] / math.log(2) - 1)
+    if len(near) < 2 * _ALWAYS or _digits(evals) < 3 or (near > 0.01).any() or float(np.median(near)) > 0.001:
+        return ""
+    return f"{len(near)} evaluations are next to {math.log(2):.4g}, which is ln 2: 2 classes are not told apart"
 
 
 def _by_chance(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:

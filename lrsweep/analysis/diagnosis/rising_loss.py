@@ -98,6 +98,8 @@ def _gives_back(found: Trend, bound: float, noise: float) -> float:
 
 def _blows_up(found: Trend, bound: float, noise: float) -> float:
     """It was above its first point by more than noise, and ends less than a tenth below it."""
-    if found.end < 0.9 * found.first:
+    # Of noisy losses, a single first one may be low by luck.
+    first = max(found.first, found.start) if found.point_noise > 0.05 else found.first
+    if found.end < 0.9 * first:
         return 0.0
-    return _sure(found.high / found.first - 1, bound, noise)
+    return _sure(found.high / first - 1, bound, noise)

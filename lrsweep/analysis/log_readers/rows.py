@@ -25,6 +25,10 @@ NAMES = {
     "train_loss_step": "loss",
     "train_lr": "learning_rate",
     "training_loss": "loss",
+    "losses": "loss",
+    # Tinker's cookbook.
+    "train_mean_nll": "loss",
+    "test/nll": "eval_loss",
     "val_loss": "eval_loss",
     "valid_loss": "eval_loss",
     "validation_loss": "eval_loss",

@@ -26,8 +26,8 @@ _BEST = re.compile(rf"\b(?:best|min|lowest) (?:\w{{3,10}}[ _])?(?:loss|acc|accur
 _ASSIGNED = re.compile(
     r"(?<!\w)(?<!grad )(?<!gradient )"
     r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
-    r"(?:loss|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
-    r"|step|num_updates|iter|iteration|epoch|lr|learning[ _]rate|grad[ _]norm)"
+    r"(?:loss(?:es)?|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
+    r"|step|num_updates|iter(?:ation)?|epoch|lr|learning[ _]rate|grad[ _]norm)"
     rf"[\]'\"]?(?:\s{{0,9}}[=:\uff1a]\s{{0,9}}|\s{{1,9}}(?:\[\s{{1,9}})?)({_VALUE})\b(%?)",
     re.IGNORECASE,
 )

@@ -1,6 +1,7 @@
 """Collapsed: a model that gives every input the same answer."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,58 +44,94 @@ def nothing_right(curve: Curve) -> Diagnosis | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the rules look at.
+
+    Attributes:
+        curve: The run.
+        losses: Its training losses; in a table with a row for each epoch, those of its evaluations.
+        found: Their trend.
+        accuracies: Its accuracies between 0 and 1; None if the log has none.
+    """
+
+    curve: Curve
+    losses: Series
+    found: Trend
+    accuracies: Series | None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the losses are cross-entropies."""
+        return training_kind(self.curve) == "supervised"
+
+    def collapsed(self, reason: str) -> Diagnosis:
+        """The diagnosis, with the loss at the end, and the accuracy if the log has one."""
+        if self.accuracies is not None and len(self.accuracies):
+            return one_answer(self.curve, self.found.end, float(self.accuracies.values[-1]), reason)
+        evidence: Evidence = {"last": self.found.end, "reason": reason}
+        return Diagnosis("collapsed", evidence, remedies.after_collapse(self.curve))
+
+
 def collapsed(curve: Curve) -> Diagnosis | None:
     """Collapsed: a classifier that gives every input the same answer.
 
     Its accuracy is one over the number of classes, and its loss the logarithm of that number; or its accuracy is the
     same to the digit at every evaluation, while the training loss does not fall.
     """
+    facts = _facts(curve)
+    if facts is None:
+        return None
+    rules = (_ends_at_chance, _never_changes, _settled_at_chance, _froze, _evaluated_at_chance)
+    for_flat_losses = (_uniform, _even, _by_chance, _constant)
+    for rule in rules if facts.found.fall > 0.1 else (*rules, *for_flat_losses):
+        reason = rule(facts)
+        if reason:
+            return facts.collapsed(reason)
+    return None
+
+
+def _facts(curve: Curve) -> _Facts | None:
     accuracies = accuracies_of(curve)
-    series = curve.loss.finite()
-    if len(series) < FEWEST_LOSSES and accuracies is not None:
-        series = curve.eval_loss.finite()  # as in a table with a row for each epoch
-    if len(series) > 2 * _ALWAYS and series.values[0] > 10 * float(np.median(series.values)):
-        series = Series(series.steps[1:], series.values[1:])  # an untrained layer's first outputs
-    found = trend(series)
-    if found is None or len(series) < (FEWEST_LOSSES if accuracies is None else FEWEST_EVALS + 1):
+    losses = curve.loss.finite()
+    if len(losses) < FEWEST_LOSSES and accuracies is not None:
+        losses = curve.eval_loss.finite()
+    if len(losses) > 2 * _ALWAYS and losses.values[0] > 10 * float(np.median(losses.values)):
+        losses = Series(losses.steps[1:], losses.values[1:])  # an untrained layer's first outputs
+    found = trend(losses)
+    if found is None or len(losses) < (FEWEST_LOSSES if accuracies is None else FEWEST_EVALS + 1):
         return None
-    end, supervised = found.end, training_kind(curve) == "supervised"
-    tail = series.values[-max(len(series) // 3, 5) :]
-    near = (k for k in range(2, 11) if (abs(tail / math.log(k) - 1) < 0.001).all())
-    exact = next(near, None) if _digits(tail) >= 4 else None
-    if exact is not None and supervised:
-        reason = f"the last {len(tail)} losses are {end:.4g}, which is ln {exact}: {exact} classes have the same chance"
-        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
-    losses = trend(curve.loss)
-    learns = _still_falls(curve.eval_loss.finite()) or (losses is not None and losses.fall > 0.1)
-    if accuracies is not None and not learns and _never_changes(accuracies.values, series.values):
-        accuracy = float(accuracies.values[-1])
-        reason = (
-            f"the accuracy is {accuracy:.4g} at each of {len(accuracies)} evaluations: every input gets the same answer"
-        )
-        return one_answer(curve, end, accuracy, reason)
-    if accuracies is not None and (reason := _settled_at_chance(series, accuracies)):
-        return one_answer(curve, end, float(accuracies.values[-1]), reason)
-    if accuracies is not None and (reason := _froze(series, accuracies)):
-        return one_answer(curve, end, float(accuracies.values[-1]), reason)
-    if supervised and (reason := _evaluated_at_chance(curve.eval_loss.finite().values)):
-        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
-    if found.fall > 0.1:
-        return None
-    vocabulary = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
-    if vocabulary is not None and abs(found.fall) < 0.01:
-        reason = (
-            f"loss stays at {end:.4g}, which is ln {vocabulary}: each token of the vocabulary is as likely as another"
-        )
-        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
-    even = next((classes for classes in range(2, 11) if abs(end / math.log(classes) - 1) < 0.005), None)
-    # The losses of a model that tells texts apart differ from batch to batch; those of a constant answer do not.
-    if even is not None and abs(found.fall) < 0.02 and found.point_noise < 0.02 and supervised:
-        reason = f"loss stays at {end:.4g}, which is ln {even}: {even} classes are told apart no better than by chance"
-        return Diagnosis("collapsed", {"last": end, "reason": reason}, remedies.after_collapse(curve))
-    if accuracies is None or not len(accuracies):
-        return None
-    return _by_chance(curve, accuracies, end, found) or _constant(curve, accuracies, end, found)
+    return _Facts(curve, losses, found, accuracies)
+
+
+def _classes(losses: Floats | float, slack: float) -> int | None:
+    """The number of classes, up to ten, of which all losses are the logarithm within a share; None if of none."""
+    return next((k for k in range(2, 11) if np.all(np.abs(np.divide(losses, math.log(k)) - 1) < slack)), None)
+
+
+def _ends_at_chance(facts: _Facts) -> str:
+    """The last third of the losses is the logarithm of a number of classes."""
+    tail = facts.losses.values[-max(len(facts.losses) // 3, 5) :]
+    classes = _classes(tail, 0.001) if _digits(tail) >= 4 else None
+    if classes is None or not facts.supervised:
+        return ""
+    return (
+        f"the last {len(tail)} losses are {facts.found.end:.4g}, which is ln {classes}: {classes} classes have the "
+        "same chance"
+    )
+
+
+def _never_changes(facts: _Facts) -> str:
+    """A low accuracy is the same from the first evaluation on, though the loss moves, and does not fall."""
+    if facts.accuracies is None:
+        return ""
+    losses, right = trend(facts.curve.loss), facts.accuracies.values
+    if _still_falls(facts.curve.eval_loss.finite()) or (losses is not None and losses.fall > 0.1):
+        return ""
+    moves = float(np.ptp(facts.losses.values)) > 0.1 * float(np.median(facts.losses.values))
+    if not moves or len(right) < _ALWAYS or np.ptp(right) > 0 or not 0 < float(right[-1]) < 0.75:
+        return ""
+    return f"the accuracy is {right[-1]:.4g} at each of {len(right)} evaluations: every input gets the same answer"
 
 
 def _still_falls(losses: Series) -> bool:
@@ -102,99 +139,120 @@ def _still_falls(losses: Series) -> bool:
     return len(losses) > 1 and float(losses.values[-1]) < 0.9 * float(losses.values[len(losses) // 2])
 
 
-def _settled_at_chance(losses: Series, accuracies: Series) -> str:
-    """Why the run has stood at chance for most of its time, after whatever it began with; empty if it has not."""
-    later, right = losses.values[len(losses) // 4 :], accuracies.values[len(accuracies) // 4 :]
+def _settled_at_chance(facts: _Facts) -> str:
+    """The run has stood at chance for most of its time, after whatever it began with."""
+    if facts.accuracies is None:
+        return ""
+    losses, accuracies = facts.losses.values, facts.accuracies.values
+    later, right = losses[len(losses) // 4 :], accuracies[len(accuracies) // 4 :]
     if len(later) < 2 * _ALWAYS or len(right) < _ALWAYS:
         return ""
-    for classes in range(2, 11):
-        near = abs(later / math.log(classes) - 1)
-        if (near < 0.02).all() and np.median(near) < 0.002 and float(np.median(right)) < 1.15 / classes:
-            return (
-                f"the loss has stood next to ln {classes} for {len(later)} rows: {classes} classes are not told apart"
-            )
-    return ""
+    classes = _classes(later, 0.02)
+    if classes is None or _classes(float(np.median(later)), 0.002) != classes or np.median(right) >= 1.15 / classes:
+        return ""
+    return f"the loss has stood next to ln {classes} for {len(later)} rows: {classes} classes are not told apart"
 
 
-def _froze(losses: Series, accuracies: Series) -> str:
-    """Why the run has stood still at a loss with hardly an answer right; empty if it has not."""
-    later, right = losses.values[len(losses) // 2 :], accuracies.values[len(accuracies) // 2 :]
+def _froze(facts: _Facts) -> str:
+    """The run has stood still at a loss with hardly an answer right."""
+    if facts.accuracies is None:
+        return ""
+    losses, accuracies = facts.losses.values, facts.accuracies.values
+    later, right = losses[len(losses) // 2 :], accuracies[len(accuracies) // 2 :]
     still = len(later) >= _ALWAYS and float(np.ptp(later)) < 5e-4 * float(later[-1]) and float(later[-1]) > 1
     if not still or float(np.max(right)) > 0.2 or float(np.ptp(right)) > 0.002:
         return ""
     return f"the loss stands at {later[-1]:.4g} and the accuracy at {right[-1]:.3g} in the last {len(later)} rows"
 
 
-def _evaluated_at_chance(evals: Floats) -> str:
-    """Why all evaluations are those of two classes that are not told apart; empty if they are not."""
-    near = abs(evals[1:] / math.log(2) - 1)
-    if len(near) < 2 * _ALWAYS or _digits(evals) < 3 or (near > 0.01).any() or float(np.median(near)) > 0.001:
+def _evaluated_at_chance(facts: _Facts) -> str:
+    """All evaluations but the first are those of two classes that are not told apart."""
+    evals = facts.curve.eval_loss.finite().values
+    later = evals[1:]
+    if not facts.supervised or len(later) < 2 * _ALWAYS or _digits(evals) < 3:
         return ""
-    return f"{len(near)} evaluations are next to {math.log(2):.4g}, which is ln 2: 2 classes are not told apart"
+    if _classes(later, 0.01) != 2 or _classes(float(np.median(later)), 0.001) != 2:
+        return ""
+    return f"{len(later)} evaluations are next to {math.log(2):.4g}, which is ln 2: 2 classes are not told apart"
 
 
-def _by_chance(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:
+def _uniform(facts: _Facts) -> str:
+    """The loss stays at the logarithm of the size of a vocabulary."""
+    end = facts.found.end
+    size = next((size for size in _VOCABULARIES if abs(end / math.log(size) - 1) < 0.003), None)
+    if size is None or abs(facts.found.fall) >= 0.01:
+        return ""
+    return f"loss stays at {end:.4g}, which is ln {size}: each token of the vocabulary is as likely as another"
+
+
+def _even(facts: _Facts) -> str:
+    """The loss stays at the logarithm of a number of classes, and its noise is small.
+
+    The losses of a model that tells texts apart differ from batch to batch; those of a constant answer do not.
+    """
+    classes = _classes(facts.found.end, 0.005)
+    steady = abs(facts.found.fall) < 0.02 and facts.found.point_noise < 0.02
+    if classes is None or not steady or not facts.supervised:
+        return ""
+    return (
+        f"loss stays at {facts.found.end:.4g}, which is ln {classes}: {classes} classes are told apart no better than "
+        "by chance"
+    )
+
+
+def _by_chance(facts: _Facts) -> str:
     """The accuracy is one over the number of classes, and the loss that number's logarithm, or stays a little above."""
-    settled = accuracies.values[len(accuracies) // 3 :]
-    flat = abs(found.fall) < 0.05
-    accuracy = float(accuracies.values.mean() if flat else np.median(settled[-max(len(settled) // 2, 1) :]))
+    if facts.accuracies is None or not len(facts.accuracies):
+        return ""
+    accuracies, end = facts.accuracies.values, facts.found.end
+    settled = accuracies[len(accuracies) // 3 :]
+    flat = abs(facts.found.fall) < 0.05
+    accuracy = float(accuracies.mean() if flat else np.median(settled[-max(len(settled) // 2, 1) :]))
     classes = round(1 / accuracy) if accuracy > 0 else 0
     if not 2 <= classes <= 1000 or abs(accuracy * classes - 1) > 0.06:
-        return None
+        return ""
     # Some trainers log losses in bits.
     chances = {f"ln {classes}": math.log(classes), f"log2 {classes}": math.log2(classes)}
     level = min(chances, key=lambda name: abs(end / chances[name] - 1))
     over = end / chances[level]
     constant = flat and len(settled) >= 3 and bool((abs(settled * classes - 1) < 0.06).all())
     if not 0.96 < over < (1.1 if constant else 1.04):
-        return None
-    reason = (
+        return ""
+    return (
         f"loss ends at {end:.4g}, next to {level}, and the accuracy is {accuracy:.3g}: the {classes} classes are told "
         "apart no better than by chance"
     )
-    return one_answer(curve, end, accuracy, reason)
 
 
-def _constant(curve: Curve, accuracies: Series, end: float, found: Trend) -> Diagnosis | None:
+def _constant(facts: _Facts) -> str:
     """The accuracy is the same to the digit at every evaluation; or it was good, and the loss is that of chance now."""
-    settled = accuracies.values[len(accuracies) // 3 :]
-    accuracy = float(accuracies.values[-1])
+    if facts.accuracies is None or not len(facts.accuracies):
+        return ""
+    accuracies, end = facts.accuracies.values, facts.found.end
+    settled = accuracies[len(accuracies) // 3 :]
+    accuracy = float(accuracies[-1])
     same = len(settled) >= 3 and float(np.ptp(settled)) == 0 and _digits(settled) >= 3
-    if same and 0 < accuracy < 0.99 and found.fall < 0.05:
-        reason = (
+    if same and 0 < accuracy < 0.99 and facts.found.fall < 0.05:
+        return (
             f"the accuracy is {accuracy:.4g} at each of the last {len(settled)} evaluations, and the loss stays at "
             f"{end:.4g}: every input gets the same answer"
         )
-        return one_answer(curve, end, accuracy, reason)
-    last = accuracies.values[-max(len(accuracies) // 4, 2) :]
-    accuracy, best = float(np.median(last)), float(np.median(np.sort(accuracies.values)[-3:]))
+    last = accuracies[-max(len(accuracies) // 4, 2) :]
+    accuracy, best = float(np.median(last)), float(np.median(np.sort(accuracies)[-3:]))
     chances = ((2, 1.2), (3, 1.2), (10, 2.0), (100, 2.0), (1000, 2.0))
     lost = next(
         (k for k, slack in chances if abs(end / math.log(k) - 1) < 0.04 and accuracy < slack / k < best / slack), None
     )
-    if lost is None or found.low > 0.6 * end:
-        # The same answer from some evaluation on, to the digit, where there had been better ones.
-        if (
-            len(last) < 3
-            or float(np.ptp(last)) > 0
-            or _digits(last) < 3
-            or found.end < 2 * found.low
-            or best < 1.5 * accuracy
-        ):
-            return None
-        reason = f"the accuracy falls from {best:.3g} to {accuracy:.4g} and stays there to the digit"
-        return one_answer(curve, end, accuracy, reason)
-    reason = (
-        f"the accuracy falls from {best:.3g} to {accuracy:.3g}, and the loss rises to {end:.4g}, next to ln {lost}: "
-        f"the {lost} classes are told apart no better than by chance"
-    )
-    return one_answer(curve, end, accuracy, reason)
-
-
-def _never_changes(accuracies: Floats, losses: Floats) -> bool:
-    """Whether a low accuracy is the same from the first evaluation on, though the loss moves."""
-    moves = float(np.ptp(losses)) > 0.1 * float(np.median(losses))
-    return moves and len(accuracies) >= _ALWAYS and float(np.ptp(accuracies)) == 0 and 0 < float(accuracies[-1]) < 0.75
+    if lost is not None and facts.found.low <= 0.6 * end:
+        return (
+            f"the accuracy falls from {best:.3g} to {accuracy:.3g}, and the loss rises to {end:.4g}, next to "
+            f"ln {lost}: the {lost} classes are told apart no better than by chance"
+        )
+    # The same answer from some evaluation on, to the digit, where there had been better ones.
+    worse = facts.found.end >= 2 * facts.found.low and best >= 1.5 * accuracy
+    if worse and len(last) >= 3 and float(np.ptp(last)) == 0 and _digits(last) >= 3:
+        return f"the accuracy falls from {best:.3g} to {accuracy:.4g} and stays there to the digit"
+    return ""
 
 
 def _digits(values: Floats) -> int:

@@ -38,8 +38,7 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
     """
     if config.engine.name == "external":
         return _external(config, axes)
-    check_path(config.model)
-    check_paths(config.data)
+    check_files(config)
     # torch and transformers take seconds to import, so errors that do not need them come first.
     from lrsweep.training.gradient_check import check_gradients
     from lrsweep.training.inputs import forget_inputs, inputs
@@ -70,6 +69,13 @@ def prepare(config: SweepConfig, axes: Sequence[Axis], *, look: bool) -> tuple[E
             check_gradients(config, lrs or [config.optimizer.lr])
     phase(NONE)
     return engine, dataset
+
+
+def check_files(config: SweepConfig) -> None:
+    """Raises InputError if the model's folder or a data file is not there. Takes no time, and imports no library."""
+    if config.engine.name != "external":
+        check_path(config.model)
+        check_paths(config.data)
 
 
 def _check_packing(config: SweepConfig) -> None:

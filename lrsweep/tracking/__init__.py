@@ -21,6 +21,7 @@ __all__ = [
     "check_uri",
     "compare_url",
     "default_uri",
+    "import_client",
     "open_tracker",
     "run_history",
     "runs_filter",
@@ -35,6 +36,12 @@ def check_uri(config: TrackingConfig) -> None:
     """Raises InputError for a tracking URI that is not one. Does not connect."""
     if config.name != "none" and config.uri is not None:
         Store(config.uri, Path())
+
+
+def import_client(config: TrackingConfig) -> None:
+    """Imports MLflow, which takes seconds: `open_tracker` is quick after that. Does not connect."""
+    if config.name != "none":
+        Store(config.uri or default_uri(), Path()).import_client()
 
 
 def open_tracker(config: TrackingConfig, folder: Path, sweep: str | None = None) -> Tracker:

@@ -114,10 +114,16 @@ class Store:
         finally:
             engine.dispose()
 
+    def import_client(self) -> None:
+        """Imports what `connect` needs of MLflow, and does not connect."""
+        with self.session(), self.faults(), _no_warnings():
+            import mlflow.tracking
+
+            if not self.is_server:
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
     def _client(self) -> Any:
-        with warnings.catch_warnings():
-            # MLflow's models use features that SQLAlchemy deprecated, which lrsweep's users cannot change.
-            warnings.simplefilter("ignore")
+        with _no_warnings():
             from mlflow.tracking import MlflowClient
 
             return MlflowClient(tracking_uri=self.uri)
@@ -184,6 +190,14 @@ class Store:
             raise
         except Exception as fault:
             raise StorageError(f"tracking.uri={self.shown}: {self._redactor.mask(one_line(fault))}") from fault
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """A context without warnings: MLflow uses what SQLAlchemy deprecated, which lrsweep's users cannot change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_url(uri: str, is_server: bool) -> bool:

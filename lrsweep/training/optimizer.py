@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import Trainer, get_scheduler
+from transformers import get_scheduler
 
 from lrsweep.config.trial_schema import FinetuneConfig, OptimizerConfig, SchedulerConfig
 from lrsweep.errors import InputError
+from lrsweep.training.weight_decay import decayed_names
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -84,7 +85,7 @@ def with_own_rates(
         return None
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     factors = lr_factors(trained, optimizer, finetune)
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    decayed = decayed_names(model)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     # The first group's rate is the one that is logged.
     for name, weight in sorted(trained.items(), key=lambda item: item[0] in factors):

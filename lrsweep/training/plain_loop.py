@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
@@ -18,6 +18,7 @@ from lrsweep.training.inputs import inputs
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.out_of_memory import is_out_of_memory
+from lrsweep.training.weight_decay import decayed_names
 
 
 class PlainLoop:
@@ -58,7 +59,7 @@ class PlainLoop:
         if not named:
             raise InputError(f"finetune.mode={config.finetune.mode}: it leaves no parameter to train; use another mode")
         # Norms and biases do not decay, as in Trainer.
-        decayed = set(Trainer.get_decay_parameter_names(None, self.model))
+        decayed = decayed_names(self.model)
         groups: list[dict[str, Any]] = [
             {"params": [weight for name, weight in named.items() if name in decayed]},
             {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},

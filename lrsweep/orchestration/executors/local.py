@@ -7,7 +7,8 @@ from lrsweep import hardware
 from lrsweep.config.schema import SweepConfig
 from lrsweep.orchestration.executors.worker_pool import WorkerPool
 from lrsweep.orchestration.executors.worker_process import WorkerProcess, worker_request
-from lrsweep.tracking import DatasetInfo
+from lrsweep.orchestration.preflight import check_files
+from lrsweep.tracking import DatasetInfo, import_client
 
 
 class LocalExecutor(WorkerPool):
@@ -28,8 +29,10 @@ class LocalExecutor(WorkerPool):
 
     def prepare(self, look: bool, note: Callable[[str], None]) -> DatasetInfo:
         """Starts the first worker and waits until it has checked everything."""
+        check_files(self._config)
         first = self._spawn(0, look)
         self._workers.append(first)
+        import_client(self._config.tracking)  # while the worker imports torch
         return first.prepared(note)
 
     def _spawn(self, index: int, look: bool = False) -> WorkerProcess:

@@ -46,10 +46,10 @@ def _packed(workload: Workload) -> Engine:
 
 
 def _auto(workload: Workload) -> Engine:
-    return _pack(workload, _trainer(workload))
+    return _pack(workload, lambda: _trainer(workload))  # most sweeps need no Trainer, and its import takes seconds
 
 
-def _pack(workload: Workload, fallback: Engine | None) -> Engine:
+def _pack(workload: Workload, fallback: Callable[[], Engine] | None) -> Engine:
     from lrsweep.training.engines.packed import PackedEngine
 
     config = workload.config

@@ -6,6 +6,7 @@ that comes free is refilled before the next step.
 
 import gc
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ class PackedEngine:
     Args:
         slots: Slots of a pack; `auto` is as many as memory allows.
         rank: The highest LoRA rank among the trials to come; lower ones are padded to it.
-        fallback: The engine for trials that cannot be packed. Without one, such a trial fails with the reason.
+        fallback: Builds the engine for trials that cannot be packed. Without one, such a trial fails with the reason.
         pass_sizes: The file that keeps how many trials share a pass.
         at_most: The worker's share of the sweep, for `auto`: one that takes more leaves other workers idle.
     """
@@ -38,7 +39,7 @@ class PackedEngine:
         self,
         slots: int | Literal["auto"],
         rank: int,
-        fallback: Engine | None = None,
+        fallback: Callable[[], Engine] | None = None,
         pass_sizes: Path | None = None,
         at_most: int = 256,
     ) -> None:
@@ -73,7 +74,7 @@ class PackedEngine:
             return self._last.train(trial)
         # The error held the base that could not be packed; here it is gone, before the fallback loads its own.
         _free_memory()
-        self._fallback.run(_OneTrialHost(trial, host))
+        self._fallback().run(_OneTrialHost(trial, host))
         return host.next_trial()
 
     def _load(self, trial: Trial, host: Host) -> PackRun:

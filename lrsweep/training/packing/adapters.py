@@ -14,11 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from lrsweep.training.lora_init import takes_from_base, with_adapter
 from lrsweep.training.packing.arena import Weights
 from lrsweep.training.packing.errors import Unpackable
+from lrsweep.training.weight_decay import decayed_names
 
 _PREFIX = "base_model.model."
 # How many fresh adapters are kept for later trials.
@@ -124,7 +125,7 @@ class AdapterMaker:
     def undecayed(self, config: LoraConfig) -> set[str]:
         """The saved names of the adapter's weights that transformers' Trainer excludes from weight decay."""
         wrapped = self._wrapped(config, 0)
-        decayed = set(Trainer.get_decay_parameter_names(None, wrapped))
+        decayed = decayed_names(wrapped)
         names = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
         return {name.replace(".default.", ".") for name in names - decayed}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lrsweep.training.lora_init import takes_from_base
@@ -24,6 +24,7 @@ from lrsweep.training.packing.layers import (
 )
 from lrsweep.training.packing.pack import Pack
 from lrsweep.training.packing.pass_context import PassContext
+from lrsweep.training.weight_decay import decayed_names
 
 # Builds a module's replacement, given the arena's names of its parameters.
 Builder = Callable[[PassContext, Mapping[str, str]], nn.Module]
@@ -123,7 +124,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
     arena = Arena(
         {name: weight.shape for name, weight in base.items()},
         slots,
-        undecayed=trained.keys() - set(Trainer.get_decay_parameter_names(None, model)),
+        undecayed=trained.keys() - decayed_names(model),
         dtype=next(iter(base.values())).dtype,
         compute=compute,
         device=device,

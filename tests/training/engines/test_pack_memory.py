@@ -71,7 +71,7 @@ def test_a_base_that_cannot_be_packed_leaves_memory_before_the_fallback_loads_it
     monkeypatch.setattr(trainer_module, "load_model", remember)
     short = ("training.max_steps=1", "training.eval_every=1", "data.max_eval_rows=2")
     dora = tiny("finetune.dora=true", *short)
-    train(PackedEngine(1, 8, fallback=TrainerEngine()), tmp_path, tiny(*short), dora, tiny(*short))
+    train(PackedEngine(1, 8, fallback=TrainerEngine), tmp_path, tiny(*short), dora, tiny(*short))
     assert len(bases) == 4  # the second is loaded twice
 
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> No
     refused = train(PackedEngine(2, rank=8), tmp_path, dora, tiny())
     assert [outcome.status for outcome in refused.outcomes] == ["failed", "complete"]
     assert "DoRA" in refused.outcomes[0].reason
-    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine()), tmp_path, dora, tiny())
+    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine), tmp_path, dora, tiny())
     assert [outcome.status for outcome in alone.outcomes] == ["complete", "complete"]
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
     with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
@@ -233,7 +233,7 @@ def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(
     monkeypatch.setattr(loader_module, "load_model", gathering)
     with pytest.raises(InputError, match=r"engine=packed: .*whose they are is unknown"):
         build_engine(Workload(tiny("engine=packed"), 8, 1))
-    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine()), tmp_path, tiny())
+    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine), tmp_path, tiny())
     assert [(outcome.status, outcome.engine) for outcome in alone.outcomes] == [("complete", "trainer")]
 
 

@@ -19,8 +19,8 @@ Evidence = dict[str, float | str]
 _NOT_TINY = 0.02
 # An end this many times as high as the start is no matter of noise.
 _EXPLODED = 3.0
-# The mean loss of a token or a row is not as large as this.
-_NO_LOSS = 100.0
+# Beside exact zeros, no mean of losses is as large as these: the median, and the highest.
+_NO_MEDIAN, _NO_LOSS = 100.0, 1e6
 
 
 def not_finite(curve: Curve) -> Diagnosis | None:
@@ -83,7 +83,7 @@ def zero(curve: Curve) -> Diagnosis | None:
     In a log of transformers, a loss is the mean of the losses that are not NaN; if all are, it is exactly 0.
     """
     values = curve.loss.finite().values
-    if np.count_nonzero(values == 0) >= 2 and float(np.median(values)) > _NO_LOSS:
+    if np.count_nonzero(values == 0) >= 2 and np.median(values) > _NO_MEDIAN and values.max() > _NO_LOSS:
         reason = f"the loss jumps between exactly 0 and {values.max():.4g}"
         return Diagnosis("diverged", {"highest": float(values.max()), "reason": reason}, remedies.lower_lr(curve))
     zeros = int((np.cumsum(values[::-1] != 0) == 0).sum())

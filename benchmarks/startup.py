@@ -4,10 +4,12 @@ Each command runs in a new process, in random order, and is compared with a bare
 without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for a log of 100 MB, Python's own reading of JSON.
 Then the default sweep is started, and stopped at its first optimizer step, and compared with a bare import of torch,
 transformers and peft. Seconds of CPU count, of all processes: they depend less on what else the machine does.
+`--before CHECKOUT` starts the default sweep of an earlier checkout in turn with this one's.
 """
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
@@ -42,6 +44,7 @@ COMMANDS = {
     "lrsweep diagnose large.json, 100 MB": (["diagnose", "large.json"], "json.load of the 100 MB"),
 }
 FIRST_STEP = "the default sweep, to its first step"
+BEFORE = f"{FIRST_STEP}, before"
 LOG = "\n".join(f'{{"step": {step}, "loss": {3 - step / 50}}}' for step in range(1, 101))
 
 
@@ -62,12 +65,13 @@ def cpu_seconds(arguments: Sequence[str], folder: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def first_step(folder: Path) -> tuple[float, float]:
-    """Starts the default sweep in a new folder, and ends it at its first step; returns its seconds, and CPU seconds."""
+def first_step(folder: Path, checkout: Path) -> tuple[float, float]:
+    """Starts a checkout's default sweep in a new folder, and ends it at its first step; returns seconds, and of CPU."""
     folder.mkdir()
     command = [sys.executable, "-m", "lrsweep", "+sweep=lora_lr"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
     started = time.monotonic()
-    process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     trials = folder / "outputs" / "lora_lr" / "trials"
     try:
         while not any('"step": 1,' in log.read_text() for log in trials.glob("*/metrics.jsonl")):
@@ -85,12 +89,17 @@ def first_step(folder: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="an earlier checkout, for the first step")
     parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
     arguments = parser.parse_args()
     calls = BARE | {name: ["-m", "lrsweep", *words] for name, (words, _) in COMMANDS.items()}
     against = {name: bare for name, (_, bare) in COMMANDS.items()} | {FIRST_STEP: "import torch, transformers, peft"}
-    found: dict[str, list[float]] = {name: [] for name in (*calls, FIRST_STEP)}
-    waits = []
+    checkouts = {FIRST_STEP: Path(__file__).parents[1]}
+    if arguments.before is not None:
+        against[BEFORE] = against[FIRST_STEP]
+        checkouts[BEFORE] = arguments.before.resolve()
+    found: dict[str, list[float]] = {name: [] for name in (*calls, *checkouts)}
+    waits: dict[str, list[float]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "metrics.jsonl").write_text(LOG)
         (Path(folder) / "large.json").write_text(large_log())
@@ -99,9 +108,10 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             for name in random.sample(list(calls), len(calls)):
                 found[name].append(cpu_seconds(calls[name], folder))
-            took, cpu = first_step(Path(folder) / str(repeat))
-            found[FIRST_STEP].append(cpu)
-            waits.append(took)
+            for name in random.sample(list(checkouts), len(checkouts)):
+                took, cpu = first_step(Path(folder) / f"{repeat} {name}", checkouts[name])
+                found[name].append(cpu)
+                waits[name].append(took)
     median = {name: statistics.median(times) for name, times in found.items()}
     entries = [
         {
@@ -114,9 +124,12 @@ def main() -> None:
         for name in found
     ]
     print(table(list(entries[0]), [list(entry.values()) for entry in entries]))
-    wait = statistics.median(waits)
-    print(f"{FIRST_STEP}: {wait:.1f} s")
-    known = {**about("torch", "transformers", "peft"), "seconds to the first step": round(wait, 1)}
+    wait = {name: round(statistics.median(times), 1) for name, times in waits.items()}
+    for name, seconds in wait.items():
+        print(f"{name}: {seconds:.1f} s")
+    known = {**about("torch", "transformers", "peft"), "seconds to the first step": wait[FIRST_STEP]}
+    if BEFORE in wait:
+        known["seconds to the first step, before"] = wait[BEFORE]
     save(arguments.out, known, commands=entries)
 
 

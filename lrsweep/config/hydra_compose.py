@@ -21,6 +21,7 @@ from lrsweep.config.config_files import CONF, own_conf, sweep_files
 from lrsweep.config.help_text import help_text
 from lrsweep.config.hydra_errors import first_line, one_line
 from lrsweep.config.schema import SweepConfig, flatten, is_mapping, is_text, validate
+from lrsweep.config.search_space import refuse_group
 from lrsweep.config.user_files import read_config
 from lrsweep.config.yaml_safety import YAML_FAULTS
 from lrsweep.errors import InputError
@@ -82,7 +83,7 @@ def hydra_flags(argv: Sequence[str]) -> None:
         raise InputError("--multirun is Hydra's own grid; lrsweep has its own: space.optimizer.lr=[1e-5,1e-4]")
     _check_flags(argv)
     arguments = [_normal(argument) for argument in argv]
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = [argument for argument in arguments if _is_override(argument)]
     flags = [argument for argument in arguments if argument not in overrides]
     overrides = _ranges_replace_lists(overrides, _chosen_sweep(overrides) or DictConfig({}))
     # Composed here first, so that errors are reported as everywhere else: Hydra's main would print them itself.
@@ -127,7 +128,12 @@ def _check_flags(argv: Sequence[str]) -> None:
 
 def _is_stray(argument: str, values: Sequence[str]) -> bool:
     """Whether an argument is neither a flag, nor an override, nor one of the values of the flag before it."""
-    return argument != "" and argument not in _FLAGS and argument not in values and "=" not in argument
+    return argument not in ("", *_FLAGS, *values) and "=" not in argument and not argument.startswith("~")
+
+
+def _is_override(argument: str) -> bool:
+    """Whether an argument sets a key or, as `~key`, removes it."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 def _run_nothing(_: DictConfig) -> None:
@@ -142,6 +148,9 @@ def _normal(override: str) -> str:
     if not key.strip("+~ "):
         raise InputError(f"{override}: not an override; write key=value")
     _refuse_hydras_own_sweeps(override, key.lstrip("+"), value)
+    if key.lstrip("+").startswith("space.") and value.startswith("["):
+        # Hydra cannot merge it with a sweep file's keys of the group.
+        refuse_group(key.lstrip("+").removeprefix("space."))
     if is_text(key) and not _AS_IT_IS.fullmatch(value):
         return f"{key}={quoted(value)}"
     inside_a_mapping = any(is_mapping(key[: dot.start()]) for dot in re.finditer(r"\.|$", key))

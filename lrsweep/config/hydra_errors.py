@@ -39,6 +39,8 @@ def one_line(fault: Exception, conf: Path, sweeps: Sequence[str], overrides: Seq
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         groups = [path.name for path in conf.iterdir() if path.is_dir() and "." not in key]
+        if key in groups:
+            return f"{key}: is a group; choose one of its options, as {key}=NAME, or set one of its keys"
         near = [] if meant(key) else difflib.get_close_matches(key, groups, n=1)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else did_you_mean(key))
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -46,6 +48,12 @@ def one_line(fault: Exception, conf: Path, sweeps: Sequence[str], overrides: Seq
         return (
             f"{match[1]}: several values make an axis; write space.{key.lstrip('+').removeprefix('space.')}=[{values}]"
         )
+    if match := re.match(r"Error merging override \+*(([^=]+)=.*)", text):
+        return f"{match[1]}: {match[2]} has keys of its own; set one of them, as {match[2]}.KEY=VALUE"
+    if match := re.search(r"invalid literal for int\(\) with base 10: '([^']*)'", text):
+        override = next((override.lstrip("+") for override in overrides if f".{match[1]}=" in override), "")
+        key = override.partition(f".{match[1]}=")[0]
+        return f"{override}: {key} is a list; give a whole new value, as {key}=[...]"
     if isinstance(fault, OverrideParseException):
         return f"{fault.override}: not an override; write key=value, and quote values that have spaces or brackets"
     if isinstance(fault, yaml.YAMLError):

@@ -267,12 +267,17 @@ def _axes(config: SweepConfig, tree: Mapping[str, Any], prefix: str) -> list[Axi
     return found
 
 
-def _check_key(key: str) -> None:
+def refuse_group(key: str) -> None:
+    """Raises InputError, with what to write instead, for a config group as an axis."""
     if key in _OPTIONS:
         raise InputError(
             f"space.{key}: is a group, and an axis is one key: write space.{_OPTIONS[key]}=[...], or run a sweep for "
             f"each option ({key}=...)"
         )
+
+
+def _check_key(key: str) -> None:
+    refuse_group(key)
     parents = {key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)}
     if key not in keys() and not any(is_mapping(parent) for parent in parents):
         raise InputError(f"space.{key}: the config has no such key{did_you_mean(key)}")

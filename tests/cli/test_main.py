@@ -23,6 +23,9 @@ def test_help_lists_commands_groups_and_sweeps(tmp_path: Path) -> None:
 
 
 def test_cfg_shows_the_composed_config_and_runs_nothing(tmp_path: Path) -> None:
+    shown = lrsweep_here("+sweep=lora_rank_lr", "~space.finetune", "--cfg", "job", cwd=tmp_path)
+    assert "    lr:\n" in shown.stdout
+    assert "    r:\n" not in shown.stdout, "an axis can be left out"
     shown = lrsweep_here("+sweep=full_lr", "optimizer.eps=1e-6", "--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0
     assert "mode: full" in shown.stdout

@@ -174,6 +174,11 @@ def test_a_path_needs_no_quotes_but_the_shells(key: str, value: str) -> None:
         ("hydra/sweeper=optuna", "lrsweep searches by itself; write search=tpe search.n_trials=20"),
         ("optimizer.learning_rate=1e-4", "did you mean optimizer.lr?"),
         ("learning_rate=1e-4", "did you mean optimizer.lr?"),
+        # What the sweep file has there cannot be merged with these.
+        ("space.optimizer=[adamw,sgd]", "is a group, and an axis is one key: write space.optimizer.name=[...]"),
+        ("space=[1e-4,1e-5]", "space=[1e-4,1e-5]: space has keys of its own; set one of them, as space.KEY=VALUE"),
+        ("space.optimizer.lr.low=1e-5", "space.optimizer.lr.low=1e-5: space.optimizer.lr is a list; give a whole new"),
+        ("search={a: 1}", "search: is a group; choose one of its options, as search=NAME"),
     ],
 )
 def test_what_is_hydras_or_anothers_has_a_line_that_says_what_to_write(override: str, said: str) -> None:

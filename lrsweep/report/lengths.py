@@ -34,7 +34,7 @@ def _moves(budgets: dict[tuple[int, int], float]) -> str:
         f"{format_value(lr)} for {steps} steps" + (f" of {schedule}" if schedule != steps else "")
         for (steps, schedule), lr in budgets.items()
     )
-    return f"The best learning rate {moves} as runs get longer: {listed}."
+    return f"Of the rates tried, the best one {moves} as runs get longer: {listed}."
 
 
 def _predicted(summary: Summary, longest: int) -> list[str]:
@@ -45,7 +45,7 @@ def _predicted(summary: Summary, longest: int) -> list[str]:
             only = f"only for {longer.lengths[0]} steps the best rate lies inside the range"
             why = f"by a rule of thumb (steps^-0.32), as {only}"
         else:
-            why = f"as the best rate moves as steps^{longer.exponent:.2f}"
+            why = f"as the best rate, fitted between those tried, moves as steps^{longer.exponent:.2f}"
         return [f"A run of {longer.steps} steps wants about {_rate(longer)}, {why}{asked}."]
     if not summary.config.lengths_searched or (horizon and horizon <= longest):
         return []

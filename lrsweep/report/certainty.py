@@ -156,7 +156,7 @@ def _eval_set(summary: Summary) -> list[str]:
     assert best is not None
     lines = []
     rows = summary.about.dataset.eval_rows
-    if rows < FEW_ROWS and verdict.rivals:
+    if 0 < rows < FEW_ROWS and verdict.rivals:  # how many the user's own command has is not known
         lines.append(
             f"Warning: only {rows} eval row{'s' * (rows != 1)}: other rows may give another order; use {FEW_ROWS} or "
             "more (data.eval_fraction, data.max_eval_rows)."

@@ -149,6 +149,7 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
             [row[objective.key] for row in rows],
             color=colours(0.92 * i / max(len(ordered) - 1, 1)),
             linewidth=3.2 if is_best else 1.4,
+            marker="o" if len(rows) == 1 else "",
             gid=_gid("curve", result),
             label="" if result.role == "replicate" else _legend(chosen_values(result)) + " (best)" * is_best,
         )

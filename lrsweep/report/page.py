@@ -55,7 +55,6 @@ def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:
     """
     name = html.escape(summary.config.name)
     lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(summary))
-    data = summary.about.dataset
     searched = f"<br>{html.escape(summary.about.searched)}" if summary.about.searched else ""
     titles = {
         "loss_over_axis": f"Final {summary.config.search.objective.name}",
@@ -74,8 +73,7 @@ def page(summary: Summary, figures: Mapping[str, str], config: str) -> str:
 <meta name="description" content="{html.escape(_description(summary), quote=True)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_part("page.css")}</style></head><body>
 <h1>{name}</h1>
-<p class="faint">{html.escape(summary.config.model.path)} on {html.escape(data.source)}:
-{data.train_rows} training rows, {data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]}){searched}</p>
+<p class="faint">{_trained(summary)}{searched}</p>
 <div class="lead">{lead}{_facts(summary)}</div>
 {_next(summary)}{drawn}{_config(summary, config)}<h2>Trials</h2>
 <div class="wide">{_table(summary)}</div>
@@ -117,6 +115,17 @@ def _facts(summary: Summary) -> str:
     }
     rows = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items() if text)
     return f'<dl class="facts">{rows}</dl>'
+
+
+def _trained(summary: Summary) -> str:
+    """What was trained on what. Of a sweep of the user's own command, only the command knows."""
+    if summary.config.engine.name == "external":
+        return "trained by engine.command"
+    data = summary.about.dataset
+    return (
+        f"{html.escape(summary.config.model.path)} on {html.escape(data.source)}: {data.train_rows} training rows, "
+        f"{data.eval_rows} eval rows (fingerprint {data.fingerprint[:12]})"
+    )
 
 
 def _next(summary: Summary) -> str:

@@ -88,7 +88,7 @@ def sentences(summary: Summary) -> list[str]:
         *missing_rows(summary.about.dataset, summary.config.data),
         cost(summary),
     ]
-    if summary.config.model.path == "embedded":
+    if summary.config.model.path == "embedded" and summary.config.engine.name != "external":
         lines.append(
             "This is the small embedded model: its best learning rate says nothing about yours "
             "(model=local model.path=...)."

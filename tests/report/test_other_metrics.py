@@ -1,5 +1,6 @@
 """A sweep that is ranked by another number than the eval loss shows that number, with its own sign."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from lrsweep.cli import list_sweeps
 from lrsweep.files.paths import SweepFolder
 from lrsweep.report.page import page
 from lrsweep.report.text import sentences
-from lrsweep.tracking import compare_url
+from lrsweep.tracking import DatasetInfo, compare_url
 from tests.analysis.recorded import Trained, summary_of
 
 NO_PRIOR: Prior | None = None
@@ -47,3 +48,20 @@ def test_an_accuracy_is_shown_as_it_is(
 def test_mlflows_page_is_sorted_by_it() -> None:
     url = compare_url("http://x", "1", metric="eval_accuracy", lowest_first=False)
     assert "orderByKey=metrics.%60eval_accuracy%60&orderByAsc=false" in url
+
+
+def test_nothing_is_said_of_rows_and_a_model_that_only_the_users_command_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trials = [Trained(lr, [(5, 2.5), (10, best)]) for lr, best in ((1e-4, 2.2), (1e-3, 2.0), (1e-2, 2.1))]
+    theirs = ("engine=external", "engine.dialect=trl", "engine.command='trl sft --config {config}'")
+    ours, other = summary_of(trials, 10, NO_PRIOR), summary_of(trials, 10, NO_PRIOR, *theirs)
+    other = dataclasses.replace(
+        other, about=dataclasses.replace(other.about, dataset=DatasetInfo("", "", "", train_rows=0, eval_rows=0))
+    )
+    assert "embedded model" in " ".join(sentences(ours))
+    assert "64 eval rows" in page(ours, {}, "")
+    for text in (" ".join(sentences(other)), page(other, {}, "")):
+        assert "embedded model" not in text
+        assert "0 eval row" not in text

@@ -51,9 +51,10 @@ def one_line(fault: Exception, conf: Path, sweeps: Sequence[str], overrides: Seq
     if match := re.match(r"Error merging override \+*(([^=]+)=.*)", text):
         return f"{match[1]}: {match[2]} has keys of its own; set one of them, as {match[2]}.KEY=VALUE"
     if match := re.search(r"invalid literal for int\(\) with base 10: '([^']*)'", text):
-        override = next((override.lstrip("+") for override in overrides if f".{match[1]}=" in override), "")
-        key = override.partition(f".{match[1]}=")[0]
-        return f"{override}: {key} is a list; give a whole new value, as {key}=[...]"
+        for override in overrides:
+            key, inside, _ = override.lstrip("+").partition(f".{match[1]}=")
+            if inside:
+                return f"{override.lstrip('+')}: {key} is a list; give a whole new value, as {key}=[...]"
     if isinstance(fault, OverrideParseException):
         return f"{fault.override}: not an override; write key=value, and quote values that have spaces or brackets"
     if isinstance(fault, yaml.YAMLError):

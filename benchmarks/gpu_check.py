@@ -1,9 +1,9 @@
 """Checks and measures packed trials on one GPU: `python benchmarks/gpu_check.py --out FOLDER`, nine minutes at most.
 
-In this order: whether packed trials are right on the device, the tests of packed trials, how fast they are, a whole
-sweep, and last the slow arms with a compiled decoder. Each part is a process of its own, each step has a time limit,
-and a process that dies or hangs is replaced by one that goes on with the next step. The last line says whether all
-gates hold; the exit code is 1 if one is broken, and its smallest reproduction is printed.
+In this order: whether packed trials are right on the device, the tests of packed trials, a whole sweep, how fast they
+are, where the time of a step goes, and last the slow arms with a compiled decoder. Each part is a process of its own,
+each step has a time limit, and a process that dies or hangs is replaced by one that goes on with the next step. The
+last line says whether all gates hold; the exit code is 1 if one is broken, and its smallest reproduction is printed.
 
 Needs torch, transformers, peft, and what `benchmarks/gpu/wheels.sh` fetches. Downloads nothing.
 """
@@ -48,8 +48,9 @@ BUDGET = 540.0
 PARTS = (
     Part("correctness", ("gpu.correctness",), 150, 90),
     Part("tests", ("gpu.packed_tests",), 110, 60),
-    Part("speed", ("gpu.speed",), 190, 100),
     Part("sweep", ("gpu.whole_sweep",), 110, 80),
+    Part("speed", ("gpu.speed",), 190, 100),
+    Part("kernels", ("gpu.kernels",), 60, 40),
     Part("compiled", ("gpu.speed", "--slow"), 540, 0),
 )
 
@@ -98,7 +99,7 @@ def driver() -> dict[str, Any]:
 def line(entry: dict[str, Any]) -> str:
     """An entry in one line, with its smallest reproduction if it is broken."""
     verdict = {True: "ok", False: "BROKEN", None: ""}[entry["ok"]]
-    hidden = {"part", "name", "ok", "reproduce", "model", "batch", "arm", "k", "seconds", "eval_losses"}
+    hidden = {"part", "name", "ok", "reproduce", "model", "batch", "arm", "k", "seconds", "eval_losses", "kernels"}
     facts = ", ".join(f"{key} {value}" for key, value in entry.items() if key not in hidden)
     text = f"{entry['part']}: {entry['name']}: {facts} {verdict}".rstrip()
     return text + (f"\n        reproduce: {entry['reproduce']}" if "reproduce" in entry else "")

@@ -35,8 +35,8 @@ def write_rows(wordnet: Path, file: Path) -> None:
     file.write_text(json.dumps(random.Random(0).sample(found, ROWS)))
 
 
-def sweep(folder: Path, rows: Path) -> float:
-    """Runs the sweep in `folder`; returns its seconds."""
+def sweep(folder: Path, rows: Path, engine: str) -> float:
+    """Runs the sweep in `folder` with an engine; returns its seconds."""
     started = time.monotonic()
     subprocess.run(
         [
@@ -44,6 +44,7 @@ def sweep(folder: Path, rows: Path) -> float:
             "data=local", f"data.path={rows}", "data.format=alpaca", "data.max_length=96", "data.max_eval_rows=64",
             "training=short", "training.max_steps=40", "training.batch_size=4", "training.eval_every=10",
             f"space.optimizer.lr={list(LRS)}", "tracking=none", "resume=fresh",
+            f"engine={engine}",
         ],
         cwd=folder,
         check=True,
@@ -68,12 +69,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--folder", type=Path, default=Path(".tmp/smollm2"), help="where to write rows and sweep")
+    parser.add_argument("--engine", default="auto", choices=("auto", "packed", "trainer"))
     parser.add_argument("--out", type=Path, default=RESULTS / "smollm2.json")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(arguments.wordnet, folder / "rows.json")
-    seconds = sweep(folder, folder / "rows.json")
+    # On a machine without WordNet, the rows may have been brought.
+    if not (folder / "rows.json").exists():
+        write_rows(arguments.wordnet, folder / "rows.json")
+    seconds = sweep(folder, folder / "rows.json", arguments.engine)
     summary = json.loads((folder / "outputs/smollm2/summary.json").read_text())
     trials = [
         {

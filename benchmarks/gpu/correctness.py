@@ -6,6 +6,7 @@ left is the smallest reproduction.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import tempfile
 import time
@@ -26,6 +27,7 @@ from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.files import checkpoint
 from lrsweep.files.checkpoint import Checkpoint
 from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, pack_weights, runs, train_pass
+from lrsweep.training.packing.graphs import GraphedPasses, Passes
 
 # PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -165,7 +167,7 @@ def make_pack(case: Case) -> Pack:
         pack = pack_lora(model, case.lora(), case.trials, compute=compute)
     else:
         pack = pack_weights(model, case.trials, compute=compute)
-    return dataclasses.replace(pack, unpadded=unpadded)
+    return dataclasses.replace(pack, unpadded=unpadded, maskless=unpadded)
 
 
 def make_optimizer(case: Case, trial: int) -> Callable[[Any], torch.optim.Optimizer]:
@@ -173,7 +175,13 @@ def make_optimizer(case: Case, trial: int) -> Callable[[Any], torch.optim.Optimi
 
 
 def together(
-    case: Case, pack: Pack, *, size: int | None = None, poisoned: int | None = None, stop_at: int | None = None
+    case: Case,
+    pack: Pack,
+    *,
+    size: int | None = None,
+    poisoned: int | None = None,
+    stop_at: int | None = None,
+    passes: Passes | None = None,
 ) -> Tensor:
     """The losses [steps, trials] of the trials in a pack.
 
@@ -183,6 +191,7 @@ def together(
         size: Trials in one pass; None is all.
         poisoned: A trial whose weights are made NaN.
         stop_at: The step at which all trials are saved to disk, evicted, and go on in a new pack.
+        passes: Runs the passes; None for `train_pass`.
     """
     config = case.lora() if case.mode == "lora" else None
     schedules = []
@@ -196,8 +205,9 @@ def together(
     for step in range(case.steps):
         if step == stop_at:
             pack, schedules = resumed(case, pack, schedules)
+        run = functools.partial(train_pass, pack) if passes is None else passes.train
         parts = [
-            train_pass(pack, start, stop, join([batch] * (stop - start)))
+            run(start, stop, join([batch] * (stop - start)))
             for start, stop in runs(range(case.trials), size or case.trials)
         ]
         losses.append(torch.cat(parts).double())
@@ -286,6 +296,21 @@ def recomputed(case: Case) -> Found:
     return {"worst": worst, "gate": case.gate, "ok": worst < case.gate}
 
 
+def as_graphs(case: Case) -> Found:
+    """Passes as CUDA graphs, from the third on."""
+    if not ON_GPU:
+        return {"ok": None, "skipped": "no GPU"}
+    pack = make_pack(case)
+    passes = GraphedPasses(pack)
+    worst = apart(together(case, pack, passes=passes), together(case, pack))
+    return {
+        "worst": worst,
+        "gate": case.gate,
+        "recorded": passes.recorded,
+        "ok": worst < case.gate and passes.recorded > 0,
+    }
+
+
 def waits(case: Case) -> Found:
     """A step must not wait for the device; where it does is found by torch's own mode."""
     if not ON_GPU:
@@ -304,7 +329,7 @@ def waits(case: Case) -> Found:
     with warnings.catch_warnings(record=True) as heard, _sync_warnings():
         warnings.simplefilter("always")
         step()
-    found = [warning for warning in heard if "synchroniz" in str(warning.message)]
+    found = [warning for warning in heard if "called a synchronizing" in str(warning.message)]
     places = sorted({f"{Path(warning.filename).name}:{warning.lineno}" for warning in found})
     return {"synchronizations": len(found), "places": places, "ok": not found}
 
@@ -325,6 +350,7 @@ CHECKS: dict[str, Callable[[Case], Found]] = {
     "checkpoints": from_checkpoints,
     "neighbours": other_neighbours,
     "recomputed": recomputed,
+    "graphs": as_graphs,
     "waits": waits,
 }
 
@@ -340,6 +366,8 @@ def cases(smoke: bool) -> list[tuple[str, str, Case]]:
             found.append((f"{dtype}, {kind}: packed against a stock PEFT loop", "stock", case))
         full = dataclasses.replace(unequal, mode="full")
         found.append((f"{dtype}, full fine-tuning: packed against a stock loop", "stock", full))
+        found.append((f"{dtype}, equal rows: passes as CUDA graphs", "graphs", equal))
+        found.append((f"{dtype}, unequal rows: passes as CUDA graphs", "graphs", unequal))
         found.append((f"{dtype}: no bit of a NaN neighbour", "NaN", unequal))
         found.append((f"{dtype}: from checkpoints on disk", "checkpoints", unequal))
         found.append((f"{dtype}: trials one by one", "one by one", unequal))

@@ -12,6 +12,7 @@ from gpu.steps import Found, Step, arguments_of_child, run_steps
 
 ROOT = Path(__file__).parents[2]
 FILES = {
+    "tests/training/packing/test_graphs.py": 60.0,
     "tests/training/packing/test_equivalence.py": 60.0,
     "tests/training/packing/test_unpadded.py": 60.0,
     "tests/training/engines/test_packed.py": 90.0,

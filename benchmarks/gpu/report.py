@@ -16,7 +16,7 @@ def gates(entries: Sequence[Entry]) -> int:
 
 def summary(entries: Sequence[Entry]) -> str:
     """All tables, as Markdown."""
-    parts = [_correct(entries), _speed(entries), "\n".join(targets(entries)), _sweeps(entries)]
+    parts = [_correct(entries), _sweeps(entries), _speed(entries), "\n".join(targets(entries)), _kernels(entries)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -61,6 +61,18 @@ def _speed(entries: Sequence[Entry]) -> str:
         )
     header = ["", "ms/trial-step", "tokens/s", "over Trainer", "GB", "of peak, 4P", "of peak, done", "trials per pass"]
     return table(header, rows) if rows else ""
+
+
+def _kernels(entries: Sequence[Entry]) -> str:
+    parts = []
+    for entry in entries:
+        if "kernels" in entry:
+            parts.append(
+                f"{entry['name']}: {entry['ms']} ms a step; {entry['host_ms']} ms until the host has launched "
+                f"{entry['launches']} kernels, {entry['device_ms']} ms in which one runs."
+            )
+            parts.append(table(["kernel", "ms", "launches"], entry["kernels"]))
+    return "\n\n".join(parts)
 
 
 def _times(entries: Sequence[Entry], arm: str) -> dict[tuple[str, int], float]:

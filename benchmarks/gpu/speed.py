@@ -4,17 +4,17 @@ The shapes of Qwen2.5-0.5B and Llama-3.1-8B with random bf16 weights; LoRA r=16 
 of 512 random tokens, the second half with labels; no activation checkpointing. Downloads nothing.
 
 Arms: stock Trainer (bf16, SDPA, fused AdamW); the same, tuned (compiled decoder, logits at labels only, no check for
-NaN); two processes with a stock Trainer each; packed, K trials, with the pass size measured as the engine does; packed
-with a compiled decoder, K trials per pass. `--slow` runs those that compile, without it all others run; the most
-informative cells come first.
+NaN); two processes with a stock Trainer each; packed, K trials, with the pass size measured as the engine does, and
+CUDA graphs where they are faster; the same without graphs; packed with a compiled decoder, K trials per pass. `--slow`
+runs those that compile, without it all others run; the most informative cells come first.
 
 Shares of the measured matmul peak count 4P FLOPs per token (P: parameters of the linear layers and the output layer;
 the base's forward pass and its gradient of activations, without attention and adapters). `done` counts the output layer
 only where the arm computes it.
 """
 
+import dataclasses
 import functools
-import itertools
 import multiprocessing
 import queue
 import sys
@@ -60,8 +60,10 @@ from gpu.models import (
 from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.training.optimizer import optimizer_class
-from lrsweep.training.packing import Pack, join, pack_lora, runs, train_pass
+from lrsweep.training.packing import Pack, join, pack_lora, runs
+from lrsweep.training.packing.graphs import EagerPasses, GraphedPasses, Passes
 from lrsweep.training.packing.pass_size import PassSizes
+from lrsweep.training.packing.unpadded import lay_end_to_end
 
 # PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -70,7 +72,7 @@ LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="C
 LABELLED, LR, CLIP = 0.5, 1e-4, 1.0
 
 TRAINER, TUNED, PROCESSES = "Trainer", "tuned Trainer", "Trainer processes"
-PACKED, COMPILED = "packed", "packed, compiled"
+PACKED, EAGER, COMPILED = "packed", "packed without graphs", "packed, compiled"
 
 
 @dataclass(frozen=True)
@@ -88,26 +90,29 @@ class Cell:
     @property
     def guess(self) -> float:
         """Seconds that it may take on a large GPU, building the model included."""
-        seconds = {TRAINER: 10, TUNED: 60, PROCESSES: 40, PACKED: 8 + self.k / 3, COMPILED: 60}[self.arm]
+        packed = 8 + self.k / 3
+        guesses = {TRAINER: 10, TUNED: 60, PROCESSES: 40, PACKED: packed, EAGER: packed, COMPILED: 60}
+        seconds = guesses[self.arm]
         return seconds * (2 if self.model == LARGE else 1)
 
 
 def plan(smoke: bool, slow: bool) -> list[Cell]:
     """The cells to measure, the most informative first."""
     if smoke:
-        arms = [(COMPILED, 2)] if slow else [(TRAINER, 1), (PACKED, 1), (PACKED, 4), (PROCESSES, 2)]
+        arms = [(COMPILED, 2)] if slow else [(TRAINER, 1), (PACKED, 1), (EAGER, 4), (PACKED, 4), (PROCESSES, 2)]
         return [Cell(TINY, 2, arm, k) for arm, k in arms]
     if slow:
         rows = ((SMALL, 1), (SMALL, 8), (SMALL, 2), (LARGE, 8))
         return [Cell(model, batch, arm, k) for model, batch in rows for arm, k in ((TUNED, 1), (COMPILED, 8))]
     return [
-        *[Cell(SMALL, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 32), (PACKED, 1), (PROCESSES, 2))],
+        *[Cell(SMALL, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (EAGER, 8), (PACKED, 32), (PACKED, 1))],
         *[Cell(SMALL, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
         # The control: no gain is expected, and there must be no loss.
         *[Cell(LARGE, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
         *[Cell(SMALL, 2, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8))],
         Cell(SMALL, 8, PACKED, 32),
         Cell(SMALL, 2, PACKED, 32),
+        *[Cell(SMALL, 1, arm, k) for arm, k in ((PROCESSES, 2), (EAGER, 1))],
         *[Cell(LARGE, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8))],
     ]
 
@@ -275,6 +280,14 @@ def _one_of_several(cell: Cell, tokens: int, ready: Any, answers: Any) -> None:
         answers.put(type(fault).__name__)
 
 
+def make_pack(cell: Cell, rows: dict[str, Tensor]) -> Pack:
+    """A pack of `k` free slots, prepared as the engine prepares it."""
+    model = base_model(cell.model)
+    longest = lay_end_to_end(model, rows | {"attention_mask": torch.ones_like(rows["input_ids"])})
+    pack = pack_lora(model, LORA, cell.k, compute=torch.bfloat16)
+    return dataclasses.replace(pack, unpadded=longest, maskless=longest)
+
+
 def admit(pack: Pack, k: int) -> list[Any]:
     """Fills the slots; returns the trials' schedules."""
     schedules = []
@@ -290,26 +303,29 @@ def admit(pack: Pack, k: int) -> list[Any]:
     return schedules
 
 
-def gradients(pack: Pack, k: int, batch: dict[str, Tensor], size: int) -> Tensor:
+def gradients(passes: Passes, k: int, batch: dict[str, Tensor], size: int) -> Tensor:
     """Computes the gradients of the slots 0..k in passes of `size` trials; returns their losses [k]."""
-    parts = [train_pass(pack, start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), size)]
-    return torch.cat(parts)
+    return torch.cat(
+        [passes.train(start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), size)]
+    )
 
 
 def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     """Times passes of the fastest size, which is the arm's time, and one pass of all trials if it fits in memory."""
-    batches = itertools.cycle([stack(make_rows(cell.model, cell.batch, tokens))])
-    pack = pack_lora(base_model(cell.model), LORA, cell.k, compute=torch.bfloat16)
+    batch = stack(make_rows(cell.model, cell.batch, tokens))
+    pack = make_pack(cell, batch)
     schedules = admit(pack, cell.k)
+    eager = EagerPasses(pack)
+    passes = GraphedPasses(pack) if cell.arm == PACKED else eager
 
     def step(size: int) -> None:
-        gradients(pack, cell.k, next(batches), size)
+        gradients(passes, cell.k, batch, size)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()
 
     def one_pass(size: int) -> None:
-        gradients(pack, size, next(batches), size)
+        gradients(eager, size, batch, size)
 
     size = PassSizes().fastest("", cell.k, one_pass)
     pack.arena.grads.zero_()
@@ -322,26 +338,29 @@ def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
             extra["all_in_one_pass"] = "out of memory"
     if cell.k in seconds:
         extra["ms_all_in_one_pass"] = round(1000 * seconds[cell.k], 3)
+    if isinstance(passes, GraphedPasses):
+        extra["graphs"] = passes.recorded
     return seconds[size], extra
 
 
 def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     """Times passes of all K trials with a compiled decoder, and compares its gradients with the eager ones."""
     batch = stack(make_rows(cell.model, cell.batch, tokens))
-    pack = pack_lora(base_model(cell.model), LORA, cell.k, compute=torch.bfloat16)
+    pack = make_pack(cell, batch)
     schedules = admit(pack, cell.k)
     for slot in range(cell.k):  # with B at zero, as it starts, A has no gradient to compare
         for name, weight in pack.arena.read(slot).items():
             if ".lora_B." in name:
                 weight.normal_(std=0.02)
-    eager_losses = gradients(pack, cell.k, batch, cell.k)
+    passes = EagerPasses(pack)
+    eager_losses = gradients(passes, cell.k, batch, cell.k)
     eager = pack.arena.grads.clone()
     pack.arena.grads.zero_()
     # For a tiny shape it is enough to see that the decoder can be traced.
     backend = "eager" if cell.model == TINY else "inductor"
     pack.model.get_decoder().compile(dynamic=False, backend=backend)
     start = clock()
-    losses = gradients(pack, cell.k, batch, cell.k)
+    losses = gradients(passes, cell.k, batch, cell.k)
     extra = {
         "seconds_to_compile": round(clock() - start, 1),
         "gradients_apart": float((pack.arena.grads - eager).norm() / eager.norm()),
@@ -351,7 +370,7 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     pack.arena.grads.zero_()
 
     def step() -> None:
-        gradients(pack, cell.k, batch, cell.k)
+        gradients(passes, cell.k, batch, cell.k)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()
@@ -374,7 +393,7 @@ def measure(cell: Cell, tokens: int, peak: float) -> Found:
         torch.cuda.reset_peak_memory_stats()
     torch.compiler.reset()
     try:
-        if cell.arm == PACKED:
+        if cell.arm in (PACKED, EAGER):
             seconds, extra = packed_arm(cell, tokens)
         elif cell.arm == COMPILED:
             seconds, extra = compiled_arm(cell, tokens)

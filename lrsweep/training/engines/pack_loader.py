@@ -25,6 +25,7 @@ from lrsweep.training.model import (
     resolve_dtype,
 )
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
+from lrsweep.training.packing.graphs import EagerPasses, GraphedPasses, Passes
 
 # A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
 _COMPILED_MULTIPLE = 64
@@ -47,6 +48,7 @@ class LoadedPack:
     Attributes:
         key: The pack key of its trials.
         pack: The base and its slots.
+        passes: Runs the pack's training passes.
         rows: The training set.
         batch: The rows of these numbers as a padded batch.
         eval_batches: The eval set in batches.
@@ -55,6 +57,7 @@ class LoadedPack:
 
     key: str
     pack: Pack
+    passes: Passes
     rows: Sequence[Any]
     batch: Callable[[tuple[int, ...]], dict[str, Tensor]]
     eval_batches: Sequence[dict[str, Tensor]]
@@ -113,7 +116,12 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     def batch(numbers: tuple[int, ...]) -> dict[str, Tensor]:
         return collate([rows[number] for number in numbers], pad_token_id)
 
-    return LoadedPack(pack_key(config), pack, rows, batch, held_out, _COMPILED_MULTIPLE if compiled else 1)
+    # A graph cannot recompute activations, and it is of no use for weights of which each trial has a copy.
+    recordable = pack.arena.weights.is_cuda and config.finetune.mode == "lora" and not compiled
+    graphed = recordable and not config.training.gradient_checkpointing
+    passes = GraphedPasses(pack) if graphed else EagerPasses(pack)
+    multiple = _COMPILED_MULTIPLE if compiled else 1
+    return LoadedPack(pack_key(config), pack, passes, rows, batch, held_out, multiple)
 
 
 def check_packable(config: SweepConfig) -> None:

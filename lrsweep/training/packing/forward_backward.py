@@ -1,7 +1,8 @@
 """Forward and backward passes over neighbouring slots, and their losses."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,17 @@ from lrsweep.training.packing.unpadded import Layout, causal_only, is_sparse, ru
 
 IGNORED = -100
 
+# From rows [k*B, T] on the device to their hidden states [k*B, T, D].
+Decoder = Callable[[Tensor], Tensor]
+
 
 def train_pass(
-    pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], tokens: Sequence[int] | None = None
+    pack: Pack,
+    start: int,
+    stop: int,
+    batch: Mapping[str, Tensor],
+    tokens: Sequence[int] | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Forward and backward pass of the slots start..stop; gradients are added to the arena.
 
@@ -29,11 +38,12 @@ def train_pass(
             position_ids. On the CPU, so that nothing waits for the device.
         tokens: The divisor of each trial's loss: with gradient accumulation, the label tokens of all batches of a step.
             None: those of this batch.
+        decoder: Computes the hidden states of rows without a mask; None for the model's own decoder.
 
     Returns:
         The losses [k], in nats. Without label tokens a trial's loss is nan, and has no gradient.
     """
-    hidden, targets, rows = _label_states(pack, start, stop, batch, training=True)
+    hidden, targets, rows = _label_states(pack, start, stop, batch, training=True, decoder=decoder)
     counts = _by_row(rows, batch).view(stop - start, -1).sum(1).tolist()
     divisor = torch.tensor(counts if tokens is None else tokens, dtype=torch.float64)
     shares = divisor.reciprocal().repeat_interleave(torch.tensor(counts))
@@ -104,23 +114,21 @@ def _padded(key: str, values: Tensor, rows: int, length: int) -> Tensor:
 
 
 def _label_states(
-    pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], *, training: bool
+    pack: Pack, start: int, stop: int, batch: Mapping[str, Tensor], *, training: bool, decoder: Decoder | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The n hidden states [n, D] that predict a label, the labels [n], and their rows of k*B [n]; trial by trial."""
-    device, compute = pack.arena.weights.device, pack.arena.compute_dtype
-    mixed = compute != pack.arena.weights.dtype
-    autocast = torch.autocast(device.type, dtype=compute) if mixed else contextlib.nullcontext()
+    device = pack.arena.weights.device
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-    right = mask is not None and _pads_right(mask)
-    if mask is not None and right and ids.shape[1] <= pack.unpadded and is_sparse(mask):
+    right = mask is not None and pads_right(mask)
+    if decoder is None and mask is not None and right and ids.shape[1] <= pack.unpadded and is_sparse(mask):
         layout = Layout.of(mask, stop - start, pack.arena.weights.dtype)
         pack.context.select(
             start, stop, *layout.positions.shape, training=training, places=token_places(layout.rows, layout.positions)
         )
         labels = labels.flatten()[layout.source].masked_fill(layout.taken[:, 0] == 0, IGNORED)
         row = layout.source // ids.shape[1]
-        with autocast:
+        with autocast(pack):
             hidden = run_unpadded(pack.model, _on(device, ids), layout.to(device))
     else:
         pack.context.select(start, stop, *ids.shape, training=training)
@@ -130,8 +138,11 @@ def _label_states(
         inputs = {key: _on(device, value) for key, value in batch.items() if key not in left_out}
         if inputs.keys() == {"input_ids"} and ids.shape[1] <= pack.maskless:
             inputs["attention_mask"] = causal_only(device)
-        with autocast:
-            hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        with autocast(pack):
+            if decoder is not None:
+                hidden = decoder(inputs["input_ids"])
+            else:
+                hidden = pack.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     labels = labels.flatten()
     places = (labels != IGNORED).nonzero()[:, 0]
     states = hidden.flatten(0, 1).index_select(0, _on(device, places))
@@ -156,5 +167,13 @@ def _by_row(rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return torch.bincount(rows, minlength=len(batch["input_ids"]))
 
 
-def _pads_right(mask: Tensor) -> bool:
+def autocast(pack: Pack, **options: bool) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to the dtype of the pack's products, if it is not that of its weights."""
+    compute, weights = pack.arena.compute_dtype, pack.arena.weights
+    mixed = compute != weights.dtype
+    return torch.autocast(weights.device.type, compute, **options) if mixed else contextlib.nullcontext()
+
+
+def pads_right(mask: Tensor) -> bool:
+    """Whether all padding of an attention mask [rows, T] is on the right."""
     return bool((mask[:, 1:] <= mask[:, :-1]).all())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lrsweep.training.packing.errors import Unpackable
 from lrsweep.training.packing.functions import linear
+from lrsweep.training.packing.fused import cross_entropy, has_cross_entropy
 from lrsweep.training.packing.working_copy import View
 
 
@@ -65,19 +66,15 @@ class Head:
             weight = _tensor(self.weight, trial, views, compute) if frozen is None else frozen
             bias = None if self.bias is None else _tensor(self.bias, trial, views, compute)
             rows, wanted = hidden[part].to(compute), targets[part, None]
-            logits = _capped(linear(rows, weight, bias), self.softcap)
-            log_shares = torch.log_softmax(logits, dim=1, dtype=precise)
-            found = log_shares.gather(1, wanted)
-            losses[part] = -found[:, 0]
+            logits = linear(rows, weight, bias)
             if gradient is None or shares is None:
+                log_shares = torch.log_softmax(_capped(logits, self.softcap), dim=1, dtype=precise)
+                losses[part] = -log_shares.gather(1, wanted)[:, 0]
                 continue
-            # Before it is rounded to the dtype of the products, in which a share near one would lose its digits.
-            of_target = found.exp() - 1
-            if self.softcap is None:
-                dlogits = torch.exp(log_shares, out=logits).scatter_(1, wanted, of_target.to(compute))
+            if self.softcap is None and has_cross_entropy(logits.device, logits.dtype, self.vocabulary):
+                losses[part], dlogits = cross_entropy(logits, wanted)
             else:
-                log_shares.exp_().scatter_(1, wanted, of_target)
-                dlogits = log_shares.mul_(1 - (logits.to(precise) / self.softcap).square()).to(compute)
+                losses[part], dlogits = self._losses(logits, wanted, precise)
             share = shares[part, None].to(precise)
             gradient[part] = linear(dlogits, weight.mT) * share
             if isinstance(self.weight, str):
@@ -85,6 +82,20 @@ class Head:
             if isinstance(self.bias, str):
                 views[self.bias].grad[trial].add_((dlogits * share).sum(0))
         return losses, gradient
+
+    def _losses(self, logits: Tensor, wanted: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The losses [n] and their gradient with respect to the logits [n, V], which are overwritten."""
+        capped = _capped(logits, self.softcap)
+        log_shares = torch.log_softmax(capped, dim=1, dtype=precise)
+        found = log_shares.gather(1, wanted)
+        # Before it is rounded to the dtype of the products, in which a share near one would lose its digits.
+        of_target = found.exp() - 1
+        if self.softcap is None:
+            gradient = torch.exp(log_shares, out=capped).scatter_(1, wanted, of_target.to(capped.dtype))
+        else:
+            log_shares.exp_().scatter_(1, wanted, of_target)
+            gradient = log_shares.mul_(1 - (capped.to(precise) / self.softcap).square()).to(capped.dtype)
+        return -found[:, 0], gradient
 
     def _chunks(self, counts: Sequence[int], device: torch.device) -> Iterator[tuple[int, slice]]:
         """The trial and rows of each chunk. If all trials use the same weights, a chunk may span trials."""

@@ -104,7 +104,7 @@ class PassContext:
         self.views = self._arena.views(start, stop)
         self._masks = None
         if training:
-            if any(self._dropout[start:stop]):
+            if self.will_drop(start, stop):
                 keys = layer_keys(self._seeds[start:stop], self._done[start:stop], self._layers, self._rates.device)
                 if places is None:
                     by_row = torch.arange(rows // (stop - start))[:, None], torch.arange(length)
@@ -137,6 +137,10 @@ class PassContext:
     def rewind(self, progress: list[int]) -> None:
         """Forgets the training passes since `progress`, so that they drop the same elements when they are run again."""
         self._done = list(progress)
+
+    def will_drop(self, start: int, stop: int) -> bool:
+        """Whether any trial of these slots uses dropout in training."""
+        return any(self._dropout[start:stop])
 
     @property
     def drops(self) -> bool:

@@ -268,7 +268,7 @@ def test_a_saved_adapter_is_pefts_and_gives_the_same_loss(tmp_path: Path) -> Non
 
 def test_out_of_memory_halves_the_passes_and_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass over more than two trials runs out of memory, after half of its gradients are written."""
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.packing.graphs as packed_module
 
     trials: list[SweepConfig] = [
         tiny("model.dtype=float64", "finetune.dropout=0.1", f"training.seed={i}") for i in range(4)
@@ -336,7 +336,7 @@ def test_an_evaluations_pass_has_as_many_rows_as_a_training_pass(
 
 
 def test_a_trial_that_fits_in_no_memory_fails_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lrsweep.training.engines.pack_run as packed_module
+    import lrsweep.training.packing.graphs as packed_module
 
     def no_memory(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("a fault of the test's")

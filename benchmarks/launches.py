@@ -240,13 +240,13 @@ def counting() -> Iterator[Counter]:
         yield counter
 
 
-def build(slots: int, lora: LoraConfig, layers: int) -> Pack:
+def build(slots: int, lora: LoraConfig, layers: int, kernels: bool) -> Pack:
     shape = Qwen2Config(**SHAPE, num_hidden_layers=layers)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.tie_weights()
     longest = lay_end_to_end(model, batch(64))
-    pack = pack_lora(model, lora, slots, compute=torch.bfloat16)
+    pack = pack_lora(model, lora, slots, compute=torch.bfloat16, compile_kernels=kernels)
     pack = dataclasses.replace(pack, unpadded=longest, maskless=longest)
     optimizer, arguments = optimizer_class(OptimizerConfig(name="adamw", lr=1e-4))
     for slot in range(slots):
@@ -261,11 +261,16 @@ def batch(tokens: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
-def count(slots: int, *, tokens: int = 512, dropout: float = 0.0, layers: int = LAYERS) -> dict[str, dict[str, Any]]:
-    """What the second step of a pack of `slots` trials costs: its forward and backward pass, and its optimizers."""
+def count(
+    slots: int, *, tokens: int = 512, dropout: float = 0.0, layers: int = LAYERS, kernels: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What the second step of a pack of `slots` trials costs: its forward and backward pass, and its optimizers.
+
+    `kernels` are those that a long training compiles.
+    """
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=dropout)
     with counting() as counter:
-        pack = build(slots, lora, layers)
+        pack = build(slots, lora, layers, kernels)
         joined = join([batch(tokens)] * slots)
         labels = [tokens // 2] * slots
         train_pass(pack, 0, slots, joined, labels)
@@ -293,11 +298,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "launches.json")
     arguments = parser.parse_args()
     rows, entries = [], []
-    for slots, dropout in ((1, 0.0), (8, 0.0), (32, 0.0), (8, 0.05)):
-        for part, counts in count(slots, dropout=dropout).items():
+    cells = ((1, 0.0, True), (8, 0.0, True), (32, 0.0, True), (8, 0.05, True), (8, 0.0, False))
+    for slots, dropout, kernels in cells:
+        for part, counts in count(slots, dropout=dropout, kernels=kernels).items():
             details = {name: counts.pop(name) for name in ("most launches", "most ms", "waits at")}
-            entries.append({"trials": slots, "dropout": dropout, "part": part} | counts)
-            rows.append([f"K={slots}, dropout {dropout}: {part}", *counts.values()])
+            entries.append({"trials": slots, "dropout": dropout, "compiled_kernels": kernels, "part": part} | counts)
+            name = f"K={slots}, dropout {dropout}{'' if kernels else ', no compiled kernels'}: {part}"
+            rows.append([name, *counts.values()])
             if arguments.details:
                 print(rows[-1], *details.items(), sep="\n  ")
     print(table(["trials and part", "launches", "ms", "GB", "waits"], rows))

@@ -27,7 +27,7 @@ from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.files import checkpoint
 from lrsweep.files.checkpoint import Checkpoint
 from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, pack_weights, runs, train_pass
-from lrsweep.training.packing.graphs import GraphedPasses, Passes
+from lrsweep.training.packing.graphs import GraphRunner, PassRunner
 
 # PEFT still uses transformers' old name.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -53,6 +53,7 @@ class Case:
         dropout: LoRA's dropout.
         activation_checkpointing: Recomputes activations in the backward pass.
         hidden: The model's width.
+        kernels: Compiles kernels, as for a long training.
     """
 
     dtype: str = "float32"
@@ -66,6 +67,7 @@ class Case:
     dropout: float = 0.0
     activation_checkpointing: bool = False
     hidden: int = 256
+    kernels: bool = False
 
     @property
     def model(self) -> Qwen2Config:
@@ -164,7 +166,7 @@ def make_pack(case: Case) -> Pack:
     unpadded = lay_end_to_end(model, case.batch())
     compute = torch.bfloat16 if case.dtype == "bfloat16" else None
     if case.mode == "lora":
-        pack = pack_lora(model, case.lora(), case.trials, compute=compute)
+        pack = pack_lora(model, case.lora(), case.trials, compute=compute, compile_kernels=case.kernels)
     else:
         pack = pack_weights(model, case.trials, compute=compute)
     return dataclasses.replace(pack, unpadded=unpadded, maskless=unpadded)
@@ -181,7 +183,7 @@ def together(
     size: int | None = None,
     poisoned: int | None = None,
     stop_at: int | None = None,
-    passes: Passes | None = None,
+    runner: PassRunner | None = None,
 ) -> Tensor:
     """The losses [steps, trials] of the trials in a pack.
 
@@ -191,7 +193,7 @@ def together(
         size: Trials in one pass; None is all.
         poisoned: A trial whose weights are made NaN.
         stop_at: The step at which all trials are saved to disk, evicted, and go on in a new pack.
-        passes: Runs the passes; None for `train_pass`.
+        runner: Runs the passes; None for `train_pass`.
     """
     config = case.lora() if case.mode == "lora" else None
     schedules = []
@@ -205,7 +207,7 @@ def together(
     for step in range(case.steps):
         if step == stop_at:
             pack, schedules = resumed(case, pack, schedules)
-        run = functools.partial(train_pass, pack) if passes is None else passes.train
+        run = functools.partial(train_pass, pack) if runner is None else runner.train
         parts = [
             run(start, stop, join([batch] * (stop - start)))
             for start, stop in runs(range(case.trials), size or case.trials)
@@ -301,13 +303,13 @@ def as_graphs(case: Case) -> Found:
     if not ON_GPU:
         return {"ok": None, "skipped": "no GPU"}
     pack = make_pack(case)
-    passes = GraphedPasses(pack)
-    worst = apart(together(case, pack, passes=passes), together(case, pack))
+    runner = GraphRunner(pack)
+    worst = apart(together(case, pack, runner=runner), together(case, pack))
     return {
         "worst": worst,
         "gate": case.gate,
-        "recorded": passes.recorded,
-        "ok": worst < case.gate and passes.recorded > 0,
+        "recorded": runner.recorded,
+        "ok": worst < case.gate and runner.recorded > 0,
     }
 
 
@@ -364,6 +366,8 @@ def cases(smoke: bool) -> list[tuple[str, str, Case]]:
         unequal = dataclasses.replace(equal, shortest=whole.tokens // 10)
         for kind, case in (("equal rows", equal), ("unequal rows", unequal)):
             found.append((f"{dtype}, {kind}: packed against a stock PEFT loop", "stock", case))
+        kernels = dataclasses.replace(unequal, kernels=True)
+        found.append((f"{dtype}, compiled kernels: packed against a stock PEFT loop", "stock", kernels))
         full = dataclasses.replace(unequal, mode="full")
         found.append((f"{dtype}, full fine-tuning: packed against a stock loop", "stock", full))
         found.append((f"{dtype}, equal rows: passes as CUDA graphs", "graphs", equal))

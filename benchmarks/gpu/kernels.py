@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from gpu.models import ON_GPU, SMALL, TINY, clock, timed
 from gpu.speed import EAGER, PACKED, Cell, admit, gradients, make_pack, make_rows, stack
 from gpu.steps import Found, Step, arguments_of_child, run_steps
-from lrsweep.training.packing.graphs import EagerPasses, GraphedPasses
+from lrsweep.training.packing.graphs import EagerRunner, GraphRunner
 
 STEPS, SHOWN = 3, 15
 
@@ -20,10 +20,10 @@ def profiled(cell: Cell, tokens: int) -> Found:
     pack = make_pack(cell, batch)
     schedules = admit(pack, cell.k)
 
-    passes = EagerPasses(pack) if cell.arm == EAGER else GraphedPasses(pack)
+    runner = EagerRunner(pack) if cell.arm == EAGER else GraphRunner(pack)
 
     def step() -> None:
-        gradients(passes, cell.k, batch, cell.k)
+        gradients(runner, cell.k, batch, cell.k)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()

@@ -5,8 +5,9 @@ of 512 random tokens, the second half with labels; no activation checkpointing. 
 
 Arms: stock Trainer (bf16, SDPA, fused AdamW); the same, tuned (compiled decoder, logits at labels only, no check for
 NaN); two processes with a stock Trainer each; packed, K trials, with the pass size measured as the engine does, and
-CUDA graphs where they are faster; the same without graphs; packed with a compiled decoder, K trials per pass. `--slow`
-runs those that compile, without it all others run; the most informative cells come first.
+CUDA graphs where they are faster; the same without graphs; the same with graphs and the kernels that a long training
+compiles; packed with a compiled decoder, K trials per pass. `--slow` runs the tuned Trainer and the compiled decoder,
+without it all others run; the most informative cells come first.
 
 Shares of the measured matmul peak count 4P FLOPs per token (P: parameters of the linear layers and the output layer;
 the base's forward pass and its gradient of activations, without attention and adapters). `done` counts the output layer
@@ -61,7 +62,7 @@ from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.config.trial_schema import OptimizerConfig
 from lrsweep.training.optimizer import optimizer_class
 from lrsweep.training.packing import Pack, join, pack_lora, runs
-from lrsweep.training.packing.graphs import EagerPasses, GraphedPasses, Passes
+from lrsweep.training.packing.graphs import EagerRunner, GraphRunner, PassRunner
 from lrsweep.training.packing.pass_size import PassSizes
 from lrsweep.training.packing.unpadded import lay_end_to_end
 
@@ -72,7 +73,7 @@ LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="C
 LABELLED, LR, CLIP = 0.5, 1e-4, 1.0
 
 TRAINER, TUNED, PROCESSES = "Trainer", "tuned Trainer", "Trainer processes"
-PACKED, EAGER, COMPILED = "packed", "packed without graphs", "packed, compiled"
+PACKED, EAGER, KERNELS, COMPILED = "packed", "packed without graphs", "packed with kernels", "packed, compiled"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Cell:
     def guess(self) -> float:
         """Seconds that it may take on a large GPU, building the model included."""
         packed = 8 + self.k / 3
-        guesses = {TRAINER: 10, TUNED: 60, PROCESSES: 40, PACKED: packed, EAGER: packed, COMPILED: 60}
+        guesses = {TRAINER: 10, TUNED: 60, PROCESSES: 40, PACKED: packed, EAGER: packed, KERNELS: 30 + packed}
+        guesses |= {COMPILED: 60}
         seconds = guesses[self.arm]
         return seconds * (2 if self.model == LARGE else 1)
 
@@ -106,10 +108,12 @@ def plan(smoke: bool, slow: bool) -> list[Cell]:
         return [Cell(model, batch, arm, k) for model, batch in rows for arm, k in ((TUNED, 1), (COMPILED, 8))]
     return [
         *[Cell(SMALL, 1, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (EAGER, 8), (PACKED, 32), (PACKED, 1))],
-        *[Cell(SMALL, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
+        *[Cell(SMALL, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (KERNELS, 8), (PACKED, 1))],
         # The control: no gain is expected, and there must be no loss.
         *[Cell(LARGE, 8, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8), (PACKED, 1))],
         *[Cell(SMALL, 2, arm, k) for arm, k in ((TRAINER, 1), (PACKED, 8))],
+        Cell(SMALL, 1, KERNELS, 8),
+        Cell(LARGE, 8, KERNELS, 8),
         Cell(SMALL, 8, PACKED, 32),
         Cell(SMALL, 2, PACKED, 32),
         *[Cell(SMALL, 1, arm, k) for arm, k in ((PROCESSES, 2), (EAGER, 1))],
@@ -284,7 +288,7 @@ def make_pack(cell: Cell, rows: dict[str, Tensor]) -> Pack:
     """A pack of `k` free slots, prepared as the engine prepares it."""
     model = base_model(cell.model)
     longest = lay_end_to_end(model, rows | {"attention_mask": torch.ones_like(rows["input_ids"])})
-    pack = pack_lora(model, LORA, cell.k, compute=torch.bfloat16)
+    pack = pack_lora(model, LORA, cell.k, compute=torch.bfloat16, compile_kernels=cell.arm == KERNELS)
     return dataclasses.replace(pack, unpadded=longest, maskless=longest)
 
 
@@ -303,10 +307,10 @@ def admit(pack: Pack, k: int) -> list[Any]:
     return schedules
 
 
-def gradients(passes: Passes, k: int, batch: dict[str, Tensor], size: int) -> Tensor:
+def gradients(runner: PassRunner, k: int, batch: dict[str, Tensor], size: int) -> Tensor:
     """Computes the gradients of the slots 0..k in passes of `size` trials; returns their losses [k]."""
     return torch.cat(
-        [passes.train(start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), size)]
+        [runner.train(start, stop, join([batch] * (stop - start))) for start, stop in runs(range(k), size)]
     )
 
 
@@ -315,11 +319,11 @@ def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     batch = stack(make_rows(cell.model, cell.batch, tokens))
     pack = make_pack(cell, batch)
     schedules = admit(pack, cell.k)
-    eager = EagerPasses(pack)
-    passes = GraphedPasses(pack) if cell.arm == PACKED else eager
+    eager = EagerRunner(pack)
+    runner = eager if cell.arm == EAGER else GraphRunner(pack)
 
     def step(size: int) -> None:
-        gradients(passes, cell.k, batch, size)
+        gradients(runner, cell.k, batch, size)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()
@@ -338,8 +342,8 @@ def packed_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
             extra["all_in_one_pass"] = "out of memory"
     if cell.k in seconds:
         extra["ms_all_in_one_pass"] = round(1000 * seconds[cell.k], 3)
-    if isinstance(passes, GraphedPasses):
-        extra["graphs"] = passes.recorded
+    if isinstance(runner, GraphRunner):
+        extra["graphs"] = runner.recorded
     return seconds[size], extra
 
 
@@ -352,15 +356,15 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
         for name, weight in pack.arena.read(slot).items():
             if ".lora_B." in name:
                 weight.normal_(std=0.02)
-    passes = EagerPasses(pack)
-    eager_losses = gradients(passes, cell.k, batch, cell.k)
+    runner = EagerRunner(pack)
+    eager_losses = gradients(runner, cell.k, batch, cell.k)
     eager = pack.arena.grads.clone()
     pack.arena.grads.zero_()
     # For a tiny shape it is enough to see that the decoder can be traced.
     backend = "eager" if cell.model == TINY else "inductor"
     pack.model.get_decoder().compile(dynamic=False, backend=backend)
     start = clock()
-    losses = gradients(passes, cell.k, batch, cell.k)
+    losses = gradients(runner, cell.k, batch, cell.k)
     extra = {
         "seconds_to_compile": round(clock() - start, 1),
         "gradients_apart": float((pack.arena.grads - eager).norm() / eager.norm()),
@@ -370,7 +374,7 @@ def compiled_arm(cell: Cell, tokens: int) -> tuple[float, dict[str, Any]]:
     pack.arena.grads.zero_()
 
     def step() -> None:
-        gradients(passes, cell.k, batch, cell.k)
+        gradients(runner, cell.k, batch, cell.k)
         pack.arena.step(range(cell.k))
         for schedule in schedules:
             schedule.step()
@@ -393,7 +397,7 @@ def measure(cell: Cell, tokens: int, peak: float) -> Found:
         torch.cuda.reset_peak_memory_stats()
     torch.compiler.reset()
     try:
-        if cell.arm in (PACKED, EAGER):
+        if cell.arm in (PACKED, EAGER, KERNELS):
             seconds, extra = packed_arm(cell, tokens)
         elif cell.arm == COMPILED:
             seconds, extra = compiled_arm(cell, tokens)

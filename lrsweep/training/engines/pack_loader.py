@@ -25,10 +25,13 @@ from lrsweep.training.model import (
     resolve_dtype,
 )
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
-from lrsweep.training.packing.graphs import EagerPasses, GraphedPasses, Passes
+from lrsweep.training.packing.graphs import EagerRunner, GraphRunner, PassRunner
 
 # A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
 _COMPILED_MULTIPLE = 64
+# What compiled kernels save of the training (benchmarks/launches.py), what compiling them took on an H200, and how fast
+# it trained eight trials of a 0.5B model.
+_SAVED, _COMPILING_SECONDS, _OPERATIONS_PER_SECOND = 0.15, 40.0, 2.9e14
 # Batches kept: trials of one seed ask for the same ones.
 _BATCHES_KEPT = 32
 
@@ -48,7 +51,7 @@ class LoadedPack:
     Attributes:
         key: The pack key of its trials.
         pack: The base and its slots.
-        passes: Runs the pack's training passes.
+        runner: Runs the pack's training passes.
         rows: The training set.
         batch: The rows of these numbers as a padded batch.
         eval_batches: The eval set in batches.
@@ -57,7 +60,7 @@ class LoadedPack:
 
     key: str
     pack: Pack
-    passes: Passes
+    runner: PassRunner
     rows: Sequence[Any]
     batch: Callable[[tuple[int, ...]], dict[str, Tensor]]
     eval_batches: Sequence[dict[str, Tensor]]
@@ -98,7 +101,13 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     count = min(_slots_that_fit(trainable, config, rank), at_most) if slots == "auto" else int(slots)
     if config.finetune.mode == "lora":
         pack = pack_lora(
-            model, lora_config(config.finetune), count, rank=rank, compute=compute, seed=config.training.seed
+            model,
+            lora_config(config.finetune),
+            count,
+            rank=rank,
+            compute=compute,
+            seed=config.training.seed,
+            compile_kernels=not compiled and _compiling_pays(model, config, data.train, count),
         )
     else:
         pack = pack_weights(trainable, count, compute=compute)
@@ -119,14 +128,26 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     # A graph cannot recompute activations, and it is of no use for weights of which each trial has a copy.
     recordable = pack.arena.weights.is_cuda and config.finetune.mode == "lora" and not compiled
     graphed = recordable and not config.training.gradient_checkpointing
-    passes = GraphedPasses(pack) if graphed else EagerPasses(pack)
+    runner = GraphRunner(pack) if graphed else EagerRunner(pack)
     multiple = _COMPILED_MULTIPLE if compiled else 1
-    return LoadedPack(pack_key(config), pack, passes, rows, batch, held_out, multiple)
+    return LoadedPack(pack_key(config), pack, runner, rows, batch, held_out, multiple)
 
 
 def check_packable(config: SweepConfig) -> None:
     """Builds a pack of one slot and drops it. Raises Unpackable with the reason, or InputError."""
     load_pack(config, 1, config.finetune.r, 1)
+
+
+def _compiling_pays(model: nn.Module, config: SweepConfig, rows: Sequence[Any], slots: int) -> bool:
+    """Whether a pack's first trials train so long that compiled kernels save more time than compiling them takes."""
+    if not torch.cuda.is_available():
+        return False
+    training = config.training
+    length = sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
+    steps = slots * training.max_steps * training.gradient_accumulation_steps
+    # A token's forward pass and its gradient of activations: 2 operations each for a parameter.
+    operations = 4 * sum(weight.numel() for weight in model.parameters()) * steps * training.batch_size * length
+    return _SAVED * operations / _OPERATIONS_PER_SECOND > _COMPILING_SECONDS
 
 
 def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:

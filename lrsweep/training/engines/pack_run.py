@@ -21,7 +21,7 @@ from lrsweep.training.engines.pack_loader import LoadedPack, pack_key
 from lrsweep.training.engines.slot import NAME, Slot, admit, readmit, save_adapter, snapshot, until_not_finite
 from lrsweep.training.out_of_memory import is_out_of_memory
 from lrsweep.training.packing import join, runs
-from lrsweep.training.packing.graphs import EagerPasses, Passes
+from lrsweep.training.packing.graphs import EagerRunner, PassRunner
 from lrsweep.training.packing.pass_size import PassSizes
 from lrsweep.training.phases import NONE, phase
 
@@ -161,13 +161,13 @@ class PackRun:
             size = self._pass_size(rows, tokens)
             before = self._pack.context.progress()
             try:
-                return self._forward_backward(rows, tokens, size, self._loaded.passes)
+                return self._forward_backward(rows, tokens, size, self._loaded.runner)
             except RuntimeError as fault:
                 if not is_out_of_memory(fault) or (size == 1 and self._pack.arena.slots == 1):
                     raise
                 reason = str(fault).splitlines()[0]
             # Here the error is gone, and with it the frames that hold the pass's activations.
-            self._loaded.passes.forget()
+            self._loaded.runner.forget()
             self._undo(rows, before)
             if size > 1:
                 size = self._pass_sizes.halve(self._loaded.key, size)
@@ -186,7 +186,7 @@ class PackRun:
                 self._swapped_out.append((slot, self._snapshot(slot)))
                 self._pack.evict(slot.index)
                 del self._slots[slot.index]
-        self._loaded.passes.forget()
+        self._loaded.runner.forget()
         self._pack.shrink(slots)
         # What did not fit may fit now.
         self._pass_sizes.forget(self._loaded.key)
@@ -214,7 +214,7 @@ class PackRun:
             self._pack.arena.grads[index].zero_()
 
     def _forward_backward(
-        self, rows: dict[int, list[list[int]]], tokens: dict[int, int], size: int, passes: Passes
+        self, rows: dict[int, list[list[int]]], tokens: dict[int, int], size: int, runner: PassRunner
     ) -> dict[int, Tensor]:
         losses: dict[int, Tensor] = {}
         for i in range(max(len(batches) for batches in rows.values())):
@@ -222,7 +222,7 @@ class PackRun:
             for start, stop in runs(taking_part, size):
                 indices = range(start, stop)
                 batch = join([self._loaded.batch(tuple(rows[index][i])) for index in indices], self._loaded.multiple)
-                parts = passes.train(start, stop, batch, [tokens[index] for index in indices])
+                parts = runner.train(start, stop, batch, [tokens[index] for index in indices])
                 for index, part in zip(indices, parts, strict=True):
                     losses[index] = losses[index] + part if index in losses else part
         return losses
@@ -234,7 +234,7 @@ class PackRun:
             first = {index: rows[index][:1] for index in list(rows)[:size]}
             before = self._pack.context.progress()
             try:
-                self._forward_backward(first, tokens, size, EagerPasses(self._pack))
+                self._forward_backward(first, tokens, size, EagerRunner(self._pack))
             finally:
                 self._undo(first, before)
 

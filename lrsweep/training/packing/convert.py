@@ -1,5 +1,6 @@
 """Converts a causal language model into a pack, in place, by replacing its modules according to their types."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -38,6 +39,7 @@ def pack_lora(
     rank: int | None = None,
     compute: torch.dtype | None = None,
     seed: int = 0,
+    compile_kernels: bool = False,
 ) -> Pack:
     """Makes a pack of K adapters over the frozen model.
 
@@ -49,13 +51,15 @@ def pack_lora(
         compute: The dtype of the products. If it is not the adapters' dtype, passes run under autocast, as with
             Trainer's `bf16=True`.
         seed: Seeds an adapter that takes from the base's weights (PiSSA), with which all trials then start.
+        compile_kernels: On a GPU, compiles kernels for activations, rotary positions and the loss. It takes up to a
+            minute, and saves about a seventh of the training.
 
     Raises:
         Unpackable: The model or the adapter cannot be packed; the model is unchanged, except that
             PiSSA and OLoRA may already have taken their part of the weights.
     """
     device = _check(model, compute)
-    head = find_head(model)
+    head = dataclasses.replace(find_head(model), one_kernel=compile_kernels)
     maker = AdapterMaker(model)
     if takes_from_base(config):
         maker.take(model, config, seed)
@@ -92,10 +96,11 @@ def pack_lora(
         joint = JointLinears([by_a[part] for part in parts], context, stack)
         for part in parts:
             by_a[part].joint = joint
-    fuse_gates(model)
+    if compile_kernels:
+        fuse_gates(model)
     norms = {module: fused for module in model.modules() if (fused := fused_norm(module)) is not None}
     _replace(model, norms | {base: layers[name] for name, base in bases.items()})
-    fuse_rotary(model)
+    fuse_rotary(model, one_kernel=compile_kernels)
     model.requires_grad_(False)
     return Pack(model, arena, context, head, adapters=maker)
 

@@ -167,11 +167,15 @@ def _by_row(rows: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return torch.bincount(rows, minlength=len(batch["input_ids"]))
 
 
-def autocast(pack: Pack, **options: bool) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to the dtype of the pack's products, if it is not that of its weights."""
+def autocast(pack: Pack) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to the dtype of the pack's products, if it is not that of its weights.
+
+    Its cache of weights is off: no weight here is a parameter of autograd's, and a CUDA graph must not be recorded with
+    one.
+    """
     compute, weights = pack.arena.compute_dtype, pack.arena.weights
     mixed = compute != weights.dtype
-    return torch.autocast(weights.device.type, compute, **options) if mixed else contextlib.nullcontext()
+    return torch.autocast(weights.device.type, compute, cache_enabled=False) if mixed else contextlib.nullcontext()
 
 
 def pads_right(mask: Tensor) -> bool:

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 log = logging.getLogger(__name__)
 
 _ROTATE = "apply_rotary_pos_emb"
-Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 
 class FusedNorm(nn.Module):
@@ -208,8 +207,16 @@ def _cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return -of_target[:, 0], gradient.to(logits.dtype)
 
 
-def fuse_rotary(model: PreTrainedModel) -> None:
-    """Replaces the rotation of queries and keys in the model's attention, if it is that of Llama."""
+def fuse_rotary(model: PreTrainedModel, *, one_kernel: bool = False) -> None:
+    """Replaces the rotation of queries and keys in the model's attention, if it is that of Llama.
+
+    Args:
+        model: The model.
+        one_kernel: Compiles it to one kernel each way, on a GPU.
+    """
+    weight = next(model.parameters())
+    compiled = one_kernel and not weight.is_cpu and _compiles_rotation(weight.device, weight.dtype)
+    rotation = _one_kernel_pair if compiled else _rotated_pair
     for module in model.modules():
         forward = type(module).forward
         function = getattr(forward, "__globals__", {}).get(_ROTATE)
@@ -218,18 +225,13 @@ def fuse_rotary(model: PreTrainedModel) -> None:
         # The same code with another function under that name. Other models keep the library's.
         own = types.FunctionType(
             forward.__code__,
-            forward.__globals__ | {_ROTATE: _rotation(next(module.parameters()))},
+            forward.__globals__ | {_ROTATE: rotation},
             forward.__name__,
             forward.__defaults__,
             forward.__closure__,
         )
         own.__kwdefaults__ = forward.__kwdefaults__
         module.forward = types.MethodType(own, module)
-
-
-def _rotation(weight: Tensor) -> Rotation:
-    """The rotation for a model with such weights: on a GPU one kernel, where a compiler makes it."""
-    return _one_kernel_pair if not weight.is_cpu and _compiles_rotation(weight.device, weight.dtype) else _rotated_pair
 
 
 @functools.cache

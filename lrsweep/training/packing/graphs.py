@@ -34,7 +34,7 @@ Shape = tuple[int, int, int, int]
 Record = Callable[[Pack, int, int, Tensor], Decoder]
 
 
-class Passes(Protocol):
+class PassRunner(Protocol):
     """How a pack's training passes are run."""
 
     def train(self, start: int, stop: int, batch: Mapping[str, Tensor], tokens: Sequence[int] | None = None) -> Tensor:
@@ -44,8 +44,8 @@ class Passes(Protocol):
         """Gives back all memory that is kept between passes."""
 
 
-class EagerPasses:
-    """Passes as they are.
+class EagerRunner:
+    """Runs passes as they are.
 
     Args:
         pack: The pack.
@@ -62,8 +62,8 @@ class EagerPasses:
         """Nothing is kept."""
 
 
-class GraphedPasses:
-    """Passes as CUDA graphs, where a graph is faster and gives the same numbers up to rounding.
+class GraphRunner:
+    """Runs passes as CUDA graphs, where a graph is faster and gives the same numbers up to rounding.
 
     A shape's graph is tried beside the pass without it. What has no graph runs as it is: the first passes of a shape,
     passes with dropout, and rows that need more than a causal mask.
@@ -182,9 +182,13 @@ class Recorder:
             found: Tensor = decoder(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
             return found
 
+        # Torch warns of leaves that were used on the recording's stream. Here autograd has no gradient for leaves: the
+        # layers add it to the arena.
+        warn = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", lambda _: None)
+        warn(False)
         # Only the path to an input that needs a gradient is recorded backward.
         sample = embed(ids.to(device)).detach().requires_grad_()
-        with autocast(pack, cache_enabled=False):
+        with autocast(pack):
             recorded: Any = torch.cuda.make_graphed_callables(states, (sample,), pool=self._pool)
 
         def run(ids: Tensor) -> Tensor:

@@ -26,12 +26,14 @@ class Head:
         bias: The bias [V], or the arena's name of it, or None.
         vocabulary: The size of the vocabulary V.
         softcap: The limit c of soft-capped logits, c tanh(logits / c), as in Gemma 2; None for no cap.
+        one_kernel: Computes losses and gradients in one compiled kernel, where there is one.
     """
 
     weight: Tensor | str
     bias: Tensor | str | None
     vocabulary: int
     softcap: float | None
+    one_kernel: bool = False
 
     def cross_entropy(
         self,
@@ -71,7 +73,8 @@ class Head:
                 log_shares = torch.log_softmax(_capped(logits, self.softcap), dim=1, dtype=precise)
                 losses[part] = -log_shares.gather(1, wanted)[:, 0]
                 continue
-            if self.softcap is None and has_cross_entropy(logits.device, logits.dtype, self.vocabulary):
+            in_one = self.one_kernel and self.softcap is None
+            if in_one and has_cross_entropy(logits.device, logits.dtype, self.vocabulary):
                 losses[part], dlogits = cross_entropy(logits, wanted)
             else:
                 losses[part], dlogits = self._losses(logits, wanted, precise)

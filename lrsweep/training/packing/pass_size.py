@@ -17,6 +17,9 @@ from lrsweep.training.phases import NONE, phase
 # this share of a trial's time over the pass of half the size, a larger one would hardly save more.
 _SLOW = 0.5
 _LITTLE = 0.03
+# No pass takes this many times as long as its trials one by one. The first of a size that does has done something that
+# comes only once, such as compiling a kernel.
+_ONCE = 1.1
 
 
 class PassSizes:
@@ -105,14 +108,15 @@ def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
     for size in sizes:
         least = min(seconds.values(), default=math.inf)
         try:
-            first = _timed(run, size)  # this one allocates
-            slow = first > _SLOW and bool(seconds)
-            seconds[size] = (first if slow else min(_timed(run, size) for _ in range(2))) / size
+            found = _timed(run, size)  # this one allocates
+            if not (_SLOW < found <= _ONCE * least * size) or not seconds:
+                found = min(_timed(run, size) for _ in range(2))
+            seconds[size] = found / size
         except RuntimeError as fault:
             if not is_out_of_memory(fault):
                 raise
             break
-        if slow and seconds[size] > (1 - _LITTLE) * least:
+        if found > _SLOW and seconds[size] > (1 - _LITTLE) * least:
             break
     return min(seconds, key=lambda size: seconds[size]) if seconds else 1
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.training.packing import Pack, graphs, join, lay_end_to_end, pack_lora, train_pass
-from lrsweep.training.packing.graphs import GraphedPasses
+from lrsweep.training.packing.graphs import GraphRunner
 from tests.conftest import DEVICE
 from tests.training.packing.solo import Trial, tiny
 
@@ -71,15 +71,15 @@ def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("always_faster")
 def test_a_shape_is_recorded_once_and_changes_no_number() -> None:
     eager, pack, record = filled(), filled(), Recorder()
-    passes = GraphedPasses(pack, record)
+    runner = GraphRunner(pack, record)
     wanted = steps(eager, lambda *rest: train_pass(eager, *rest))
-    assert apart(steps(pack, passes.train), wanted) <= 1e-8
+    assert apart(steps(pack, runner.train), wanted) <= 1e-8
     # Rows of 6 to 14 tokens, all as 64 ones; tried twice when it was recorded, and run nine times after it.
     assert record.shapes == [(0, 2, 4, 64)]
     assert record.runs == 2 + 9
-    assert passes.recorded == 1
-    passes.forget()
-    assert passes.recorded == 0
+    assert runner.recorded == 1
+    runner.forget()
+    assert runner.recorded == 0
 
 
 @pytest.mark.usefixtures("always_faster")
@@ -96,10 +96,10 @@ def test_a_graph_that_does_not_prove_itself_leaves_no_trace(fault: str, monkeypa
             inner(pack, start, stop, ids)
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    passes = GraphedPasses(pack, record)
+    runner = GraphRunner(pack, record)
     wanted = steps(eager, lambda *rest: train_pass(eager, *rest))
-    assert apart(steps(pack, passes.train), wanted) == 0
-    assert passes.recorded == 0
+    assert apart(steps(pack, runner.train), wanted) == 0
+    assert runner.recorded == 0
     assert pack.context.progress() == eager.context.progress()
 
 
@@ -108,9 +108,9 @@ def test_a_diverged_neighbour_does_not_keep_a_graph_from_proving_itself() -> Non
     pack = filled()
     for weight in pack.arena.read(0).values():
         weight.fill_(torch.nan)
-    passes = GraphedPasses(pack, Recorder())
-    steps(pack, passes.train, 3)
-    assert passes.recorded == 1
+    runner = GraphRunner(pack, Recorder())
+    steps(pack, runner.train, 3)
+    assert runner.recorded == 1
 
 
 @pytest.mark.usefixtures("always_faster")
@@ -126,9 +126,9 @@ def test_what_needs_more_than_a_causal_mask_runs_as_it_is() -> None:
         (filled(dropout=0.1), whole),
         (dataclasses.replace(filled(), maskless=63), whole),
     ):
-        passes = GraphedPasses(pack, record)
+        runner = GraphRunner(pack, record)
         for _ in range(4):
-            passes.train(0, 2, batch)
+            runner.train(0, 2, batch)
     assert not record.shapes
 
 
@@ -136,7 +136,7 @@ def test_what_needs_more_than_a_causal_mask_runs_as_it_is() -> None:
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
 def test_a_cuda_graph_is_the_decoder() -> None:
     eager, pack = filled(), filled()
-    passes = GraphedPasses(pack)
+    runner = GraphRunner(pack)
     wanted = steps(eager, lambda *rest: train_pass(eager, *rest))
-    assert apart(steps(pack, passes.train), wanted) <= 1e-8
-    assert passes.recorded == 1
+    assert apart(steps(pack, runner.train), wanted) <= 1e-8
+    assert runner.recorded == 1

@@ -30,6 +30,21 @@ def test_slow_passes_that_gain_nothing_are_not_tried_larger(monkeypatch: pytest.
     assert passes.done == [1, 1, 1, 2]
 
 
+def test_what_a_first_pass_compiles_is_not_taken_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen on a GPU: the first pass of two trials compiled kernels for 4 s, and then all trials ran one by one."""
+    passes = Passes(monkeypatch, each=0.08, trial=0.003)
+    compiled: list[int] = []
+
+    def run(size: int) -> None:
+        passes(size)
+        if size == 2 and not compiled:
+            compiled.append(size)
+            passes.now += 4.0
+
+    assert PassSizes().fastest("key", 8, run) == 8
+    assert passes.done == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
+
+
 def test_slow_passes_that_gain_are_tried_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = Passes(monkeypatch, each=2.0, trial=0.2)
     assert PassSizes().fastest("key", 9, passes) == 9

@@ -39,7 +39,7 @@ def sweep(engine: str, model: Path, smoke: bool) -> Found:
     folder = model.parent / engine
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    steps, trials = (2, 2) if smoke else (40, 8)
+    steps, trials = (2, 2) if smoke else (20, 4)
     command = [
         "+sweep=lora_lr",
         f"name={engine}",

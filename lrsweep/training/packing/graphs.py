@@ -8,13 +8,14 @@ pass to pass (the output layer at the labels) stays outside.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrsweep.training.out_of_memory import is_out_of_memory
 from lrsweep.training.packing.forward_backward import IGNORED, Decoder, autocast, pads_right, train_pass
 from lrsweep.training.packing.pack import Pack
 from lrsweep.training.packing.unpadded import causal_only
@@ -27,6 +28,8 @@ _MULTIPLE = 64
 _SEEN = 3
 # Shapes that are tried at most: each keeps its outputs in memory.
 _MOST = 32
+# Seconds of a pass that arithmetic takes up, whatever the host does: it is not recorded.
+_LONG = 0.3
 # A graph is used if a pass takes at most this share of the time without it.
 _FASTER = 0.9
 
@@ -123,10 +126,18 @@ class GraphRunner:
         """A pass without a graph, and the same with one: keeps the graph if it is faster and right."""
         pack, (start, stop, *_) = self._pack, shape
         grads = pack.arena.grads[start:stop]
-        before = grads.clone()
-        losses, seconds = _timed(lambda: train_pass(pack, start, stop, batch, tokens))
-        wanted, progress = grads.clone(), pack.context.progress()
         self._graphs[shape] = None
+        try:
+            before, wanted = grads.clone(), torch.empty_like(grads)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            return train_pass(pack, start, stop, batch, tokens)
+        losses, seconds = _timed(lambda: train_pass(pack, start, stop, batch, tokens))
+        if seconds > _LONG:
+            return losses
+        wanted.copy_(grads)
+        progress = pack.context.progress()
         try:
             graph = self._record(pack, start, stop, padded["input_ids"])
 
@@ -136,10 +147,11 @@ class GraphRunner:
 
             run()
             found, seconds_of_graph = _timed(run)
+            gradients = (map(torch.sub, passed, before) for passed in (grads, wanted))
+            apart = max(_apart(found, losses), _apart(*gradients))
             # The root of its precision, as for other replacements: bf16's is 0.09.
-            allowed = torch.finfo(pack.arena.compute_dtype).eps ** 0.5
-            apart = max(_apart(found[:, None], losses[:, None]), _apart(grads - before, wanted - before))
-            if seconds_of_graph < _FASTER * seconds and apart < allowed:
+            right = apart < torch.finfo(pack.arena.compute_dtype).eps ** 0.5
+            if right and seconds_of_graph < _FASTER * seconds:
                 self._graphs[shape] = graph
             log.info(
                 "a pass of shape %s takes %.4f s, and %.4f s as a CUDA graph; gradients are %.1e apart",
@@ -212,11 +224,12 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def _apart(found: Tensor, wanted: Tensor) -> float:
-    """The worst relative difference of two rows; a trial that has diverged tells nothing."""
-    size = torch.linalg.vector_norm(wanted.double(), dim=1)
-    tells = size.isfinite() & (size > 0)
-    if not tells.any():
-        return float("inf")
-    error = torch.linalg.vector_norm((found - wanted).double(), dim=1)
-    return float((error[tells] / size[tells]).max().nan_to_num(torch.inf))
+def _apart(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+    """The worst relative difference of trials' vectors; one that has diverged, or has no labels, tells nothing."""
+    worst = []
+    for mine, theirs in zip(found, wanted, strict=True):
+        size = torch.linalg.vector_norm(theirs, dtype=torch.float64)
+        if size.isfinite() and size > 0:
+            error = torch.linalg.vector_norm(mine - theirs, dtype=torch.float64)
+            worst.append(float((error / size).nan_to_num(torch.inf)))
+    return max(worst, default=float("inf"))

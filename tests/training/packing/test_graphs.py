@@ -83,12 +83,14 @@ def test_a_shape_is_recorded_once_and_changes_no_number() -> None:
 
 
 @pytest.mark.usefixtures("always_faster")
-@pytest.mark.parametrize("fault", ["wrong", "no such operation", "slow"])
+@pytest.mark.parametrize("fault", ["wrong", "no such operation", "slow", "all arithmetic"])
 def test_a_graph_that_does_not_prove_itself_leaves_no_trace(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, pack = filled(), filled()
     record: Any = Recorder(1.01 if fault == "wrong" else 1.0)
     if fault == "slow":
         monkeypatch.setattr(graphs, "_FASTER", 0.0)
+    if fault == "all arithmetic":
+        monkeypatch.setattr(graphs, "_LONG", 0.0)
     if fault == "no such operation":
         inner = record
 
@@ -100,6 +102,8 @@ def test_a_graph_that_does_not_prove_itself_leaves_no_trace(fault: str, monkeypa
     wanted = steps(eager, lambda *rest: train_pass(eager, *rest))
     assert apart(steps(pack, runner.train), wanted) == 0
     assert runner.recorded == 0
+    if fault == "all arithmetic":
+        assert not record.shapes
     assert pack.context.progress() == eager.context.progress()
 
 

@@ -235,7 +235,7 @@ def counting() -> Iterator[Counter]:
         stack.enter_context(unittest.mock.patch("torch.autocast", return_value=contextlib.nullcontext()))
         counter = stack.enter_context(Counter())
         stack.enter_context(AsOnCuda())
-        kernel = "lrsweep.training.packing.fused.one_kernel"
+        kernel = "lrsweep.training.packing.kernels.one_kernel"
         stack.enter_context(unittest.mock.patch(kernel, counter.as_one_kernel))
         yield counter
 

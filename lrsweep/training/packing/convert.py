@@ -13,8 +13,9 @@ from lrsweep.training.lora_init import takes_from_base
 from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, target
 from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.errors import Unpackable
-from lrsweep.training.packing.fused import fuse_gates, fuse_rotary, fused_norm
+from lrsweep.training.packing.fused import fuse_rotary, fused_norm
 from lrsweep.training.packing.head import Head, find_head
+from lrsweep.training.packing.kernels import compile_gates, compiled_rotation
 from lrsweep.training.packing.layers import (
     JointLinears,
     LoraLinear,
@@ -97,10 +98,10 @@ def pack_lora(
         for part in parts:
             by_a[part].joint = joint
     if compile_kernels:
-        fuse_gates(model)
+        compile_gates(model)
     norms = {module: fused for module in model.modules() if (fused := fused_norm(module)) is not None}
     _replace(model, norms | {base: layers[name] for name, base in bases.items()})
-    fuse_rotary(model, one_kernel=compile_kernels)
+    fuse_rotary(model, compiled_rotation(model) if compile_kernels else None)
     model.requires_grad_(False)
     return Pack(model, arena, context, head, adapters=maker)
 

@@ -1,10 +1,9 @@
-"""Parts of a frozen model in fewer operations: norms, rotary positions, gated activations and the cross-entropy.
+"""Parts of a frozen model in fewer operations: norms and rotary positions.
 
 transformers writes them in elementary operations, each of which reads and writes memory. A replacement is tried beside
 the original, and is used only where both give the same numbers up to rounding.
 """
 
-import functools
 import logging
 import types
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
+# Queries, keys, cosines, sines and the axis of the heads, as transformers has it.
+Rotation = Callable[..., tuple[Tensor, Tensor]]
 _ROTATE = "apply_rotary_pos_emb"
 
 
@@ -93,130 +94,13 @@ def fused_norm(norm: nn.Module) -> FusedNorm | None:
     return None
 
 
-@torch.no_grad()
-def fuse_gates(model: PreTrainedModel) -> None:
-    """On a GPU, computes silu(gate) * up of the model's MLPs in one kernel, forward and backward."""
-    for module in model.modules():
-        parts = dict(module.named_children())
-        if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"} or next(module.parameters()).is_cpu:
-            continue
-        weight = next(module.parameters())
-        x = torch.randn(1, 16, parts["gate_proj"].in_features, generator=torch.Generator().manual_seed(0)).to(weight)
-        wanted = module(x)
-        try:
-            found = _gated_mlp(module, x)
-        except Exception as fault:  # a compiler may be missing or fail in any way
-            log.info("the activations stay as they are: %s", str(fault).splitlines()[0])
-            return
-        if torch.allclose(found, wanted, rtol=0, atol=4 * torch.finfo(x.dtype).eps * wanted.abs().max().item()):
-            module.forward = types.MethodType(_gated_mlp, module)
-
-
-def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:
-    y: Tensor = mlp.down_proj(_Gated.apply(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Gated(torch.autograd.Function):
-    """y = silu(gate) up. With s = sigmoid(gate), backward: dup = dy silu(gate), dgate = dy up s (1 + gate (1 - s))."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        y: Tensor = one_kernel(_silu_mul)(gate.flatten(0, -2), up.flatten(0, -2))
-        return y.view(gate.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        dgate, dup = one_kernel(_silu_mul_backward)(*(x.flatten(0, -2) for x in (dy, gate, up)))
-        return dgate.view(gate.shape), dup.view(up.shape)
-
-
-def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
-
-
-def _silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    found, x = dy.float(), gate.float()
-    share = torch.sigmoid(x)
-    dgate = found * up.float() * share * (1 + x * (1 - share))
-    return dgate.to(gate.dtype), (found * x * share).to(up.dtype)
-
-
-@functools.cache
-def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors [..., D], compiled to one kernel for any shape with this D.
-
-    D is known, so that the kernel reads several elements at a time: for flat tensors of any length, the gates' backward
-    had half of an H200's bandwidth.
-    """
-    compiled = torch.compile(function, dynamic=True)
-
-    def run(*tensors: Tensor) -> Any:
-        # Inside a compiled decoder, its compiler knows all shapes.
-        for tensor in () if torch.compiler.is_compiling() else tensors:
-            torch._dynamo.mark_static(tensor, tensor.dim() - 1)
-        return compiled(*tensors)
-
-    return run
-
-
-def cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses and their gradient in one kernel, where `has_cross_entropy`.
-
-    Args:
-        logits: The logits [n, V].
-        wanted: The labels [n, 1].
-
-    Returns:
-        The losses [n] in float32, in nats, and the gradient of each with respect to its logits [n, V], in their dtype.
-    """
-    found: tuple[Tensor, Tensor] = one_kernel(_cross_entropy)(logits, wanted)
-    return found
-
-
-@functools.cache
-@torch.no_grad()
-def has_cross_entropy(device: torch.device, dtype: torch.dtype, vocabulary: int) -> bool:
-    """Whether `cross_entropy` works on the device: on a GPU, where a compiler makes the kernel, and it is right."""
-    if device.type == "cpu" or dtype == torch.float64:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    logits = (4 * torch.randn(4, vocabulary, generator=generator)).to(device, dtype)
-    wanted = torch.arange(4, device=device)[:, None] % vocabulary
-    try:
-        losses, gradient = cross_entropy(logits, wanted)
-    except Exception as fault:  # a compiler may be missing or fail in any way
-        log.info("the cross-entropy stays as it is: %s", (str(fault).splitlines() or [""])[0])
-        return False
-    log_shares = torch.log_softmax(logits.float(), 1)
-    expected = log_shares.exp().scatter_add(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-    allowed = 4 * torch.finfo(dtype).eps
-    right = torch.allclose(losses, -log_shares.gather(1, wanted)[:, 0], rtol=1e-5, atol=1e-5)
-    return right and torch.allclose(gradient.float(), expected, rtol=allowed, atol=1e-6)
-
-
-def _cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    x = logits.float()
-    log_sum = torch.logsumexp(x, 1, keepdim=True)
-    of_target = x.gather(1, wanted) - log_sum
-    is_target = torch.arange(x.shape[1], device=x.device) == wanted
-    gradient = torch.where(is_target, torch.expm1(of_target), torch.exp(x - log_sum))
-    return -of_target[:, 0], gradient.to(logits.dtype)
-
-
-def fuse_rotary(model: PreTrainedModel, *, one_kernel: bool = False) -> None:
+def fuse_rotary(model: PreTrainedModel, rotation: Rotation | None = None) -> None:
     """Replaces the rotation of queries and keys in the model's attention, if it is that of Llama.
 
     Args:
         model: The model.
-        one_kernel: Compiles it to one kernel each way, on a GPU.
+        rotation: What replaces it; default `rotate_pair`.
     """
-    weight = next(model.parameters())
-    compiled = one_kernel and not weight.is_cpu and _compiles_rotation(weight.device, weight.dtype)
-    rotation = _one_kernel_pair if compiled else _rotated_pair
     for module in model.modules():
         forward = type(module).forward
         function = getattr(forward, "__globals__", {}).get(_ROTATE)
@@ -225,7 +109,7 @@ def fuse_rotary(model: PreTrainedModel, *, one_kernel: bool = False) -> None:
         # The same code with another function under that name. Other models keep the library's.
         own = types.FunctionType(
             forward.__code__,
-            forward.__globals__ | {_ROTATE: rotation},
+            forward.__globals__ | {_ROTATE: rotation or rotate_pair},
             forward.__name__,
             forward.__defaults__,
             forward.__closure__,
@@ -234,20 +118,8 @@ def fuse_rotary(model: PreTrainedModel, *, one_kernel: bool = False) -> None:
         module.forward = types.MethodType(own, module)
 
 
-@functools.cache
-def _compiles_rotation(device: torch.device, dtype: torch.dtype) -> bool:
-    q, k, cos, sin = (x.to(device, dtype) for x in _angles())
-    try:
-        found = _one_kernel_pair(q, k, cos, sin)
-    except Exception as fault:  # a compiler may be missing or fail in any way
-        log.info("the rotary positions stay as they are: %s", (str(fault).splitlines() or [""])[0])
-        return False
-    wanted = _rotated_pair(q, k, cos, sin)
-    allowed = 8 * torch.finfo(dtype).eps
-    return all(torch.allclose(*pair, rtol=0, atol=allowed) for pair in zip(found, wanted, strict=True))
-
-
-def _rotated_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Rotates queries [B, H, T, D] and keys by their positions' cosines and sines [B, T, D]."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
 
@@ -277,59 +149,21 @@ class _Rotation(torch.autograd.Function):
         return dx, None, None
 
 
-def _one_kernel_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    pair: tuple[Tensor, Tensor] = _PairRotation.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]
-    return pair
-
-
-class _PairRotation(torch.autograd.Function):
-    """`_Rotation` of queries and keys, in one kernel each way."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        pair: tuple[Tensor, Tensor] = one_kernel(_rotate_both)(q, k, cos, sin)
-        return pair
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return *one_kernel(_rotate_both_back)(dq, dk, cos, sin), None, None
-
-
-def _rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    def rotate(x: Tensor) -> Tensor:
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-    return rotate(q), rotate(k)
-
-
-def _rotate_both_back(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    def rotate(dy: Tensor) -> Tensor:
-        a, b = (dy * sin).chunk(2, dim=-1)
-        return dy * cos + torch.cat([b, -a], dim=-1)
-
-    return rotate(dq), rotate(dk)
-
-
-def _angles() -> tuple[Tensor, ...]:
-    """Queries, keys, and cosines and sines that belong to no angle."""
+def angles() -> tuple[Tensor, ...]:
+    """For trying a rotation out: queries, keys, and cosines and sines that belong to no angle."""
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(2, *shape, generator=generator) for shape in ((3, 5, 16), (1, 5, 16), (5, 16), (5, 16)))
 
 
 @torch.no_grad()
 def _rotates_halves(function: Any) -> bool:
-    """Whether a function rotates queries and keys as `_rotated_pair` does, up to rounding."""
-    q, k, cos, sin = _angles()
+    """Whether a function rotates queries and keys as `rotate_pair` does, up to rounding."""
+    q, k, cos, sin = angles()
     try:
         wanted = function(q, k, cos, sin)
     except (RuntimeError, TypeError, ValueError):
         return False
-    found = _rotated_pair(q, k, cos, sin)
+    found = rotate_pair(q, k, cos, sin)
     return all(
         mine.shape == theirs.shape and torch.allclose(mine, theirs, atol=1e-6)
         for mine, theirs in zip(found, wanted, strict=True)

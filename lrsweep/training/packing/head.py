@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lrsweep.training.packing.errors import Unpackable
 from lrsweep.training.packing.functions import linear
-from lrsweep.training.packing.fused import cross_entropy, has_cross_entropy
+from lrsweep.training.packing.kernels import cross_entropy, has_cross_entropy
 from lrsweep.training.packing.working_copy import View
 
 

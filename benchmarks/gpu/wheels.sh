@@ -21,7 +21,7 @@ pinned() {
     done
 }
 core="alembic annotated-types colorlog contourpy cycler datasets dill filelock fonttools greenlet hydra-core iniconfig
-    joblib kiwisolver Mako markdown-it-py matplotlib mdurl multiprocess omegaconf optuna pandas pillow platformdirs
+    joblib kiwisolver Mako markdown-it-py matplotlib mdurl multiprocess omegaconf optuna orjson pandas pillow platformdirs
     pluggy pyarrow pydantic pydantic_core Pygments pyparsing pytest python-dateutil rich scikit-learn scipy six
     SQLAlchemy threadpoolctl typing-inspection xxhash"
 mlflow="cachetools cffi cryptography databricks-sdk fastapi google-auth importlib_metadata mlflow mlflow-skinny

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from lrsweep.analysis.log_readers.rows import Row, name, number
 from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
@@ -34,7 +36,7 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
         InputError: It is not JSON, or holds no history.
     """
     try:
-        state = json.loads(text)
+        state = _parsed(text)
     except json.JSONDecodeError as fault:
         raise InputError(f"{path}: not JSON, or cut off: {fault.msg} in line {fault.lineno}") from None
     except ValueError as fault:
@@ -57,6 +59,13 @@ def document(path: Path, text: str) -> tuple[list[Row], Mapping[str, Any]]:
     ]
     arguments = {key: value for key, value in state.items() if _is_plain(value)} if isinstance(state, dict) else {}
     return rows, arguments
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)  # it may hold NaN; otherwise this says better what is wrong
 
 
 def _columns(state: Mapping[str, Any]) -> list[Row] | None:
@@ -131,4 +140,4 @@ def _is_plain(value: Any) -> bool:
 def _is_rare(row: Row) -> bool:
     """Returns whether a row is not a plain training step, or has a loss or gradient norm that is not finite."""
     loss, norm = row.get("loss"), row.get("grad_norm", 0.0)
-    return not (isinstance(loss, float) and isinstance(norm, float) and math.isfinite(loss) and math.isfinite(norm))
+    return not (type(loss) is type(norm) is float and -math.inf < loss < math.inf and -math.inf < norm < math.inf)

@@ -211,6 +211,14 @@ def test_a_language_model_that_stands_still_at_a_high_loss_is_not_called_healthy
     stuck = [18.8, 11.0, 8.0, *noisy(7.41, 27, 0.005)]
     assert judged(stuck).label == "unknown"
     assert judged([loss - 4 for loss in stuck]).label == "healthy"
+    # In a window from the middle of a run, too.
+    assert judged(noisy(11.55, 17, 0.004), first=750).label == "unknown"
+
+
+def test_a_loss_that_ends_above_its_first_point_does_not_fall() -> None:
+    window = judged([4.53, 4.62, 4.61, *noisy(4.55, 15, 0.002)], first=750)
+    assert window.label == "healthy"
+    assert str(window.evidence["reason"]).startswith("loss goes from 4.53 to 4.5")
 
 
 def test_evaluations_alone_that_rise_again_are_overfitting() -> None:

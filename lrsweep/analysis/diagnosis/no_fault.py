@@ -28,7 +28,7 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     found = eval_trend(series) if name.startswith("eval") else trend(series)
     if found is None:
         return Diagnosis("unknown", {"reason": "too few finite losses"})
-    verb = "falls" if found.end < found.start else "goes"
+    verb = "falls" if found.end < min(found.first, found.start) else "goes"
     span = f"{curve.place(float(series.steps[0]))} to {curve.number(float(series.steps[-1]))}"
     reason = f"{name} {verb} from {found.first:.4g} to {found.end:.4g} ({span})"
     if training_kind(curve) == "preference":

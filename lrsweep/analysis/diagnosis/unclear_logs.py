@@ -74,7 +74,7 @@ def ends_in_a_jump(curve: Curve) -> Diagnosis | None:
 def stuck_high(curve: Curve) -> Diagnosis | None:
     """Unknown: the loss has stood still at the level of a language model that predicts next to nothing."""
     series = curve.eval_loss.finite() if len(curve.eval_loss.finite()) >= 2 * FEWEST_EVALS else curve.loss.finite()
-    if training_kind(curve) != "supervised" or len(series) < 2 * FEWEST_EVALS or not curve.begins:
+    if training_kind(curve) != "supervised" or len(series) < 2 * FEWEST_EVALS:
         return None
     values = series.values[len(series) // 3 :]
     first, last = float(values[0]), float(np.median(values[-max(len(values) // 4, 1) :]))

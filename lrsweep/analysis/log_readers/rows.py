@@ -34,6 +34,11 @@ NAMES = {
     "validation_loss": "eval_loss",
     "test_loss": "eval_loss",
     "dev_loss": "eval_loss",
+    # Lightning's mean over an evaluation; its val_loss_step is a single batch's.
+    "val_loss_epoch": "eval_loss",
+    "valid_loss_epoch": "eval_loss",
+    "validation_loss_epoch": "eval_loss",
+    "val_acc_epoch": "eval_accuracy",
     "gradient_norm": "grad_norm",
     "train_acc": "accuracy",
     "train_accuracy": "accuracy",

@@ -92,6 +92,9 @@ TEXTS = {
     ),
     "a CSV of W&B": '"Step","run - train/loss"\n' + "\n".join(f'"{s}","{falling(s)}"' for s in STEPS),
     "a CSV of Lightning": "epoch,step,train_loss_step\n" + "\n".join(f"0,{s},{falling(s)}" for s in STEPS),
+    "a CSV with capitals": "Step,Train_Loss,Val_Loss,LR\n" + "\n".join(f"{s},{falling(s)},2.0,1e-3" for s in STEPS),
+    "costs": "Read 99 lines.\n" + "\n".join(f"iter: {s}, cost: {falling(s)}" for s in STEPS),
+    "a loss at an iteration": "\n".join(f"Loss at iteration {s}: {falling(s)}" for s in STEPS),
     # An evaluation's batches are counted by themselves.
     "a CSV of Lightning with evaluations": "epoch,step,train_loss_step,train_loss_epoch,val_loss_step,val_loss_epoch\n"
     + "\n".join(f"0,{s},{falling(s)},,,\n,0,,,9.0,\n,1,,,7.0,\n0,{s},,,,2.0\n0,{s},,3.0,," for s in STEPS),

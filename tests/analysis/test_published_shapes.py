@@ -478,3 +478,15 @@ def test_a_noisy_run_that_began_with_a_lucky_row_is_not_accused() -> None:
     draw = np.random.default_rng(0)
     losses = [0.9511, *(1.2 + draw.normal(0, 0.13, 49))]
     assert judged(losses).label in ("unknown", "healthy")
+
+
+def test_a_running_sum_and_zeros_among_huge_losses_are_not_judged() -> None:
+    sums = [float(loss * batch) for loss in (2.0, 1.5, 1.2, 1.0) for batch in (1, 50, 100, 150)]
+    epochs = [float(epoch) for epoch in range(4) for _ in range(4)]
+    assert judged(sums, epochs=epochs).label == "unknown"
+    assert judged([3278.6, 0.0, 778.3, *[0.0] * 7]).label == "unknown"
+
+
+def test_a_loss_that_froze_after_a_large_first_step_is_inert() -> None:
+    assert judged([34.65, *[3.6976] * 9]).label == "inert"
+    assert judged([34.65, *[3.6976] * 5]).label != "inert"

@@ -54,6 +54,8 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or unclear_logs.too_short(curve)
             or unclear_logs.broken_evaluations(curve)
             or unclear_logs.too_coarse(curve)
+            or unclear_logs.sums_over_epochs(curve)
+            or unclear_logs.mostly_zeros(curve)
             or unclear_logs.ends_in_a_jump(curve)
         )
         if certain is not None:

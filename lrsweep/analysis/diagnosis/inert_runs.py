@@ -24,8 +24,11 @@ def inert(curve: Curve) -> Diagnosis | None:
         return Diagnosis("inert", {"grad_norm": 0.0, "reason": "every gradient is zero"}, remedies.CHECK)
     for name, series, fewest in (("eval_loss", curve.eval_loss, FEWEST_EVALS), ("loss", curve.loss, FEWEST_LOSSES)):
         values = series.finite().values
-        if len(values) > 2 * fewest and abs(values[0] - values[1]) < 0.01 * abs(values[0]):
-            values = values[1:]  # what one step may have changed
+        # What one step may have changed: a little, or all that a run of nine rows more then never changes again.
+        small = len(values) > 2 * fewest and abs(values[0] - values[1]) < 0.01 * abs(values[0])
+        frozen = len(values) > 9 and values[1] > 0.01 and np.ptp(values[1:]) == 0
+        if small or frozen:
+            values = values[1:]
         if len(values) >= fewest and np.ptp(values) <= 1e-6 * abs(values).max():
             if name == "eval_loss" and falls(curve.loss):
                 continue  # it learns: the evaluation is what does not change

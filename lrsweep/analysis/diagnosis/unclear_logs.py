@@ -39,6 +39,28 @@ def too_coarse(curve: Curve) -> Diagnosis | None:
     return Diagnosis("unknown", {"reason": reason})
 
 
+def sums_over_epochs(curve: Curve) -> Diagnosis | None:
+    """Unknown: in each epoch the loss goes up many times and then begins again, as a running sum does."""
+    losses, epochs = curve.loss.finite(), curve.epoch.values
+    if len(losses) != len(epochs) or len(epochs) < 12:
+        return None
+    # The last row of an epoch may be its mean.
+    parts = [losses.values[epochs == epoch][:-1] for epoch in np.unique(epochs)]
+    if len(parts) < 3 or any(len(part) < 3 or (np.diff(part) <= 0).any() or part[-1] < 3 * part[0] for part in parts):
+        return None
+    reason = f"in each of {len(parts)} epochs the loss rises and begins again: it is a sum over the epoch"
+    return Diagnosis("unknown", {"last": float(parts[-1][-1]), "reason": reason})
+
+
+def mostly_zeros(curve: Curve) -> Diagnosis | None:
+    """Unknown: most losses are exactly 0, and some are far from it."""
+    losses = curve.loss.finite().values
+    if len(losses) < FEWEST_LOSSES or np.mean(losses == 0) <= 0.5 or losses.max() < 100 or len(curve.eval_loss):
+        return None
+    reason = f"{np.count_nonzero(losses == 0)} of {len(losses)} losses are exactly 0, and one is {losses.max():.4g}"
+    return Diagnosis("unknown", {"highest": float(losses.max()), "reason": reason}, remedies.CHECK)
+
+
 def only_zeros(curve: Curve) -> Diagnosis | None:
     """Unknown: every loss in the log is 0, and no gradient says why. Inert: the answers are wrong all the same."""
     losses, evals = curve.loss.values, curve.eval_loss.values

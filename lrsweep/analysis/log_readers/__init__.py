@@ -102,6 +102,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         return tables.table_runs(path, content), {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
+    content = text.costs_as_losses(content)
     found: list[Row] = []
     for reader in (
         text.console_rows,

@@ -24,7 +24,8 @@ def is_table(text: str) -> bool:
         return False
     if separator == "," and re.search(r"\d:\d\d,\d{3}", head):
         return False  # the comma is part of a time
-    return any(name(_split(cell.strip(' "'))[1] or "").endswith("loss") for cell in head.split(separator))
+    cells = (_split(cell.strip(' "'))[1] or "" for cell in head.split(separator))
+    return any(name(cell).endswith("loss") for cell in cells)
 
 
 def _separator(head: str) -> str:
@@ -100,6 +101,7 @@ def _split(column: str) -> tuple[str, str | None]:
 
 
 def _one_word(header: str) -> str:
-    """`Val Loss` as `val_loss`."""
+    """`Val Loss`, `Val_Loss` and `VAL_LOSS` as `val_loss`."""
     header = header.strip()
-    return column(header) if " " in header else header
+    known = name(column(header)) != column(header) or column(header) in ("epoch", "step", "loss", "learning_rate")
+    return column(header) if " " in header or known else header

@@ -40,6 +40,10 @@ _INDEXED = re.compile(
     rf"({_VALUE})\b",
     re.IGNORECASE,
 )
+# `Loss at iteration 100: 0.39`.
+_LOSS_AT = re.compile(r"\bloss (?:at|after) (iteration|iter|step|epoch) (\d{1,12})\s?[:=]\s?", re.IGNORECASE)
+# `iter: 001, cost: 0.75`, in a log that speaks of no loss.
+_COST = re.compile(r"\bcost(?=\W{1,4}(?:\d|nan\b|inf\b))", re.IGNORECASE)
 # What `print(loss)` writes, and Marian's lines.
 _TENSOR = re.compile(r"tensor\(\s*([-+.\w]+)\s*(?:,.*)?\)")
 _MARIAN = re.compile(r"Ep\. (\d+) : Up\. (\d+) :.{0,200}?(Cost|ce-mean-words|cross-entropy)\s?:?\s([-+.\w]+)")
@@ -95,6 +99,14 @@ def console_rows(text: str) -> Iterator[Row]:
                 yield {key: None if value in ("None", "null") else value for key, value in row.items()}
 
 
+def costs_as_losses(text: str) -> str:
+    """The text with its costs as losses, if it speaks of no loss."""
+    # Marian has a reader of its own.
+    if "Ep." in text or re.search("loss", text, re.IGNORECASE):
+        return text
+    return _COST.sub("loss", text)
+
+
 def assignments(text: str) -> list[Row]:
     """Returns what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
     rows: list[Row] = []
@@ -104,7 +116,7 @@ def assignments(text: str) -> list[Row]:
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None
-        line = _INDEXED.sub(_without_brackets, _BEST.sub("", line))
+        line = _INDEXED.sub(_without_brackets, _LOSS_AT.sub(r"\1=\2 loss=", _BEST.sub("", line)))
         if "loss train:" in line:  # litgpt
             line = _LITGPT_VAL.sub("val_loss:", line.replace("loss train:", "train_loss:"))
         for key, value, percent in _ASSIGNED.findall(line):

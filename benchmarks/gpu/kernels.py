@@ -7,11 +7,11 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from gpu.models import ON_GPU, SMALL, TINY, clock, timed
-from gpu.speed import EAGER, PACKED, Cell, admit, gradients, make_pack, make_rows, stack
+from gpu.speed import EAGER, KERNELS, PACKED, Cell, admit, gradients, make_pack, make_rows, stack
 from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.training.packing.graphs import EagerRunner, GraphRunner
 
-STEPS, SHOWN = 3, 15
+STEPS, SHOWN = 3, 40
 
 
 def profiled(cell: Cell, tokens: int) -> Found:
@@ -59,7 +59,7 @@ def _microseconds(event: object) -> float:
 
 def main() -> None:
     arguments = arguments_of_child()
-    cells = [Cell(SMALL, 1, EAGER, 8), Cell(SMALL, 1, PACKED, 8), Cell(SMALL, 8, PACKED, 8), Cell(SMALL, 1, PACKED, 1)]
+    cells = [Cell(SMALL, 8, KERNELS, 8), Cell(SMALL, 1, KERNELS, 8), Cell(SMALL, 1, EAGER, 8), Cell(SMALL, 1, PACKED, 1)]
     if arguments.smoke:
         cells = [Cell(TINY, 2, PACKED, 2)]
     tokens = 16 if arguments.smoke else 512

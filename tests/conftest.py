@@ -22,7 +22,8 @@ os.environ.update(
 # Tests run on the CPU, whatever the machine has. LRSWEEP_TEST_DEVICE=cuda is for those of packed trials (`make gpu`).
 DEVICE = os.environ.get("LRSWEEP_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Before anything imports Triton: its interpreter then runs the kernels that are for a GPU.
+    os.environ.update(CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="1")
 
 # The default sweep in small: four learning rates around the best, enough steps for a U.
 SMALL = (

@@ -26,7 +26,8 @@ from gpu.models import DEVICE, ON_GPU, finish, random_model
 from gpu.steps import Found, Step, arguments_of_child, run_steps
 from lrsweep.files import checkpoint
 from lrsweep.files.checkpoint import Checkpoint
-from lrsweep.training.packing import Pack, join, lay_end_to_end, pack_lora, pack_weights, runs, train_pass
+from lrsweep.training.packing import Pack, join, kernels, lay_end_to_end, pack_lora, pack_weights, runs, train_pass
+from lrsweep.training.packing.fused import rotate_pair
 from lrsweep.training.packing.graphs import GraphRunner, PassRunner
 
 # PEFT still uses transformers' old name.
@@ -53,7 +54,7 @@ class Case:
         dropout: LoRA's dropout.
         activation_checkpointing: Recomputes activations in the backward pass.
         hidden: The model's width.
-        kernels: Compiles kernels, as for a long training.
+        kernels: With the kernels of a long training.
     """
 
     dtype: str = "float32"
@@ -256,7 +257,21 @@ def against_stock(case: Case) -> Found:
     found |= {"fell": round(fell, 4), "ok": worst < case.gate}
     if found["ok"] and case.steps >= 4 and fell < 0.02:
         found |= {"ok": False, "failed": "nothing was learnt, so nothing was compared"}
-    return found
+    return found | (with_kernels(found, pack) if case.kernels else {})
+
+
+def with_kernels(found: Found, pack: Pack) -> Found:
+    """Adds how many kernels are used: one that fails its trial is left out, and all numbers are right without it."""
+    weight, dtype = next(pack.model.parameters()), pack.arena.compute_dtype
+    used = {
+        "gated MLPs": any("forward" in vars(m) and hasattr(m, "gate_proj") for m in pack.model.modules()),
+        "rotation": kernels.rotation(pack.model) is not rotate_pair,
+        "cross-entropy": kernels.has_cross_entropy(weight.device, dtype, pack.head.vocabulary),
+    }
+    missing = [name for name, is_used in used.items() if not is_used]
+    if missing and kernels.can_run(weight.device, dtype):
+        found |= {"ok": False, "failed": f"without a kernel: {', '.join(missing)}"}
+    return found | {"kernels": len(used) - len(missing)}
 
 
 def one_by_one(case: Case) -> Found:
@@ -366,12 +381,15 @@ def cases(smoke: bool) -> list[tuple[str, str, Case]]:
         unequal = dataclasses.replace(equal, shortest=whole.tokens // 10)
         for kind, case in (("equal rows", equal), ("unequal rows", unequal)):
             found.append((f"{dtype}, {kind}: packed against a stock PEFT loop", "stock", case))
-        kernels = dataclasses.replace(unequal, kernels=True)
-        found.append((f"{dtype}, compiled kernels: packed against a stock PEFT loop", "stock", kernels))
+        for kind, case in (("equal rows", equal), ("unequal rows", unequal)):
+            with_all = dataclasses.replace(case, kernels=True)
+            found.append((f"{dtype}, {kind}, kernels: packed against a stock PEFT loop", "stock", with_all))
         full = dataclasses.replace(unequal, mode="full")
         found.append((f"{dtype}, full fine-tuning: packed against a stock loop", "stock", full))
         found.append((f"{dtype}, equal rows: passes as CUDA graphs", "graphs", equal))
         found.append((f"{dtype}, unequal rows: passes as CUDA graphs", "graphs", unequal))
+        with_all = dataclasses.replace(equal, kernels=True)
+        found.append((f"{dtype}, equal rows, kernels: passes as CUDA graphs", "graphs", with_all))
         found.append((f"{dtype}: no bit of a NaN neighbour", "NaN", unequal))
         found.append((f"{dtype}: from checkpoints on disk", "checkpoints", unequal))
         found.append((f"{dtype}: trials one by one", "one by one", unequal))

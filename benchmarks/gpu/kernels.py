@@ -59,7 +59,12 @@ def _microseconds(event: object) -> float:
 
 def main() -> None:
     arguments = arguments_of_child()
-    cells = [Cell(SMALL, 8, KERNELS, 8), Cell(SMALL, 1, KERNELS, 8), Cell(SMALL, 1, EAGER, 8), Cell(SMALL, 1, PACKED, 1)]
+    cells = [
+        Cell(SMALL, 8, KERNELS, 8),
+        Cell(SMALL, 1, KERNELS, 8),
+        Cell(SMALL, 1, EAGER, 8),
+        Cell(SMALL, 1, PACKED, 1),
+    ]
     if arguments.smoke:
         cells = [Cell(TINY, 2, PACKED, 2)]
     tokens = 16 if arguments.smoke else 512

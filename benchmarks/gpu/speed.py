@@ -5,8 +5,8 @@ of 512 random tokens, the second half with labels; no activation checkpointing. 
 
 Arms: stock Trainer (bf16, SDPA, fused AdamW); the same, tuned (compiled decoder, logits at labels only, no check for
 NaN); two processes with a stock Trainer each; packed, K trials, with the pass size measured as the engine does, and
-CUDA graphs where they are faster; the same without graphs; the same with graphs and the kernels that a long training
-compiles; packed with a compiled decoder, K trials per pass. `--slow` runs the compiled decoder, and the tuned Trainer at the
+CUDA graphs where they are faster; the same without graphs; the same with graphs and the kernels of a long training;
+packed with a compiled decoder, K trials per pass. `--slow` runs the compiled decoder, and the tuned Trainer at the
 shapes at which it is no gate; without it all others run. The most informative cells come first.
 
 Shares of the measured matmul peak count 4P FLOPs per token (P: parameters of the linear layers and the output layer;

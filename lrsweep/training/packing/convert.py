@@ -14,8 +14,9 @@ from lrsweep.training.packing.adapters import AdapterMaker, padded_shapes, targe
 from lrsweep.training.packing.arena import Arena
 from lrsweep.training.packing.errors import Unpackable
 from lrsweep.training.packing.fused import fuse_rotary, fused_norm
+from lrsweep.training.packing.gated_mlp import fuse_gated_mlps
 from lrsweep.training.packing.head import Head, find_head
-from lrsweep.training.packing.kernels import compile_gates, compiled_rotation
+from lrsweep.training.packing.kernels import rotation
 from lrsweep.training.packing.layers import (
     JointLinears,
     LoraLinear,
@@ -98,10 +99,10 @@ def pack_lora(
         for part in parts:
             by_a[part].joint = joint
     if compile_kernels:
-        compile_gates(model)
+        fuse_gated_mlps(model)
     norms = {module: fused for module in model.modules() if (fused := fused_norm(module)) is not None}
     _replace(model, norms | {base: layers[name] for name, base in bases.items()})
-    fuse_rotary(model, compiled_rotation(model) if compile_kernels else None)
+    fuse_rotary(model, rotation(model) if compile_kernels else None)
     model.requires_grad_(False)
     return Pack(model, arena, context, head, adapters=maker)
 

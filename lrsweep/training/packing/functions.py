@@ -39,30 +39,23 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: View, b: V
     Returns:
         The output [k*B, T, out].
     """
-    (y,) = adapted_linears(x, [Frozen(weight, bias)], None, a, [b])
+    (y,) = adapted_linears(x, Plan.of([Frozen(weight, bias)], None, a, [b]))
     return y
 
 
-def adapted_linears(
-    x: Tensor, layers: Sequence[Frozen], joint: Frozen | None, a: View, b: Sequence[View]
-) -> tuple[Tensor, ...]:
+def adapted_linears(x: Tensor, plan: "Plan") -> tuple[Tensor, ...]:
     """Frozen linear layers of one input, with adapters for each trial.
 
     One function for all of them reads the input once for all A, and adds up the input's gradient as it is computed.
 
     Args:
         x: The input [k*B, T, in].
-        layers: The layers, m of them.
-        joint: The layers concatenated to one, for one product in the forward pass; None for a product each.
-        a: Their A, concatenated [k, m*R, in].
-        b: The B [k, out, R] of each, with the adapter's scaling.
+        plan: The layers and their adapters.
 
     Returns:
         The output [k*B, T, out] of each layer.
     """
-    products, gradients = zip(*((view.compute, view.grad) for view in b), strict=True)
-    plan = _Plan(tuple(layers), joint, a.compute, a.grad, products, gradients)
-    y: tuple[Tensor, ...] = _AdaptedLinears.apply(x, plan, a.compute)  # type: ignore[no-untyped-call]
+    y: tuple[Tensor, ...] = _AdaptedLinears.apply(x, plan, plan.a)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -121,8 +114,17 @@ def parameter(view: View) -> Tensor:
     return weight
 
 
-class _Plan(NamedTuple):
-    """The layers of `adapted_linears` and their adapters."""
+class Plan(NamedTuple):
+    """Linear layers of one input and their adapters.
+
+    Attributes:
+        layers: The frozen layers, m of them.
+        joint: The layers concatenated to one, for one product in the forward pass; None for a product each.
+        a: Their A, concatenated [k, m*R, in].
+        grad_a: Its gradient.
+        b: The B [k, out, R] of each, with the adapter's scaling.
+        grad_b: Their gradients.
+    """
 
     layers: tuple[Frozen, ...]
     joint: Frozen | None
@@ -130,6 +132,43 @@ class _Plan(NamedTuple):
     grad_a: Tensor
     b: tuple[Tensor, ...]
     grad_b: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[Frozen], joint: Frozen | None, a: View, b: Sequence[View]) -> "Plan":
+        """From views of the arena's parameters."""
+        products, gradients = zip(*((view.compute, view.grad) for view in b), strict=True)
+        return cls(tuple(layers), joint, a.compute, a.grad, products, gradients)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """An input [k*B, T, in] by trial [k, B*T, in]."""
+        return x.reshape(self.a.shape[0], -1, x.shape[-1])
+
+    def products(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The frozen layers' outputs [k, N, out] for rows [k, N, in], and low = x A^T [k, N, m*R]."""
+        low = torch.bmm(rows, self.a.mT)
+        if self.joint is None:
+            return [linear(rows, *layer) for layer in self.layers], low
+        sizes = [len(layer.weight) for layer in self.layers]
+        return list(torch.split(linear(rows, *self.joint), sizes, dim=2)), low
+
+    def adapters_backward(self, rows: Tensor, low: Tensor, found: Sequence[Tensor]) -> Tensor:
+        """Adds the gradients of A and B, from those of the outputs [k, N, out].
+
+        Returns:
+            That of `low` [k, N, m*R]: dlow_i = dy_i B_i.
+        """
+        lows = low.chunk(len(self.b), dim=2)
+        parts = [_b_backward(*each) for each in zip(found, lows, self.b, self.grad_b, strict=True)]
+        dlow = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        _accumulate(self.grad_a, dlow.mT, rows)
+        return dlow
+
+    def frozen_backward(self, found: Sequence[Tensor]) -> Tensor:
+        """The sum of all dy_i W_i [k, N, in]."""
+        dx = linear(found[0], self.layers[0].weight.mT)
+        for dy, layer in zip(found[1:], self.layers[1:], strict=True):
+            _add_product(dx, dy, layer.weight)
+        return dx
 
 
 class _AdaptedLinears(torch.autograd.Function):
@@ -139,16 +178,10 @@ class _AdaptedLinears(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: _Plan, a: Tensor) -> tuple[Tensor, ...]:
-        rows = x.reshape(a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(rows, a.mT)
-        lows = low.chunk(len(plan.b), dim=2)
-        if plan.joint is None:
-            parts = [linear(rows, *layer) for layer in plan.layers]
-        else:
-            sizes = [len(layer.weight) for layer in plan.layers]
-            parts = list(torch.split(linear(rows, *plan.joint), sizes, dim=2))
-        for part, piece, b in zip(parts, lows, plan.b, strict=True):
+    def forward(ctx: Any, x: Tensor, plan: Plan, a: Tensor) -> tuple[Tensor, ...]:
+        rows = plan.rows(x)
+        parts, low = plan.products(rows)
+        for part, piece, b in zip(parts, low.chunk(len(plan.b), dim=2), plan.b, strict=True):
             part.baddbmm_(piece, b.mT)
         ctx.save_for_backward(rows, low)
         ctx.shape, ctx.plan = x.shape, plan
@@ -158,18 +191,12 @@ class _AdaptedLinears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *found: Tensor) -> tuple[Tensor | None, ...]:
         rows, low = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        gradients = [dy.reshape(*rows.shape[:2], -1) for dy in found]
-        lows = low.chunk(len(plan.b), dim=2)
-        parts = [_b_backward(*each) for each in zip(gradients, lows, plan.b, plan.grad_b, strict=True)]
-        dlow = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        _accumulate(plan.grad_a, dlow.mT, rows)
+        plan: Plan = ctx.plan
+        gradients = [plan.rows(dy) for dy in found]
+        dlow = plan.adapters_backward(rows, low, gradients)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        dx = linear(gradients[0], plan.layers[0].weight.mT)
-        for dy, layer in zip(gradients[1:], plan.layers[1:], strict=True):
-            _add_product(dx, dy, layer.weight)
-        return dx.baddbmm_(dlow, plan.a).view(ctx.shape), None, None
+        return plan.frozen_backward(gradients).baddbmm_(dlow, plan.a).view(ctx.shape), None, None
 
 
 class _AddAdapter(torch.autograd.Function):

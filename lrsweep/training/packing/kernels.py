@@ -1,16 +1,16 @@
-"""Kernels for a long training on a GPU, compiled by torch: gated activations, rotary positions and the cross-entropy.
+"""Where the kernels of `triton_kernels.py` are used: in a long training, on a GPU that has Triton.
 
 Each is tried beside the operations that it replaces, and is used only where both give the same numbers up to rounding.
 """
 
 import functools
 import logging
-import types
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
@@ -20,143 +20,104 @@ from lrsweep.training.packing.fused import Rotation, angles, rotate_pair
 log = logging.getLogger(__name__)
 
 
-@functools.cache
-def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors [..., D], compiled to one kernel for any shape with this D.
+def triton_kernels() -> ModuleType:
+    """The kernels. Their module needs Triton, and loads it."""
+    from lrsweep.training.packing import triton_kernels
 
-    D is known, so that the kernel reads several elements at a time: for flat tensors of any length, the gates' backward
-    had half of an H200's bandwidth.
+    return triton_kernels
+
+
+def can_run(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel may be tried: on a GPU, or by Triton's interpreter. They compute in float32."""
+    return (device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1") and dtype != torch.float64
+
+
+def is_right(what: str, run: Callable[[], Iterable[tuple[Tensor, Tensor]]], rounding: float) -> bool:
+    """Tries a kernel out.
+
+    Args:
+        what: What it computes, for the log.
+        run: Returns what the kernel found, each with what it should be.
+        rounding: The largest difference that is allowed, relative to the largest value.
     """
-    compiled = torch.compile(function, dynamic=True)
-
-    def run(*tensors: Tensor) -> Any:
-        # Inside a compiled decoder, its compiler knows all shapes.
-        for tensor in () if torch.compiler.is_compiling() else tensors:
-            torch._dynamo.mark_static(tensor, tensor.dim() - 1)
-        return compiled(*tensors)
-
-    return run
-
-
-@torch.no_grad()
-def compile_gates(model: PreTrainedModel) -> None:
-    """On a GPU, computes silu(gate) * up of the model's MLPs in one kernel, forward and backward."""
-    for module in model.modules():
-        parts = dict(module.named_children())
-        if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"} or next(module.parameters()).is_cpu:
-            continue
-        weight = next(module.parameters())
-        x = torch.randn(1, 16, parts["gate_proj"].in_features, generator=torch.Generator().manual_seed(0)).to(weight)
-        wanted = module(x)
-        try:
-            found = _gated_mlp(module, x)
-        except Exception as fault:  # a compiler may be missing or fail in any way
-            log.info("the activations stay as they are: %s", str(fault).splitlines()[0])
-            return
-        if torch.allclose(found, wanted, rtol=0, atol=4 * torch.finfo(x.dtype).eps * wanted.abs().max().item()):
-            module.forward = types.MethodType(_gated_mlp, module)
-
-
-def _gated_mlp(mlp: Any, x: Tensor) -> Tensor:
-    y: Tensor = mlp.down_proj(_Gated.apply(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Gated(torch.autograd.Function):
-    """y = silu(gate) up. With s = sigmoid(gate), backward: dup = dy silu(gate), dgate = dy up s (1 + gate (1 - s))."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        y: Tensor = one_kernel(_silu_mul)(gate.flatten(0, -2), up.flatten(0, -2))
-        return y.view(gate.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        dgate, dup = one_kernel(_silu_mul_backward)(*(x.flatten(0, -2) for x in (dy, gate, up)))
-        return dgate.view(gate.shape), dup.view(up.shape)
-
-
-def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
-
-
-def _silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    found, x = dy.float(), gate.float()
-    share = torch.sigmoid(x)
-    dgate = found * up.float() * share * (1 + x * (1 - share))
-    return dgate.to(gate.dtype), (found * x * share).to(up.dtype)
+    try:
+        for found, wanted in run():
+            most = rounding * max(1.0, wanted.abs().max().item())
+            if not torch.allclose(found.detach().float(), wanted.detach().float(), rtol=0, atol=most):
+                return False
+    except Exception as fault:  # Triton or a compiler may be missing or fail in any way
+        log.info("%s: computed without a kernel: %s", what, (str(fault).splitlines() or [""])[0])
+        return False
+    return True
 
 
 def cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The losses and their gradient in one kernel, where `has_cross_entropy`.
 
     Args:
-        logits: The logits [n, V].
+        logits: The logits [n, V], contiguous. They are overwritten.
         wanted: The labels [n, 1].
 
     Returns:
         The losses [n] in float32, in nats, and the gradient of each with respect to its logits [n, V], in their dtype.
     """
-    found: tuple[Tensor, Tensor] = one_kernel(_cross_entropy)(logits, wanted)
+    found: tuple[Tensor, Tensor] = triton_kernels().cross_entropy(logits, wanted)
     return found
+
+
+def has_cross_entropy(device: torch.device, dtype: torch.dtype, vocabulary: int) -> bool:
+    """Whether `cross_entropy` works on the device, for a vocabulary of this size."""
+    return can_run(device, dtype) and _is_cross_entropy(device, dtype, vocabulary)
 
 
 @functools.cache
 @torch.no_grad()
-def has_cross_entropy(device: torch.device, dtype: torch.dtype, vocabulary: int) -> bool:
-    """Whether `cross_entropy` works on the device: on a GPU, where a compiler makes the kernel, and it is right."""
-    if device.type == "cpu" or dtype == torch.float64:
-        return False
+def _is_cross_entropy(device: torch.device, dtype: torch.dtype, vocabulary: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(4, vocabulary, generator=generator)).to(device, dtype)
     wanted = torch.arange(4, device=device)[:, None] % vocabulary
-    try:
-        losses, gradient = cross_entropy(logits, wanted)
-    except Exception as fault:  # a compiler may be missing or fail in any way
-        log.info("the cross-entropy stays as it is: %s", (str(fault).splitlines() or [""])[0])
-        return False
-    log_shares = torch.log_softmax(logits.float(), 1)
-    expected = log_shares.exp().scatter_add(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-    allowed = 4 * torch.finfo(dtype).eps
-    right = torch.allclose(losses, -log_shares.gather(1, wanted)[:, 0], rtol=1e-5, atol=1e-5)
-    return right and torch.allclose(gradient.float(), expected, rtol=allowed, atol=1e-6)
+
+    def run() -> Iterable[tuple[Tensor, Tensor]]:
+        log_shares = torch.log_softmax(logits.float(), 1)
+        one = torch.full_like(wanted, -1, dtype=torch.float32)
+        gradient = log_shares.exp().scatter_add(1, wanted, one)
+        losses, found = cross_entropy(logits.clone(), wanted)
+        # A loss has no digit less for the logits' dtype.
+        yield 1e4 * losses, -1e4 * log_shares.gather(1, wanted)[:, 0]
+        yield found, gradient
+
+    return is_right("the cross-entropy", run, max(4 * torch.finfo(dtype).eps, 1e-5))
 
 
-def _cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    x = logits.float()
-    # From the highest logit: from zero, a share near one would lose digits.
-    x = x - x.amax(1, keepdim=True)
-    log_sum = x.exp().sum(1, keepdim=True).log()
-    of_target = x.gather(1, wanted) - log_sum
-    is_target = torch.arange(x.shape[1], device=x.device) == wanted
-    gradient = torch.where(is_target, torch.expm1(of_target), torch.exp(x - log_sum))
-    return -of_target[:, 0], gradient.to(logits.dtype)
-
-
-def compiled_rotation(model: PreTrainedModel) -> Rotation:
-    """The rotation of queries and keys, on a GPU in one kernel each way."""
+def rotation(model: PreTrainedModel) -> Rotation:
+    """The rotation of queries and keys: in one kernel each way, where there is one."""
     weight = next(model.parameters())
-    return _one_kernel_pair if not weight.is_cpu and _compiles_rotation(weight.device, weight.dtype) else rotate_pair
+    known = can_run(weight.device, weight.dtype) and _rotates(weight.device, weight.dtype)
+    return _rotate_pair if known else rotate_pair
 
 
 @functools.cache
-def _compiles_rotation(device: torch.device, dtype: torch.dtype) -> bool:
+@torch.enable_grad()
+def _rotates(device: torch.device, dtype: torch.dtype) -> bool:
     q, k, cos, sin = (x.to(device, dtype) for x in angles())
-    try:
-        found = _one_kernel_pair(q, k, cos, sin)
-    except Exception as fault:  # a compiler may be missing or fail in any way
-        log.info("the rotary positions stay as they are: %s", (str(fault).splitlines() or [""])[0])
-        return False
-    wanted = rotate_pair(q, k, cos, sin)
-    allowed = 8 * torch.finfo(dtype).eps
-    return all(torch.allclose(*pair, rtol=0, atol=allowed) for pair in zip(found, wanted, strict=True))
+
+    def results(rotate: Rotation) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (q, k)]
+        rotated = rotate(*leaves, cos, sin)
+        # Any gradient will do.
+        return [*rotated, *torch.autograd.grad(rotated, leaves, [x.detach() for x in rotated])]
+
+    def run() -> Iterable[tuple[Tensor, Tensor]]:
+        return zip(results(_rotate_pair), results(rotate_pair), strict=True)
+
+    return is_right("rotary positions", run, 8 * torch.finfo(dtype).eps)
 
 
-def _one_kernel_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+def _rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    plain = unsqueeze_dim == 1 and cos.dim() == 3 and cos.stride() == sin.stride()
+    plain = plain and q.shape[-1] == cos.shape[-1] and all(x.stride(-1) == 1 for x in (q, k, cos))
+    if not plain or torch.compiler.is_compiling():
+        return rotate_pair(q, k, cos, sin, unsqueeze_dim)
     pair: tuple[Tensor, Tensor] = _PairRotation.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]
     return pair
 
@@ -167,27 +128,12 @@ class _PairRotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        pair: tuple[Tensor, Tensor] = one_kernel(_rotate_both)(q, k, cos, sin)
+        pair: tuple[Tensor, Tensor] = triton_kernels().rotate(q, k, cos, sin, back=False)
         return pair
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return *one_kernel(_rotate_both_back)(dq, dk, cos, sin), None, None
-
-
-def _rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    def rotate(x: Tensor) -> Tensor:
-        a, b = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-    return rotate(q), rotate(k)
-
-
-def _rotate_both_back(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    def rotate(dy: Tensor) -> Tensor:
-        a, b = (dy * sin).chunk(2, dim=-1)
-        return dy * cos + torch.cat([b, -a], dim=-1)
-
-    return rotate(dq), rotate(dk)
+        # What attention returns may have any strides.
+        dq, dk = (x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk))
+        return *triton_kernels().rotate(dq, dk, *ctx.saved_tensors, back=True), None, None

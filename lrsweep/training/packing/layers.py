@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lrsweep.training.packing.functions import (
     Frozen,
+    Plan,
     adapted_linear,
     adapted_linears,
     add_adapter,
@@ -50,14 +51,31 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output [k*B, T, out] for x [k*B, T, in]."""
+        self.check(x)
         context = self._context
-        context.check(x)
         a, b = context.views[self._a], context.views[self.b]
-        if self.frozen is not None and not context.drops and x.dtype == self.frozen.weight.dtype == a.compute.dtype:
+        if self.frozen is not None and self.is_plain(x):
             if self.joint is not None and not torch.compiler.is_compiling():
                 return self.joint.output(self, x)
             return adapted_linear(x, *self.frozen, a, b)
         return add_adapter(self.base(x), context.drop(self._layer, x), a, b)
+
+    def check(self, x: Tensor) -> None:
+        """Checks that an input has all rows of the pass: see `PassContext.check`."""
+        self._context.check(x)
+
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether the pass has no dropout, and the base layer, the adapters and x have one dtype."""
+        context = self._context
+        if self.frozen is None or context.drops:
+            return False
+        return x.dtype == self.frozen.weight.dtype == context.views[self._a].compute.dtype
+
+    def plan(self) -> Plan:
+        """The layer in the current pass; it must have a plain base."""
+        assert self.frozen is not None
+        views = self._context.views
+        return Plan.of([self.frozen], None, views[self._a], [views[self.b]])
 
 
 class JointLinears:
@@ -69,10 +87,13 @@ class JointLinears:
         layers: The layers, in the order in which the model calls them.
         context: The context of the passes.
         a: The arena's name of their A, concatenated.
+
+    Attributes:
+        layers: The layers.
     """
 
     def __init__(self, layers: Sequence[LoraLinear], context: PassContext, a: str) -> None:
-        self._layers = layers
+        self.layers = layers
         self._context = context
         self._a = a
         self._frozen = [layer.frozen for layer in layers if layer.frozen is not None]
@@ -86,14 +107,18 @@ class JointLinears:
         known = self._input
         same = known is not None and known[0] is x and known[1:] == (x._version, context.count)
         if not same or layer not in self._outputs:
-            b = [context.views[each.b] for each in self._layers]
-            outputs = adapted_linears(x, self._frozen, self._joint, context.views[self._a], b)
-            self._outputs = dict(zip(self._layers, outputs, strict=True))
+            outputs = adapted_linears(x, self.plan())
+            self._outputs = dict(zip(self.layers, outputs, strict=True))
             self._input = x, x._version, context.count
         y = self._outputs.pop(layer)
         if not self._outputs:
             self._input = None
         return y
+
+    def plan(self) -> Plan:
+        """The layers in the current pass."""
+        views = self._context.views
+        return Plan.of(self._frozen, self._joint, views[self._a], [views[each.b] for each in self.layers])
 
 
 def _frozen(base: nn.Module) -> Frozen | None:

@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from lrsweep.training.packing import fused
-from lrsweep.training.packing.functions import Frozen, adapted_linear, adapted_linears
+from lrsweep.training.packing.functions import Frozen, Plan, adapted_linear, adapted_linears
 from lrsweep.training.packing.working_copy import View
 from tests.training.packing.solo import tiny
 
@@ -91,7 +91,7 @@ def test_layers_of_one_input_are_the_same_layers_by_themselves(joined: bool) -> 
     joint = Frozen(*(torch.cat(parts) for parts in zip(*layers, strict=True))) if joined else None
     a, b = view(2, 3 * 2, 5), [view(2, size, 2) for size in sizes]
     x = random(2 * 2, 7, 5).requires_grad_()
-    outputs = adapted_linears(x, layers, joint, a, b)
+    outputs = adapted_linears(x, Plan.of(layers, joint, a, b))
     sum((y * y).sum() for y in outputs).backward()  # type: ignore[union-attr]
     together = [y.detach().clone() for y in (*outputs, x.grad, a.grad, *(each.grad for each in b)) if y is not None]
 

@@ -271,7 +271,7 @@ def with_kernels(found: Found, pack: Pack) -> Found:
     missing = [name for name, is_used in used.items() if not is_used]
     if missing and kernels.can_run(weight.device, dtype):
         found |= {"ok": False, "failed": f"without a kernel: {', '.join(missing)}"}
-    return found | {"kernels": len(used) - len(missing)}
+    return found | {"kernels_used": len(used) - len(missing)}
 
 
 def one_by_one(case: Case) -> Found:

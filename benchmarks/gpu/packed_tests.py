@@ -13,6 +13,7 @@ from gpu.steps import Found, Step, arguments_of_child, run_steps
 ROOT = Path(__file__).parents[2]
 # The tests to run of each file: tiny models are all launches, so that a GPU takes as long as a CPU.
 FILES = {
+    "tests/training/packing/test_kernels.py": "",
     "tests/training/packing/test_graphs.py": "",
     "tests/training/packing/test_equivalence.py": "float32",
     "tests/training/packing/test_unpadded.py": "llama or qwen2",

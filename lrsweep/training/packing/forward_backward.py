@@ -151,8 +151,8 @@ def _label_states(
 
 def _on(device: torch.device, values: Tensor) -> Tensor:
     """Values on their way to the device: the host goes on, and waits for nothing."""
-    # CUDA copies from pinned memory by itself.
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    # CUDA copies from pinned memory by itself. An expanded tensor cannot be pinned.
+    return (values.contiguous().pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def _sums(losses: Tensor, counts: list[int]) -> Tensor:

@@ -23,7 +23,7 @@ def launches() -> ModuleType:
         return module
 
 
-@pytest.mark.parametrize(("kernels", "launched", "ms"), [(True, 1600, 24.5), (False, 1950, 29.5)])
+@pytest.mark.parametrize(("kernels", "launched", "ms"), [(True, 1550, 23.5), (False, 1950, 29.5)])
 def test_a_step_of_eight_trials_is_short_and_waits_for_nothing(
     launches: ModuleType, kernels: bool, launched: int, ms: float
 ) -> None:

@@ -13,7 +13,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def about(*packages: str) -> dict[str, Any]:
-    """Returns the date, hardware and package versions; with torch, also its threads and OMP_WAIT_POLICY."""
+    """Returns the date, hardware and package versions.
+
+    With torch also the CPU and which of its instructions torch uses, the threads, OMP_WAIT_POLICY, and the load.
+    """
     known: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()}-core CPU",
@@ -27,8 +30,22 @@ def about(*packages: str) -> dict[str, Any]:
             known["hardware"] = torch.cuda.get_device_name()
         # torch.__version__ names a CPU build; the package's version does not always.
         known["versions"]["torch"] = str(torch.__version__)
-        known |= {"threads": torch.get_num_threads(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY")}
+        known |= {
+            "cpu": _cpu(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            "load": round(os.getloadavg()[0], 2),
+        }
     return known
+
+
+def _cpu() -> str:
+    """The CPU's name, where Linux tells it."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def save(path: Path, known: Mapping[str, Any], **lists: Sequence[Mapping[str, Any]]) -> None:

@@ -74,8 +74,9 @@ def test_the_cross_entropy_and_its_gradient_are_torchs(device: ModuleType) -> No
     nearly = torch.tensor([[9.0, 0.0]], device=DEVICE)
     _, found = kernels.cross_entropy(nearly, torch.tensor([[0]], device=DEVICE))
     assert found[0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(9.0).double()).item() - 1, rel=1e-3)
-    # More columns than a tile has, the label in the last; no row at all.
+    # More columns than a tile has, the label and the highest logit in the last; no row at all.
     many = random(2, device._LOGITS + 5)
+    many[:, -2] += 9
     label = torch.tensor([device._LOGITS + 4, 3], device=DEVICE)
     losses, _ = kernels.cross_entropy(many.clone(), label[:, None])
     assert torch.allclose(losses, F.cross_entropy(many, label, reduction="none"), rtol=1e-6)

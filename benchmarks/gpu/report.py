@@ -98,13 +98,16 @@ def targets(entries: Sequence[Entry]) -> list[str]:
             faster = base[place] / packed[place]
             lines.append(f"- {name}: {faster:.2f} times as fast; target {least:g}: {_met(faster >= least)}")
     shares = [
-        entry["share_of_peak_done"]
+        (entry["share_of_peak_done"], entry["share_of_peak"])
         for entry in measured(entries)
         if (entry["model"], entry["batch"]) == (SMALL, 8) and entry["arm"].startswith("packed")
     ]
     if shares:
-        share = max(shares)
-        lines.append(f"- share of the matmul peak, {SMALL} B=8: {share:.1%}; target 50 %: {_met(share >= 0.5)}")
+        done, whole = max(shares)
+        lines.append(
+            f"- share of the matmul peak, {SMALL} B=8: {done:.1%}, or {whole:.1%} if the output layer counts for all "
+            f"tokens; target 50 %: {_met(done >= 0.5)}"
+        )
     return lines
 
 

@@ -68,6 +68,7 @@ _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
 _ADDED = trial_key(in_pack="own", tuned=True, later=True)
+_LATER_OBJECTIVE = trial_key(in_pack="same", later=True)
 _LATER_SHAPE = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
@@ -258,6 +259,12 @@ class TrainingConfig(Section):
     """The seed of the adapter's weights, the row order and dropout."""
     gradient_checkpointing: Annotated[bool, _NUMERICS] = False
     """Recomputes activations in the backward pass: less memory, more time."""
+    loss: Annotated[Literal["cross_entropy", "dft", "eaft"], _LATER_OBJECTIVE] = "cross_entropy"
+    """What training minimises: the cross-entropy of all label tokens alike, or each weighted by its own probability
+    (`dft`, dynamic fine-tuning), or by how undecided the model is (`eaft`, entropy-adaptive). The losses that trials
+    report stay plain cross-entropies."""
+    eaft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 1.0
+    """For `loss=eaft`: the power of the entropy."""
     horizon: Annotated[Count | None, _OWN] = None
     """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`. If `max_steps`
     is searched, each trial has a schedule of its own length, and the best rate for this length follows from theirs."""

@@ -215,7 +215,7 @@ _ROWS = (
         _write_optimizer,
     ),
     ONE_RATE,
-    fixed("Axolotl", {"data.train_on_prompt": False}),
+    fixed("Axolotl", {"data.train_on_prompt": False, **training_arguments.PLAIN_LOSS}),
     key("weight_decay", "optimizer.weight_decay", 0.0, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler", "cosine"),

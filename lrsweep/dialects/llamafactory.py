@@ -137,6 +137,22 @@ def _write_finetune(config: SweepConfig) -> Tree:
     return {"finetuning_type": "lora", **written, **_write_pissa(finetune)}
 
 
+_LOSSES = {"use_dft_loss": "dft", "use_eaft_loss": "eaft"}
+
+
+def _read_loss(tree: Tree) -> Tree:
+    # With both, LLaMA-Factory takes the first.
+    asked = [loss for name, loss in _LOSSES.items() if flag(name, tree.get(name) or False)]
+    alpha = number("eaft_alpha", given(tree, "eaft_alpha", 1.0))
+    return {"training.loss": asked[0] if asked else "cross_entropy", "training.eaft_alpha": alpha}
+
+
+def _write_loss(config: SweepConfig) -> Tree:
+    training = config.training
+    asked = {name: True for name, loss in _LOSSES.items() if loss == training.loss}
+    return asked | ({} if training.eaft_alpha == 1.0 else {"eaft_alpha": training.eaft_alpha})
+
+
 _ROWS = (
     fixed("LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False}),
     Row(
@@ -182,6 +198,7 @@ _ROWS = (
         read_template,
         lambda config: {"template": config.data.template} if config.data.template else {},
     ),
+    Row((*_LOSSES, "eaft_alpha"), training_arguments.LOSS_OURS, _read_loss, _write_loss),
     key("cutoff_len", "data.max_length", 2048, whole),
     key("train_on_prompt", "data.train_on_prompt", False, flag, lambda value: value or None),
     Row(
@@ -290,6 +307,9 @@ def _not_here(config: SweepConfig) -> str:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
+    for name in _LOSSES:
+        if tree.get(name):
+            found.append(f"{name} stays: {training_arguments.WEIGHTED}")
     if tree.get("trust_remote_code"):
         found.append("trust_remote_code stays; trials load the model with transformers' own code only")
     if not tree.get("val_size") and not tree.get("eval_dataset"):
@@ -340,7 +360,7 @@ DIALECT = Dialect(
             "it changes the model",
             "remove it",
         ),
-        Refusal("use_eaft_loss use_asft_loss", "trials use the cross-entropy loss", "set it to false"),
+        Refusal("use_asft_loss", "trials have no second model to stay near", "set it to false"),
         Refusal("use_megatron_bridge use_hyper_parallel", "it is another training loop", "set it to false"),
         Refusal("upcast_layernorm upcast_lmhead_output", "it changes the model's precision", "set it to false"),
         Refusal(

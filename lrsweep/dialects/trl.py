@@ -184,7 +184,26 @@ def _write_eos(config: SweepConfig) -> Tree:
     return dict(config.model.special_tokens)
 
 
+_LOSSES = {"nll": "cross_entropy", "chunked_nll": "cross_entropy", "dft": "dft"}
+
+
+def _read_loss(tree: Tree) -> Tree:
+    name = word("loss_type", given(tree, "loss_type", "nll"))
+    if name not in _LOSSES:
+        raise InputError(f"loss_type={name}: trials have no such loss; choose one of {', '.join(_LOSSES)}")
+    return training_arguments.PLAIN_LOSS | {"training.loss": _LOSSES[name]}
+
+
 _ROWS = (
+    exact(
+        "TRL",
+        Row(
+            ("loss_type",),
+            training_arguments.LOSS_OURS,
+            _read_loss,
+            lambda config: {"loss_type": "dft"} if config.training.loss == "dft" else {},
+        ),
+    ),
     exact("TRL", Row(("eos_token",), ("model.special_tokens",), _read_eos, _write_eos)),
     fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
@@ -312,6 +331,8 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
+    if tree.get("loss_type") == "dft":
+        found.append(f"loss_type: dft stays: {training_arguments.WEIGHTED}")
     if tree.get("load_in_4bit") and not tree.get("use_bnb_nested_quant"):
         found.append("use_bnb_nested_quant stays off; trials use nested quantization")
     if tree.get("bf16") is not False and tree.get("use_peft") and tree.get("dtype", "float32") == "float32":
@@ -325,7 +346,6 @@ DIALECT = Dialect(
     (
         *training_arguments.REFUSALS,
         Refusal("chat_template_path", "trials use the tokenizer's own template", "put it there as chat_template.jinja"),
-        Refusal("loss_type", "trials use the cross-entropy loss", "remove it", ("nll", "chunked_nll")),
         Refusal("packing_strategy", "trials keep packed rows whole and separate", "set it to bfd", ("bfd",)),
         Refusal("truncation_mode", "trials keep the start of long rows", "set it to keep_start", ("keep_start",)),
         Refusal("lora_modules_to_save", "trials train adapters only", "remove it", ([],)),

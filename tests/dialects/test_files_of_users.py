@@ -77,7 +77,7 @@ def axolotl(**changes: Any) -> Imported:
 @pytest.mark.parametrize(
     ("dialect", "tree", "because"),
     [
-        ("llamafactory", LLAMAFACTORY | {"use_eaft_loss": True}, "use_eaft_loss=True"),
+        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True}, "use_asft_loss=True"),
         ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True, "asft_alpha": 0.05}, "use_asft_loss=True"),
         ("axolotl", AXOLOTL | {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}, "kd_trainer=True"),
         ("axolotl", AXOLOTL | {"kd_ce_alpha": 0.1}, "kd_ce_alpha=0.1"),
@@ -96,6 +96,25 @@ def test_another_training_is_never_imported_in_silence(dialect: str, tree: dict[
     run = imported(dialect, tree, "f.yaml")
     assert run.config.engine.name == "external"
     assert any(reason.startswith(because) for reason in run.reasons), run.reasons
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "loss", "alpha"),
+    [
+        ("llamafactory", {"use_dft_loss": True}, "dft", 1.0),
+        ("llamafactory", {"use_eaft_loss": True}, "eaft", 1.0),
+        ("llamafactory", {"use_eaft_loss": True, "eaft_alpha": 0.5}, "eaft", 0.5),
+        ("llamafactory", {"use_eaft_loss": False}, "cross_entropy", 1.0),
+        ("trl", {"loss_type": "dft"}, "dft", 1.0),
+        ("trl", {"loss_type": "chunked_nll"}, "cross_entropy", 1.0),
+    ],
+)
+def test_a_loss_with_weights_is_ours(dialect: str, keys: dict[str, Any], loss: str, alpha: float) -> None:
+    file = LLAMAFACTORY if dialect == "llamafactory" else TRL | {"dataset_name": "org/rows"}
+    run = imported(dialect, file | keys, "f.yaml")
+    training = run.config.training
+    assert (run.reasons, training.loss, training.eaft_alpha) == ((), loss, alpha)
+    assert any("without its weights" in note for note in run.notes) == (loss != "cross_entropy")
 
 
 def test_harmless_sections_stay() -> None:

@@ -16,6 +16,7 @@ from lrsweep.training.data.loading import collate
 from lrsweep.training.evaluation import eval_batches
 from lrsweep.training.inputs import inputs
 from lrsweep.training.lora_init import draws_from_base, takes_from_base
+from lrsweep.training.loss import weighing
 from lrsweep.training.model import (
     enable_checkpointing,
     load_model,
@@ -112,7 +113,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     else:
         pack = pack_weights(trainable, count, compute=compute)
     # A compiled decoder sees few shapes.
-    pack = dataclasses.replace(pack, unpadded=0 if compiled else maskless, maskless=maskless)
+    head = dataclasses.replace(pack.head, weigh=weighing(config.training))
+    pack = dataclasses.replace(pack, head=head, unpadded=0 if compiled else maskless, maskless=maskless)
     # For some models only a pass shows that the trials' rows cannot be told apart.
     eval_pass(pack, 0, 1, probe)
     if compiled:

@@ -3,12 +3,14 @@
 import functools
 import gc
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import StorageError
 from lrsweep.files import checkpoint
 from lrsweep.files.atomic import disk_faults
@@ -21,6 +23,7 @@ from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.lora_init import takes_from_base
+from lrsweep.training.loss import summed_loss, weighing
 from lrsweep.training.model import load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
@@ -70,7 +73,7 @@ class TrainerEngine:
             data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[reporter],
-            compute_loss_func=_float64_loss if resolve_dtype(config.model) == torch.float64 else None,
+            compute_loss_func=_loss_func(config),
             optimizers=(own_rates, None),
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if own_rates is None else None,
         )
@@ -137,12 +140,21 @@ def training_arguments(trial: Trial) -> TrainingArguments:
     return arguments
 
 
-def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """The loss of transformers without its cast to float32, which would give a float64 run float32's gradients."""
-    logits = outputs.logits[:, :-1].flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
-    mean: torch.Tensor = loss / num_items_in_batch
-    return mean
+def _loss_func(config: SweepConfig) -> Callable[..., torch.Tensor] | None:
+    """What Trainer is to minimise; None for the loss of transformers.
+
+    For float64 it is the same without its cast to float32, which would give a float64 run float32's gradients.
+    """
+    exact, weigh = resolve_dtype(config.model) == torch.float64, weighing(config.training)
+    if weigh is None and not exact:
+        return None
+
+    def mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        logits = outputs.logits[:, :-1]
+        mean: torch.Tensor = summed_loss(logits if exact else logits.float(), labels[:, 1:], weigh) / num_items_in_batch
+        return mean
+
+    return mean_loss
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:

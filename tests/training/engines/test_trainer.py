@@ -66,14 +66,16 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
             batch = collate(rows[start : start + t.batch_size], tokenizer.pad_token_id)
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1]
-            loss = (
-                torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-                )
-                / tokens
+            per_token = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
             )
-            loss.backward()
-            total += loss.item()
+            with torch.no_grad():
+                factors = {"cross_entropy": torch.ones_like(per_token), "dft": torch.exp(-per_token)}
+                if t.loss == "eaft":
+                    likely = logits.flatten(0, 1).sort(descending=True).values[:, :20].softmax(-1)
+                    factors["eaft"] = (-(likely * likely.log()).sum(-1) / 3.0) ** t.eaft_alpha
+            ((factors[t.loss] * per_token).sum() / tokens).backward()
+            total += per_token.sum().item() / tokens
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights, t.max_grad_norm)))
         optimizer.step()
         schedule.step()
@@ -90,6 +92,8 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         ("optimizer.lr_groups={down_proj: 0.1}", "optimizer.weight_decay=0.1"),
         ("finetune=full", "optimizer.weight_decay=0.1"),
         ("finetune=freeze", "finetune.trainable_layers=1"),
+        ("training.loss=dft", "training.gradient_accumulation_steps=2"),
+        ("training.loss=eaft", "training.eaft_alpha=0.5"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),
         ("training.horizon=30", "scheduler=linear", "training.max_grad_norm=0.1"),
     ],

@@ -68,6 +68,7 @@ _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
 _ADDED = trial_key(in_pack="own", tuned=True, later=True)
+_LATER_NUMERICS = trial_key(in_pack="same", later=True)
 _LATER_OBJECTIVE = trial_key(in_pack="same", later=True)
 _LATER_SHAPE = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
@@ -99,6 +100,8 @@ class ModelConfig(Section):
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
     """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
+    double_quantization: Annotated[bool, _LATER_NUMERICS] = True
+    """For 4bit: quantizes the quantization's own constants too."""
     special_tokens: Annotated[dict[str, str], _LATER] = Field(default_factory=dict)
     """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
     trust_remote_code: Annotated[bool, _BASE] = False
@@ -116,7 +119,7 @@ class DataConfig(Section):
 
     path: Annotated[str, _ROWS]
     """A file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`. For `llamafactory`, the folder of a
-    dataset_info.json."""
+    dataset_info.json, or `REMOTE:` and the hub id of a data set that has one."""
     format: Annotated[DataFormat, _ROWS]
     """The format of a row."""
     name: Annotated[str | None, _ROWS] = None

@@ -68,6 +68,18 @@ def _read_finetune(tree: Tree) -> Tree:
 _KEYS = {"loraplus": "loraplus_lr_ratio", "init": "peft_init_lora_weights"}
 
 
+def _read_double(tree: Tree) -> Tree:
+    given_kwargs = training_arguments.mapping_of("bnb_config_kwargs", given(tree, "bnb_config_kwargs", {}))
+    double = flag("bnb_4bit_use_double_quant", given_kwargs.pop("bnb_4bit_use_double_quant", True))
+    if given_kwargs.pop("bnb_4bit_quant_type", "nf4") != "nf4" or given_kwargs:
+        raise InputError(f"bnb_config_kwargs={brief(tree['bnb_config_kwargs'])}: trials quantize to nf4; remove it")
+    return {"model.double_quantization": double}
+
+
+def _write_double(config: SweepConfig) -> Tree:
+    return {} if config.model.double_quantization else {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}}
+
+
 def _read_long_rows(tree: Tree) -> Tree:
     strategy = word("excess_length_strategy", given(tree, "excess_length_strategy", "drop"))
     if strategy not in ("drop", "truncate"):
@@ -186,6 +198,7 @@ _ROWS = (
         _read_finetune,
         _write_finetune,
     ),
+    Row(("bnb_config_kwargs",), ("model.double_quantization",), _read_double, _write_double),
     Row(
         ("datasets", "chat_template"),
         ("data.path", "data.name", "data.split", "data.format", "data.columns", "data.template"),
@@ -296,14 +309,6 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 
 _METHOD = "trials train plain LoRA or all weights"
-_DOUBLE: dict[str, Any] = {"bnb_4bit_use_double_quant": True}
-# Values that are the defaults.
-_QUANTIZATION: tuple[dict[str, Any], ...] = (
-    {},
-    _DOUBLE,
-    {"bnb_4bit_quant_type": "nf4"},
-    {"bnb_4bit_quant_type": "nf4", **_DOUBLE},
-)
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",
@@ -347,7 +352,6 @@ DIALECT = Dialect(
         ),
         Refusal("tokenizer_legacy", "it changes the tokens of rows", "remove it", off=False),
         Refusal("tokenizer_use_fast", "trials use the fast tokenizer", "set it to true", (True,), off=False),
-        Refusal("bnb_config_kwargs", "trials quantize to nf4, doubly", "remove it", _QUANTIZATION),
         Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(

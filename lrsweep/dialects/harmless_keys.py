@@ -36,7 +36,7 @@ LLAMAFACTORY = """
     oft_rank oft_block_size oft_target galore_target galore_rank galore_update_interval galore_scale
     galore_proj_type galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj
     apollo_proj_type apollo_scale_type apollo_layerwise badam_mode badam_start_block badam_switch_mode
-    badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose fp8_backend
+    badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose fp8 fp8_backend
     fp8_enable_fsdp_float8_all_gather loraplus_lr_embedding enable_torch_profiler profiler_output_dir
     eval_num_beams buffer_size create_new_adapter
 """

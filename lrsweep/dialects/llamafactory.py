@@ -168,6 +168,7 @@ _ROWS = (
         _read_quantization,
         lambda config: {"quantization_bit": int(config.model.quantization[0])} if config.model.quantization else {},
     ),
+    key("double_quantization", "model.double_quantization", True, flag, lambda value: None if value else False),
     Row(
         (
             "finetuning_type",
@@ -187,7 +188,7 @@ _ROWS = (
         _write_finetune,
     ),
     Row(
-        ("dataset", "dataset_dir", "max_samples"),
+        ("dataset", "dataset_dir", "max_samples", "tokenized_path"),
         ("data.path", "data.format", "data.name", "data.max_rows_per_set"),
         read_data,
         write_data,
@@ -310,6 +311,10 @@ def _notes(tree: Tree) -> list[str]:
     for name in _LOSSES:
         if tree.get(name):
             found.append(f"{name} stays: {training_arguments.WEIGHTED}")
+    if tree.get("fp8"):
+        found.append("fp8 stays: its products are rounded more coarsely; trials train in bf16 or float32")
+    if tree.get("tokenized_path"):
+        found.append("tokenized_path stays: LLaMA-Factory keeps the tokens there; trials make the same of the data set")
     if tree.get("trust_remote_code"):
         found.append("trust_remote_code stays; trials load the model with transformers' own code only")
     if not tree.get("val_size") and not tree.get("eval_dataset"):
@@ -342,7 +347,7 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
-            "mask_history streaming disable_shuffling tokenized_path tool_format default_system "
+            "mask_history streaming disable_shuffling tool_format default_system "
             "eval_on_each_dataset preserve_thinking",
             _DATA,
             "remove it",
@@ -351,7 +356,6 @@ DIALECT = Dialect(
         Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
-        Refusal("double_quantization", "trials quantize doubly", "set it to true", (True,), off=False),
         Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),
         Refusal("use_fast_tokenizer", "trials use the fast tokenizer", "set it to true", (True,), off=False),
         Refusal(

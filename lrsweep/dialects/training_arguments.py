@@ -24,7 +24,6 @@ REFUSALS = (
     ),
     Refusal("group_by_length", "trials draw rows at random", "set it to false"),
     Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
-    Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
 )
 
 

@@ -65,6 +65,7 @@ def not_here(config: SweepConfig) -> str:
     model, data, finetune = config.model, config.data, config.finetune
     comment = f"# Not part of TrainingArguments: model {model.path}"
     comment += f" in {model.quantization}" if model.quantization else ""
+    comment += "" if model.double_quantization else ", its constants not quantized"
     comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
     comment += " (longer ones are left out)" if data.drop_long_rows else ""
     comment += ", learning prompts too" if data.train_on_prompt else ""

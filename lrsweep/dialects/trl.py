@@ -42,6 +42,13 @@ def _read_precision(tree: Tree) -> Tree:
 
 
 def _read_quantization(tree: Tree) -> Tree:
+    bits = flag("load_in_4bit", tree.get("load_in_4bit") or False)
+    # Without 4 bits it has no effect.
+    double = flag("use_bnb_nested_quant", given(tree, "use_bnb_nested_quant", not bits))
+    return {"model.double_quantization": double, **_read_bits(tree)}
+
+
+def _read_bits(tree: Tree) -> Tree:
     if flag("load_in_4bit", tree.get("load_in_4bit") or False):
         if tree.get("bnb_4bit_quant_type", "nf4") != "nf4":
             raise InputError(
@@ -53,8 +60,10 @@ def _read_quantization(tree: Tree) -> Tree:
 
 def _write_quantization(config: SweepConfig) -> Tree:
     if config.model.quantization == "4bit":
-        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
-    return {"load_in_8bit": True} if config.model.quantization == "8bit" else {}
+        double = config.model.double_quantization
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": double}
+    usual: Tree = {} if config.model.double_quantization else {"use_bnb_nested_quant": False}
+    return {"load_in_8bit": True, **usual} if config.model.quantization == "8bit" else usual
 
 
 def _read_lora(tree: Tree) -> Tree:
@@ -211,7 +220,7 @@ _ROWS = (
     Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
-        ("model.quantization",),
+        ("model.quantization", "model.double_quantization"),
         _read_quantization,
         _write_quantization,
     ),
@@ -333,8 +342,6 @@ def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
     if tree.get("loss_type") == "dft":
         found.append(f"loss_type: dft stays: {training_arguments.WEIGHTED}")
-    if tree.get("load_in_4bit") and not tree.get("use_bnb_nested_quant"):
-        found.append("use_bnb_nested_quant stays off; trials use nested quantization")
     if tree.get("bf16") is not False and tree.get("use_peft") and tree.get("dtype", "float32") == "float32":
         found.append("dtype: float32 stays; trials keep the frozen base model in bf16")
     return found

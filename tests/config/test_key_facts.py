@@ -90,6 +90,7 @@ def test_tuned_keys_and_comparable_losses() -> None:
         "data.packing",
         "model.dtype",
         "model.quantization",
+        "model.double_quantization",
         "model.attn_implementation",
     }
     other_rows = {key for key in keys() if key.startswith(("data.", "model."))} - same_rows

@@ -82,6 +82,8 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "quantization_bit": _null(st.just(4)),
             "flash_attn": st.sampled_from(["auto", "sdpa", "fa2", "disabled"]),
             "disable_gradient_checkpointing": _flags,
+            "double_quantization": _flags,
+            "tokenized_path": st.just("not/there"),
             "use_dft_loss": _flags,
             "use_eaft_loss": _flags,
             "eaft_alpha": st.floats(0, 9),

@@ -117,6 +117,48 @@ def test_a_loss_with_weights_is_ours(dialect: str, keys: dict[str, Any], loss: s
     assert any("without its weights" in note for note in run.notes) == (loss != "cross_entropy")
 
 
+@pytest.mark.parametrize(
+    ("dialect", "keys", "double"),
+    [
+        ("llamafactory", {"quantization_bit": 4}, True),
+        ("llamafactory", {"quantization_bit": 4, "double_quantization": False}, False),
+        ("trl", {"load_in_4bit": True, "use_peft": True}, False),
+        ("trl", {"load_in_4bit": True, "use_peft": True, "use_bnb_nested_quant": True}, True),
+        ("axolotl", {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_quant_type": "nf4"}}, True),
+        ("axolotl", {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}}, False),
+    ],
+)
+def test_a_base_is_quantized_as_the_file_says(dialect: str, keys: dict[str, Any], double: bool) -> None:
+    adapter = {"adapter": "qlora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+    file = {"llamafactory": LLAMAFACTORY, "trl": TRL | {"dataset_name": "org/rows"}, "axolotl": AXOLOTL | adapter}
+    run = imported(dialect, file[dialect] | keys, "f.yaml")
+    model = run.config.model
+    assert (run.reasons, model.quantization, model.double_quantization) == ((), "4bit", double)
+
+
+def test_tokens_that_are_there_replace_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = llamafactory(tokenized_path="tokens")
+    assert run.reasons == ()
+    assert any(note.startswith("tokenized_path stays") for note in run.notes)
+    (tmp_path / "tokens").mkdir()
+    assert [reason.partition(":")[0] for reason in llamafactory(tokenized_path="tokens").reasons] == [
+        "tokenized_path=tokens"
+    ]
+
+
+def test_a_dataset_info_on_the_hub_is_not_fetched_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("fetched"))
+    run = llamafactory(dataset_dir="REMOTE:org/rows", dataset="one")
+    assert (run.reasons, run.config.data.path, run.config.training.horizon) == ((), "REMOTE:org/rows", None)
+
+
+def test_fp8_is_trained_with_a_note() -> None:
+    run = llamafactory(fp8=True, fp8_backend="torchao")
+    assert run.reasons == ()
+    assert any(note.startswith("fp8 stays") for note in run.notes)
+
+
 def test_harmless_sections_stay() -> None:
     run = llamafactory(ray_num_workers=4, resources_per_worker={"GPU": 1})
     assert (run.reasons, set(run.kept) >= {"ray_num_workers", "resources_per_worker"}) == ((), True)

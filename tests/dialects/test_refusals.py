@@ -36,7 +36,7 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("llamafactory", {"optim": "adamw_torch", "optim_args": "momentum=1"}, "optim_args='momentum=1': "),
     ("llamafactory", {"packing": True}, "packing=True: packed rows attend to one another there, "),
     ("llamafactory", {"template": "glm4"}, "template=glm4: lrsweep does not know what it writes "),
-    ("llamafactory", {"dataset_dir": "ONLINE"}, "dataset_dir=ONLINE: trials read a local dataset_info.json; "),
+    ("llamafactory", {"dataset_dir": "ONLINE"}, "dataset_dir=ONLINE: trials read a dataset_info.json; "),
     ("llamafactory", {"quantization_bit": 3}, "quantization_bit=3: trials quantize to 4 or 8 bits; "),
     ("llamafactory", {"lora_rank": "eight"}, "lora_rank='eight': not a number; "),
     ("llamafactory", {"bf16": "perhaps"}, "bf16='perhaps': neither true nor false; "),

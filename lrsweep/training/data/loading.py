@@ -125,6 +125,8 @@ def count_rows(config: DataConfig) -> int | None:
         InputError: The file is missing or bad.
     """
     if config.format == "llamafactory":
+        if config.path.startswith(dataset_info.ON_HUB):
+            return None
         if any(entry.on_hub for entry in dataset_info.entries(config.path, config.name or "", "data.name")):
             return None
         return len(_dataset_info_rows(config)[0])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler, set_seed
 
+import lrsweep.training.model as model_module
 from lrsweep.config.schema import SweepConfig
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
@@ -267,6 +268,12 @@ def test_other_weight_formats_and_missing_folders_are_refused(tmp_path: Path) ->
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"no \.safetensors"):
         check_path(config(f"model.path={tmp_path}").model)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_constants_of_4_bits_are_quantized_as_the_config_says(double: bool) -> None:
+    c = config("finetune=qlora", f"model.double_quantization={double}")
+    assert model_module._quantization(c.model, torch.bfloat16).bnb_4bit_use_double_quant is double
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only where there is no CUDA")

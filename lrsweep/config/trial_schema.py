@@ -262,12 +262,14 @@ class TrainingConfig(Section):
     """The seed of the adapter's weights, the row order and dropout."""
     gradient_checkpointing: Annotated[bool, _NUMERICS] = False
     """Recomputes activations in the backward pass: less memory, more time."""
-    loss: Annotated[Literal["cross_entropy", "dft", "eaft"], _LATER_OBJECTIVE] = "cross_entropy"
+    loss: Annotated[Literal["cross_entropy", "dft", "eaft", "asft"], _LATER_OBJECTIVE] = "cross_entropy"
     """What training minimises: the cross-entropy of all label tokens alike, or each weighted by its own probability
-    (`dft`, dynamic fine-tuning), or by how undecided the model is (`eaft`, entropy-adaptive). The losses that trials
-    report stay plain cross-entropies."""
+    (`dft`, dynamic fine-tuning), or by how undecided the model is (`eaft`, entropy-adaptive), or as `dft` and near the
+    base (`asft`, anchored; not packed). The losses that trials report stay plain cross-entropies."""
     eaft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 1.0
     """For `loss=eaft`: the power of the entropy."""
+    asft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 0.1
+    """For `loss=asft`: the weight of the divergence from the base."""
     horizon: Annotated[Count | None, _OWN] = None
     """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`. If `max_steps`
     is searched, each trial has a schedule of its own length, and the best rate for this length follows from theirs."""

@@ -32,7 +32,7 @@ LLAMAFACTORY = """
     repetition_penalty length_penalty ray_num_workers ray_init_kwargs ray_run_name ray_storage_path
     resources_per_worker placement_strategy master_addr master_port use_swanlab swanlab_project
     swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir pref_beta pref_ftx pref_loss
-    dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma pissa_convert asft_alpha
+    dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma pissa_convert
     oft_rank oft_block_size oft_target galore_target galore_rank galore_update_interval galore_scale
     galore_proj_type galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj
     apollo_proj_type apollo_scale_type apollo_layerwise badam_mode badam_start_block badam_switch_mode

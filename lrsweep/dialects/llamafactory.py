@@ -137,20 +137,30 @@ def _write_finetune(config: SweepConfig) -> Tree:
     return {"finetuning_type": "lora", **written, **_write_pissa(finetune)}
 
 
-_LOSSES = {"use_dft_loss": "dft", "use_eaft_loss": "eaft"}
+_LOSSES = {"use_dft_loss": "dft", "use_eaft_loss": "eaft", "use_asft_loss": "asft"}
+_ALPHAS = {"eaft_alpha": 1.0, "asft_alpha": 0.1}
 
 
 def _read_loss(tree: Tree) -> Tree:
-    # With both, LLaMA-Factory takes the first.
+    # With the first two, LLaMA-Factory takes the first.
     asked = [loss for name, loss in _LOSSES.items() if flag(name, tree.get(name) or False)]
-    alpha = number("eaft_alpha", given(tree, "eaft_alpha", 1.0))
-    return {"training.loss": asked[0] if asked else "cross_entropy", "training.eaft_alpha": alpha}
+    if "asft" in asked:
+        if len(asked) > 1:
+            raise InputError("use_asft_loss=True: it goes with no other loss; set the others to false")
+        if word("finetuning_type", tree.get("finetuning_type") or "lora") == "lora":
+            raise InputError("use_asft_loss=True: with LoRA it needs a ref_model there; set finetuning_type: full")
+        if tree.get("packing") or tree.get("neat_packing"):
+            raise InputError("use_asft_loss=True: packed rows have other positions in its second model; do not pack")
+    alphas = {f"training.{name}": number(name, given(tree, name, usual)) for name, usual in _ALPHAS.items()}
+    return {"training.loss": asked[0] if asked else "cross_entropy", **alphas}
 
 
 def _write_loss(config: SweepConfig) -> Tree:
     training = config.training
-    asked = {name: True for name, loss in _LOSSES.items() if loss == training.loss}
-    return asked | ({} if training.eaft_alpha == 1.0 else {"eaft_alpha": training.eaft_alpha})
+    if training.loss == "asft" and (config.finetune.mode == "lora" or config.data.packing):
+        raise InputError("training.loss=asft: LLaMA-Factory has it for whole weights and rows only; sweep so")
+    asked: dict[str, Any] = {name: True for name, loss in _LOSSES.items() if loss == training.loss}
+    return asked | {name: value for name, usual in _ALPHAS.items() if (value := getattr(training, name)) != usual}
 
 
 _ROWS = (
@@ -199,7 +209,7 @@ _ROWS = (
         read_template,
         lambda config: {"template": config.data.template} if config.data.template else {},
     ),
-    Row((*_LOSSES, "eaft_alpha"), training_arguments.LOSS_OURS, _read_loss, _write_loss),
+    Row((*_LOSSES, *_ALPHAS), training_arguments.LOSS_OURS, _read_loss, _write_loss),
     key("cutoff_len", "data.max_length", 2048, whole),
     key("train_on_prompt", "data.train_on_prompt", False, flag, lambda value: value or None),
     Row(
@@ -364,7 +374,6 @@ DIALECT = Dialect(
             "it changes the model",
             "remove it",
         ),
-        Refusal("use_asft_loss", "trials have no second model to stay near", "set it to false"),
         Refusal("use_megatron_bridge use_hyper_parallel", "it is another training loop", "set it to false"),
         Refusal("upcast_layernorm upcast_lmhead_output", "it changes the model's precision", "set it to false"),
         Refusal(

@@ -4,11 +4,12 @@ The weights are no part of the gradient. Every engine reports the cross-entropy 
 with weights is no measure of a model. With `dft` it is zero for a token that the model gives no chance at all.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrsweep.config.trial_schema import TrainingConfig
 from lrsweep.training.data.collate import IGNORED
@@ -43,6 +44,33 @@ def summed_loss(logits: Tensor, labels: Tensor, weigh: Weighing | None) -> Tenso
     losses = F.cross_entropy(logits, labels, reduction="none")
     weighted = (losses * weigh(logits.detach(), labels[:, None])).sum()
     return losses.detach().sum() + (weighted - weighted.detach())
+
+
+def frozen_copy(base: nn.Module) -> nn.Module:
+    """The model that ASFT stays near: the base before any training."""
+    return copy.deepcopy(base).eval().requires_grad_(False)
+
+
+def anchored_loss(logits: Tensor, labels: Tensor, base: Tensor, alpha: float, tokens: float | Tensor) -> Tensor:
+    """The cross-entropy of a batch's label tokens over `tokens`. Its gradient is that of ASFT's loss.
+
+    That is the batch's mean of the weighted cross-entropy and of the divergence from the base (Zhu et al., "Anchored
+    Supervised Fine-Tuning", 2025). As in LLaMA-Factory, the means of a step's batches are added, not averaged.
+
+    Args:
+        logits: The logits [..., V], in the dtype of the softmax.
+        labels: The labels [...] of these logits.
+        base: The base's logits [..., V].
+        alpha: The weight of the divergence.
+        tokens: The label tokens of a step.
+    """
+    counted = labels.flatten() != IGNORED
+    logits, base = logits.flatten(0, -2)[counted], base.flatten(0, -2)[counted].to(logits.dtype)
+    labels = labels.flatten()[counted]
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    away = F.kl_div(logits.log_softmax(1), base.softmax(1), reduction="none").sum(1)
+    objective = (losses * _probability(logits.detach(), labels[:, None]) + alpha * away).mean()
+    return losses.detach().sum() / tokens + (objective - objective.detach())
 
 
 def _probability(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ CHANGES: dict[str, Any] = {
     "model.double_quantization": False,
     "training.loss": "dft",
     "training.eaft_alpha": 0.5,
+    "training.asft_alpha": 0.5,
     "data.max_length": 256,
 }
 

@@ -77,8 +77,17 @@ def axolotl(**changes: Any) -> Imported:
 @pytest.mark.parametrize(
     ("dialect", "tree", "because"),
     [
-        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True}, "use_asft_loss=True"),
-        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True, "asft_alpha": 0.05}, "use_asft_loss=True"),
+        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True}, "use_asft_loss=True: with LoRA"),
+        (
+            "llamafactory",
+            LLAMAFACTORY | {"use_asft_loss": True, "use_dft_loss": True, "finetuning_type": "full"},
+            "use_asft_loss=True: it goes with no other",
+        ),
+        (
+            "llamafactory",
+            LLAMAFACTORY | {"use_asft_loss": True, "neat_packing": True, "finetuning_type": "full"},
+            "use_asft_loss=True: packed",
+        ),
         ("axolotl", AXOLOTL | {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}, "kd_trainer=True"),
         ("axolotl", AXOLOTL | {"kd_ce_alpha": 0.1}, "kd_ce_alpha=0.1"),
         ("axolotl", AXOLOTL | {"use_onebitllms": True}, "use_onebitllms=True"),
@@ -104,6 +113,7 @@ def test_another_training_is_never_imported_in_silence(dialect: str, tree: dict[
         ("llamafactory", {"use_dft_loss": True}, "dft", 1.0),
         ("llamafactory", {"use_eaft_loss": True}, "eaft", 1.0),
         ("llamafactory", {"use_eaft_loss": True, "eaft_alpha": 0.5}, "eaft", 0.5),
+        ("llamafactory", {"use_asft_loss": True, "asft_alpha": 0.5, "finetuning_type": "full"}, "asft", 0.5),
         ("llamafactory", {"use_eaft_loss": False}, "cross_entropy", 1.0),
         ("trl", {"loss_type": "dft"}, "dft", 1.0),
         ("trl", {"loss_type": "chunked_nll"}, "cross_entropy", 1.0),
@@ -113,7 +123,8 @@ def test_a_loss_with_weights_is_ours(dialect: str, keys: dict[str, Any], loss: s
     file = LLAMAFACTORY if dialect == "llamafactory" else TRL | {"dataset_name": "org/rows"}
     run = imported(dialect, file | keys, "f.yaml")
     training = run.config.training
-    assert (run.reasons, training.loss, training.eaft_alpha) == ((), loss, alpha)
+    found = training.asft_alpha if loss == "asft" else training.eaft_alpha
+    assert (run.reasons, training.loss, found) == ((), loss, alpha)
     assert any("without its weights" in note for note in run.notes) == (loss != "cross_entropy")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrsweep.config.hydra_compose import sweep_config
-from lrsweep.training.loss import summed_loss, weighing
+from lrsweep.training.loss import anchored_loss, summed_loss, weighing
 
 # The package and the function, and the same loss as overrides. LLaMA-Factory computes it in float32.
 THEIRS = [
@@ -52,6 +52,18 @@ def test_the_gradient_is_that_of_the_trainers_own_loss(
     assert theirs_at.grad is not None
     assert ours_at.grad is not None
     assert torch.allclose(ours_at.grad, theirs_at.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_near_the_base_is_llama_factorys() -> None:
+    theirs = pytest.importorskip("llamafactory.train.trainer_utils").asft_loss_func
+    logits, labels = batch()
+    base = logits.flip(0) + 0.5
+    theirs_at, ours_at = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    theirs(Outputs(logits=theirs_at), labels, base.float(), asft_alpha=0.3).backward()
+    anchored_loss(ours_at[:, :-1], labels[:, 1:], base[:, :-1], 0.3, 17).backward()  # type: ignore[no-untyped-call]
+    assert theirs_at.grad is not None
+    assert ours_at.grad is not None
+    assert torch.allclose(ours_at.grad, theirs_at.grad, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["dft", "eaft"])

@@ -81,6 +81,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         Unpackable: The trial cannot be packed; the message says why.
         InputError: Model or data cannot be loaded.
     """
+    if config.training.loss == "asft":
+        raise Unpackable("training.loss=asft: each batch needs a pass of the base too, and its own mean")
     tokenizer, data = inputs(config.model, config.data)
     model = load_model(config.model, config.finetune)
     if config.finetune.dora:

@@ -23,7 +23,7 @@ from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.lora_init import takes_from_base
-from lrsweep.training.loss import summed_loss, weighing
+from lrsweep.training.loss import anchored_loss, frozen_copy, summed_loss, weighing
 from lrsweep.training.model import load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
@@ -54,7 +54,9 @@ class TrainerEngine:
         config = trial.config
         tokenizer, data = inputs(config.model, config.data)
         phase("loading the model")
-        model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
+        base_model = load_model(config.model, config.finetune)
+        anchor = frozen_copy(base_model) if config.training.loss == "asft" else None
+        model = make_trainable(base_model, config.finetune, config.training.seed)
         lora = lora_config(config.finetune)
         taken = config.finetune.mode == "lora" and takes_from_base(lora)
         first = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()} if taken else {}
@@ -66,6 +68,7 @@ class TrainerEngine:
             schedule_steps=config.training.schedule_steps,
             data=data,
             reporter=reporter,
+            anchor=anchor,
             model=model,
             args=training_arguments(trial),
             train_dataset=data.train,
@@ -173,19 +176,43 @@ class _Trainer(ResumableTrainer):
         schedule_steps: Optimizer steps of the schedule.
         data: The eval set, which `lrsweep.training.evaluation` evaluates.
         reporter: Gets the losses on its rows.
+        anchor: The base, if the loss is ASFT's.
         **arguments: ResumableTrainer's arguments.
     """
 
-    def __init__(self, *, schedule_steps: int, data: FinetuneData, reporter: "_Reporter", **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        schedule_steps: int,
+        data: FinetuneData,
+        reporter: "_Reporter",
+        anchor: torch.nn.Module | None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)  # the screen is the host's
         self._schedule_steps = schedule_steps
         self._data = data
         self._reporter = reporter
+        self._anchor = anchor
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule over `schedule_steps`, not over the run's steps."""
         return super().create_scheduler(self._schedule_steps, optimizer)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss; ASFT's needs the base's logits too."""
+        if self._anchor is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        training = self._own_trial.config.training
+        labels = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1]
+        with torch.no_grad():
+            base = self._anchor(**inputs).logits[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return anchored_loss(logits, labels, base, training.asft_alpha, num_items_in_batch)
 
     def row_losses(self) -> RowLosses:
         """The loss on each row of the eval set."""

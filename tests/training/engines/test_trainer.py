@@ -32,6 +32,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
     """The trial as a dozen lines of torch: losses and gradient norms by step. Batches in Trainer's own order."""
     tokenizer, data = inputs(config.model, config.data)
     model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed).train()
+    anchor = load_model(config.model, config.finetune).eval()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     undecayed = [p for n, p in model.named_parameters() if p.requires_grad and "norm" in n]
     decayed = [p for p in weights if all(p is not other for other in undecayed)]
@@ -75,7 +76,15 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
                 if t.loss == "eaft":
                     likely = logits.flatten(0, 1).sort(descending=True).values[:, :20].softmax(-1)
                     factors["eaft"] = (-(likely * likely.log()).sum(-1) / 3.0) ** t.eaft_alpha
-            ((factors[t.loss] * per_token).sum() / tokens).backward()
+                if t.loss == "asft":
+                    near = torch.log_softmax(anchor(**batch).logits[:, :-1].flatten(0, 1), -1)
+            if t.loss == "asft":
+                away = (near.exp() * (near - torch.log_softmax(logits.flatten(0, 1), -1))).sum(-1)
+                counted = (labels.flatten() != -100).double()
+                both = factors["dft"] * per_token + t.asft_alpha * away * counted
+                (both.sum() / counted.sum()).backward()  # type: ignore[no-untyped-call]
+            else:
+                ((factors[t.loss] * per_token).sum() / tokens).backward()
             total += per_token.sum().item() / tokens
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights, t.max_grad_norm)))
         optimizer.step()
@@ -95,6 +104,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         ("finetune=freeze", "finetune.trainable_layers=1"),
         ("training.loss=dft", "training.gradient_accumulation_steps=2"),
         ("training.loss=eaft", "training.eaft_alpha=0.5"),
+        ("training.loss=asft", "training.asft_alpha=2", "finetune=full", "training.gradient_accumulation_steps=2"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),
         ("training.horizon=30", "scheduler=linear", "training.max_grad_norm=0.1"),
     ],

@@ -164,6 +164,12 @@ def test_a_dataset_info_on_the_hub_is_not_fetched_at_import(monkeypatch: pytest.
     assert (run.reasons, run.config.data.path, run.config.training.horizon) == ((), "REMOTE:org/rows", None)
 
 
+def test_a_data_set_that_is_not_in_the_info_yet_is_no_reason_to_train_elsewhere() -> None:
+    run = llamafactory(dataset="later")
+    assert run.reasons == ()
+    assert any("no such data set" in note and note.endswith("or with --data-dir") for note in run.notes)
+
+
 def test_fp8_is_trained_with_a_note() -> None:
     run = llamafactory(fp8=True, fp8_backend="torchao")
     assert run.reasons == ()

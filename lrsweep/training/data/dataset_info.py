@@ -102,7 +102,7 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
     for name in (part.strip() for part in names.split(",")):
         if not isinstance(info, Mapping) or name not in info:
             there = ", ".join(list(info)[:8]) if isinstance(info, Mapping) else "none"
-            raise InputError(f"{key}={name}: no such data set in {path} (there: {there})")
+            raise NotFoundError(f"{key}={name}: no such data set in {path} (there: {there})")
         entry = _entry(name, info[name], path)
         if folder.startswith(ON_HUB) and not entry.on_hub:
             raise InputError(f"{folder}: {name}.file_name: only {FILE} itself is fetched; give hf_hub_url there")

@@ -322,7 +322,7 @@ def _notes(tree: Tree) -> list[str]:
         if tree.get(name):
             found.append(f"{name} stays: {training_arguments.WEIGHTED}")
     if tree.get("fp8"):
-        found.append("fp8 stays: its products are rounded more coarsely; trials train in bf16 or float32")
+        found.append(training_arguments.COARSE)
     if tree.get("tokenized_path"):
         found.append("tokenized_path stays: LLaMA-Factory keeps the tokens there; trials make the same of the data set")
     if tree.get("trust_remote_code"):

@@ -186,6 +186,8 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "max_grad_norm": _null(st.floats(0, 10)),
             "lr_scheduler": _schedules,
             "lr_scheduler_kwargs": _kwargs,
+            "cosine_constant_lr_ratio": st.just(0),
+            "lora_fan_in_fan_out": _flags,
             "warmup_steps": _null(st.integers(0, 50)),
             "warmup_ratio": _null(_share),
             "micro_batch_size": _counts,

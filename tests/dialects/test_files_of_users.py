@@ -170,6 +170,42 @@ def test_a_data_set_that_is_not_in_the_info_yet_is_no_reason_to_train_elsewhere(
     assert any("no such data set" in note and note.endswith("or with --data-dir") for note in run.notes)
 
 
+@pytest.mark.parametrize(
+    ("keys", "schedule", "arguments"),
+    [
+        ({"cosine_min_lr_ratio": 0.1}, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        ({"cosine_min_lr_ratio": 1.0, "cosine_constant_lr_ratio": 0}, "cosine_with_min_lr", {"min_lr_rate": 1.0}),
+        ({"cosine_min_lr_ratio": 0, "cosine_constant_lr_ratio": 0.5}, "cosine", {}),
+        ({"cosine_constant_lr_ratio": 0.5}, "cosine", {}),
+        ({"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"}, "linear", {}),
+    ],
+)
+def test_axolotls_lowest_rate(keys: dict[str, Any], schedule: str, arguments: dict[str, float]) -> None:
+    run = axolotl(**keys)
+    assert (run.reasons, run.config.scheduler.name, run.config.scheduler.kwargs) == ((), schedule, arguments)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"cosine_min_lr_ratio": 0.1, "cosine_constant_lr_ratio": 0.5},
+        {"cosine_min_lr_ratio": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}},
+        {"cosine_min_lr_ratio": 1.5},
+        {"batch_size": 4, "gradient_accumulation_steps": 4},
+        {"batch_size": 2, "micro_batch_size": 4},
+    ],
+)
+def test_what_axolotl_reads_otherwise_is_trained_there(keys: dict[str, Any]) -> None:
+    assert len(axolotl(**keys).reasons) == 1
+
+
+def test_axolotls_rows_of_a_step_are_accumulated() -> None:
+    run = axolotl(batch_size=9, micro_batch_size=2, lora_fan_in_fan_out=True, fp8=True)
+    training = run.config.training
+    assert (run.reasons, training.batch_size, training.gradient_accumulation_steps) == ((), 2, 4)
+    assert any(note.startswith("fp8 stays") for note in run.notes)
+
+
 def test_fp8_is_trained_with_a_note() -> None:
     run = llamafactory(fp8=True, fp8_backend="torchao")
     assert run.reasons == ()

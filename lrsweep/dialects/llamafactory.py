@@ -207,7 +207,7 @@ _ROWS = (
         ("template",),
         ("data.template",),
         read_template,
-        lambda config: {"template": config.data.template} if config.data.template else {},
+        lambda config: {"template": written} if (written := read_template(vars(config.data))["data.template"]) else {},
     ),
     Row((*_LOSSES, *_ALPHAS), training_arguments.LOSS_OURS, _read_loss, _write_loss),
     key("cutoff_len", "data.max_length", 2048, whole),

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from lrsweep import dialects
 from lrsweep.config.trial_schema import DataConfig, ModelConfig
 from lrsweep.dialects.imported_run import Imported, Request
 from lrsweep.dialects.importer import imported
 from lrsweep.errors import InputError
-from lrsweep.training.data.formats import Chat, parse
+from lrsweep.training.data.formats import Chat, Plain, parse
 from lrsweep.training.data.loading import count_rows, load
 from lrsweep.training.model import load_tokenizer
 from tests.training.data.test_loading import tokenizer_with
@@ -451,3 +452,46 @@ def test_other_special_tokens_of_the_vocabulary_are_taken() -> None:
     assert (changed.eos_token, len(changed)) == (other, len(embedded))
     with pytest.raises(InputError, match=r"^model\.special_tokens\.eos_token=<none>: takes a bos"):
         load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": "<none>"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins", "with_input", "without"),
+    [
+        ("alpaca:chat", "SYSTEM: Below", "USER: Add\n1 2\nASSISTANT:| 3", "USER: Add\nASSISTANT:| 3"),
+        (
+            "alpaca:chatml",
+            "<|im_start|>system\nBelow",
+            "user\nAdd\n1 2<|im_end|>\n<|im_start|>assistant\n| 3",
+            "user\nAdd<|im_end|>\n<|im_start|>assistant\n| 3",
+        ),
+        (
+            "alpaca:phi",
+            "<|system|>\nBelow",
+            "completes the request.<|end|>\n<|user|>\nAdd<|end|>1 2<|assistant|>| 3",
+            "completes the request.<|end|>\n<|user|>\nAdd<|end|>\n<|assistant|>\n| 3",
+        ),
+    ],
+)
+def test_axolotls_styles_of_the_alpaca_prompt(kind: str, begins: str, with_input: str, without: str) -> None:
+    run = axolotl(datasets=[{"path": "data/demo.json", "ds_type": "json", "type": kind}])
+    assert (run.reasons, run.config.data.template) == ((), kind)
+    exported: dict[str, Any] = dict(dialects.tree(dialects.TRAINERS["axolotl"], run.config, set()))
+    assert exported["datasets"][0]["type"] == kind
+    for given, ends in (("1 2", with_input), ("", without)):
+        form = parse({"instruction": "Add", "input": given, "output": " 3"}, "alpaca", {}, True, kind)
+        assert isinstance(form, Plain)
+        assert form.apart
+        assert f"{form.prompt}|{form.completion}".startswith(begins)
+        assert f"{form.prompt}|{form.completion}".endswith(ends)
+
+
+def test_a_style_that_is_not_axolotls_is_refused() -> None:
+    assert axolotl(datasets=[{"path": "d", "type": "alpaca:other"}]).reasons
+    with pytest.raises(InputError, match=r"^data.template=alpaca:other: for format alpaca it is one of alpaca, "):
+        load(data("data/demo.json", "alpaca", template="alpaca:other"), tokenizer_with(CHATML))
+
+
+def test_some_files_of_a_data_set_are_read_by_axolotl() -> None:
+    entry = {"path": "org/rows", "data_files": ["a.jsonl"], "type": "chat_template"}
+    assert [reason.partition("=")[0] for reason in axolotl(datasets=[entry]).reasons] == ["datasets: data_files"]
+    assert axolotl(datasets=[entry | {"path": "json", "data_files": ["train.jsonl"]}]).reasons == ()

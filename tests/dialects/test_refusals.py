@@ -58,7 +58,7 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("trl", {"datasets": [{"path": "a", "fraction": 0.5}]}, "datasets: fraction=0.5: "),
     ("trl", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type=fp4: "),
     ("axolotl", {"rl": "grpo"}, "rl='grpo': trials do supervised fine-tuning only; "),
-    ("axolotl", {"datasets": [{"path": "d", "type": "alpaca:chat"}]}, "type='alpaca:chat': trials do not know "),
+    ("axolotl", {"datasets": [{"path": "d", "type": "alpaca:other"}]}, "type='alpaca:other': trials do not know "),
     ("axolotl", {"chat_template": "chatml"}, "chat_template='chatml': trials use the tokenizer's own template; "),
     ("axolotl", {"adapter": "llama-adapter"}, "adapter=llama-adapter: "),
     ("axolotl", {"adapter": "lora", "lora_target_linear": True}, "lora_r, lora_alpha: missing; "),

@@ -213,6 +213,12 @@ def test_fp8_is_trained_with_a_note() -> None:
     assert any(note.startswith("fp8 stays") for note in run.notes)
 
 
+def test_their_loss_with_weights_ranks_with_a_warning() -> None:
+    for keys, warned in (({"use_dft_loss": True}, True), ({}, False)):
+        run = imported("llamafactory", LLAMAFACTORY | keys, "f.yaml", Request("theirs"))
+        assert any("has the weights of dft in it" in note for note in run.notes) == warned
+
+
 def test_harmless_sections_stay() -> None:
     run = llamafactory(ray_num_workers=4, resources_per_worker={"GPU": 1})
     assert (run.reasons, set(run.kept) >= {"ray_num_workers", "resources_per_worker"}) == ((), True)

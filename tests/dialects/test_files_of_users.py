@@ -497,6 +497,12 @@ def test_a_style_that_is_not_axolotls_is_refused() -> None:
         load(data("data/demo.json", "alpaca", template="alpaca:other"), tokenizer_with(CHATML))
 
 
+def test_the_files_that_an_entry_names_move_with_data_dir() -> None:
+    entry = {"path": "json", "data_files": ["train.jsonl"], "type": "chat_template"}
+    run = imported("axolotl", AXOLOTL | {"datasets": [entry]}, "f.yml", Request(data_dir="elsewhere"))
+    assert (run.reasons, run.config.data.path) == ((), "elsewhere/train.jsonl")
+
+
 def test_some_files_of_a_data_set_are_read_by_axolotl() -> None:
     entry = {"path": "org/rows", "data_files": ["a.jsonl"], "type": "chat_template"}
     assert [reason.partition("=")[0] for reason in axolotl(datasets=[entry]).reasons] == ["datasets: data_files"]

@@ -68,6 +68,8 @@ _LATER = trial_key(in_pack="same", comparable=False, later=True)
 _BATCHES = trial_key(in_pack="same")
 _SHAPE = trial_key(in_pack="same", tuned=True)
 _ADDED = trial_key(in_pack="own", tuned=True, later=True)
+_LATER_NUMERICS = trial_key(in_pack="same", later=True)
+_LATER_OBJECTIVE = trial_key(in_pack="same", later=True)
 _LATER_SHAPE = trial_key(in_pack="same", tuned=True, later=True)
 _TUNED = trial_key(in_pack="own", tuned=True)
 _OWN = trial_key(in_pack="own")
@@ -98,6 +100,8 @@ class ModelConfig(Section):
     """transformers' name of an attention kernel (`sdpa`, `eager`, `flash_attention_2`); null is its default."""
     quantization: Annotated[Literal["4bit", "8bit"] | None, _NUMERICS] = None
     """Quantizes the frozen base with bitsandbytes. Needs CUDA."""
+    double_quantization: Annotated[bool, _LATER_NUMERICS] = True
+    """For 4bit: quantizes the quantization's own constants too."""
     special_tokens: Annotated[dict[str, str], _LATER] = Field(default_factory=dict)
     """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
     trust_remote_code: Annotated[bool, _BASE] = False
@@ -115,7 +119,7 @@ class DataConfig(Section):
 
     path: Annotated[str, _ROWS]
     """A file (JSON, JSONL, CSV, Parquet), a folder, a hub id, or `embedded`. For `llamafactory`, the folder of a
-    dataset_info.json."""
+    dataset_info.json, or `REMOTE:` and the hub id of a data set that has one."""
     format: Annotated[DataFormat, _ROWS]
     """The format of a row."""
     name: Annotated[str | None, _ROWS] = None
@@ -123,8 +127,9 @@ class DataConfig(Section):
     eval_name: Annotated[str | None, _ROWS] = None
     """For `llamafactory`: the data sets to evaluate on, as in `name`."""
     template: Annotated[str | None, _ROWS] = None
-    """For `llamafactory`: its template, instead of the tokenizer's chat template. For `alpaca`: `alpaca`, the prompt of
-    Stanford's Alpaca (### Instruction:) instead of the chat template."""
+    """For `llamafactory`: its template, instead of the tokenizer's chat template. For `alpaca`: instead of that the
+    prompt of Stanford's Alpaca in a style of Axolotl's, `alpaca` (### Instruction:), `alpaca:chat`, `alpaca:chatml` or
+    `alpaca:phi`."""
     max_rows_per_set: Annotated[Count | None, _ROWS] = None
     """For `llamafactory`: uses only the first this many rows of each data set."""
     split: Annotated[str, _ROWS] = "train"
@@ -258,6 +263,14 @@ class TrainingConfig(Section):
     """The seed of the adapter's weights, the row order and dropout."""
     gradient_checkpointing: Annotated[bool, _NUMERICS] = False
     """Recomputes activations in the backward pass: less memory, more time."""
+    loss: Annotated[Literal["cross_entropy", "dft", "eaft", "asft"], _LATER_OBJECTIVE] = "cross_entropy"
+    """What training minimises: the cross-entropy of all label tokens alike, or each weighted by its own probability
+    (`dft`, dynamic fine-tuning), or by how undecided the model is (`eaft`, entropy-adaptive), or as `dft` and near the
+    base (`asft`, anchored; not packed). The losses that trials report stay plain cross-entropies."""
+    eaft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 1.0
+    """For `loss=eaft`: the power of the entropy."""
+    asft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 0.1
+    """For `loss=asft`: the weight of the divergence from the base."""
     horizon: Annotated[Count | None, _OWN] = None
     """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`. If `max_steps`
     is searched, each trial has a schedule of its own length, and the best rate for this length follows from theirs."""

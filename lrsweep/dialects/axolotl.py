@@ -68,6 +68,18 @@ def _read_finetune(tree: Tree) -> Tree:
 _KEYS = {"loraplus": "loraplus_lr_ratio", "init": "peft_init_lora_weights"}
 
 
+def _read_double(tree: Tree) -> Tree:
+    given_kwargs = training_arguments.mapping_of("bnb_config_kwargs", given(tree, "bnb_config_kwargs", {}))
+    double = flag("bnb_4bit_use_double_quant", given_kwargs.pop("bnb_4bit_use_double_quant", True))
+    if given_kwargs.pop("bnb_4bit_quant_type", "nf4") != "nf4" or given_kwargs:
+        raise InputError(f"bnb_config_kwargs={brief(tree['bnb_config_kwargs'])}: trials quantize to nf4; remove it")
+    return {"model.double_quantization": double}
+
+
+def _write_double(config: SweepConfig) -> Tree:
+    return {} if config.model.double_quantization else {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}}
+
+
 def _read_long_rows(tree: Tree) -> Tree:
     strategy = word("excess_length_strategy", given(tree, "excess_length_strategy", "drop"))
     if strategy not in ("drop", "truncate"):
@@ -120,6 +132,44 @@ def _read_warmup(tree: Tree) -> Tree:
     return {
         "scheduler.warmup_steps": None,
         "scheduler.warmup_ratio": number("warmup_ratio", given(tree, "warmup_ratio", _DEFAULT_WARMUP)),
+    }
+
+
+_SCHEDULE = training_arguments.scheduler("lr_scheduler", "cosine")
+
+
+def _read_schedule(tree: Tree) -> Tree:
+    found = _SCHEDULE.read(tree)
+    ratio = number("cosine_min_lr_ratio", given(tree, "cosine_min_lr_ratio", 0))
+    # Axolotl reads these two keys with the schedule cosine only, and a ratio of 0 as none.
+    if found["scheduler.name"] != "cosine" or not ratio:
+        return found
+    if held := number("cosine_constant_lr_ratio", given(tree, "cosine_constant_lr_ratio", 0)):
+        raise InputError(f"cosine_constant_lr_ratio={held:g}: trials have transformers' schedules; remove it")
+    if found["scheduler.kwargs"] or not 0 < ratio <= 1:
+        raise InputError(f"cosine_min_lr_ratio={ratio:g}: goes from 0 to 1, without lr_scheduler_kwargs; correct it")
+    return {"scheduler.name": "cosine_with_min_lr", "scheduler.kwargs": {"min_lr_rate": ratio}}
+
+
+def _read_batch(tree: Tree) -> Tree:
+    rows = whole("micro_batch_size", given(tree, "micro_batch_size", 1))
+    steps = whole("gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", 1))
+    if tree.get("batch_size"):
+        # On any number of devices, each accumulates this often.
+        steps = whole("batch_size", tree["batch_size"]) // max(1, rows)
+        if tree.get("gradient_accumulation_steps") or steps < 1:
+            raise InputError(
+                f"batch_size={tree['batch_size']}: Axolotl takes it beside a smaller micro_batch_size, and instead of "
+                "gradient_accumulation_steps; remove it"
+            )
+    return {"training.batch_size": rows, "training.gradient_accumulation_steps": steps}
+
+
+def _write_batch(config: SweepConfig) -> Tree:
+    training = config.training
+    return {
+        "micro_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
     }
 
 
@@ -186,6 +236,7 @@ _ROWS = (
         _read_finetune,
         _write_finetune,
     ),
+    Row(("bnb_config_kwargs",), ("model.double_quantization",), _read_double, _write_double),
     Row(
         ("datasets", "chat_template"),
         ("data.path", "data.name", "data.split", "data.format", "data.columns", "data.template"),
@@ -215,10 +266,12 @@ _ROWS = (
         _write_optimizer,
     ),
     ONE_RATE,
-    fixed("Axolotl", {"data.train_on_prompt": False}),
+    fixed("Axolotl", {"data.train_on_prompt": False, **training_arguments.PLAIN_LOSS}),
     key("weight_decay", "optimizer.weight_decay", 0.0, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
-    training_arguments.scheduler("lr_scheduler", "cosine"),
+    replace(
+        _SCHEDULE, theirs=(*_SCHEDULE.theirs, "cosine_min_lr_ratio", "cosine_constant_lr_ratio"), read=_read_schedule
+    ),
     Row(
         ("warmup_steps", "warmup_ratio"),
         training_arguments.WARMUP_OURS,
@@ -226,8 +279,12 @@ _ROWS = (
         training_arguments.write_warmup,
         exclusive=True,
     ),
-    key("micro_batch_size", "training.batch_size", 1, whole),
-    key("gradient_accumulation_steps", "training.gradient_accumulation_steps", 1, whole),
+    Row(
+        ("micro_batch_size", "gradient_accumulation_steps", "batch_size"),
+        ("training.batch_size", "training.gradient_accumulation_steps"),
+        _read_batch,
+        _write_batch,
+    ),
     training_arguments.length("num_epochs"),
     Row(
         ("eval_steps", "evals_per_epoch", "eval_strategy", "eval_batch_size"),
@@ -259,6 +316,8 @@ def _check(config: SweepConfig, version: Version | None) -> None:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree, "optimizer")
+    if tree.get("fp8"):
+        found.append(training_arguments.COARSE)
     if tree.get("warmup_steps") is None and tree.get("warmup_ratio") is None:
         found.append("no warm-up is given: trials use Axolotl's default, 3% of the run (in Axolotl at most 100 steps)")
     if not tree.get("val_set_size") and not tree.get("test_datasets"):
@@ -296,14 +355,6 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 
 _METHOD = "trials train plain LoRA or all weights"
-_DOUBLE: dict[str, Any] = {"bnb_4bit_use_double_quant": True}
-# Values that are the defaults.
-_QUANTIZATION: tuple[dict[str, Any], ...] = (
-    {},
-    _DOUBLE,
-    {"bnb_4bit_quant_type": "nf4"},
-    {"bnb_4bit_quant_type": "nf4", **_DOUBLE},
-)
 _RATES = "trials train with a single learning rate"
 DIALECT = Dialect(
     "axolotl",
@@ -315,19 +366,13 @@ DIALECT = Dialect(
         Refusal("embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "remove it"),
         Refusal(
             "relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
-            "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft "
-            "lora_fan_in_fan_out",
+            "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft",
             _METHOD,
             "remove it",
             ([],),
         ),
         Refusal(
-            "cosine_min_lr_ratio",
-            "trials have transformers' schedules",
-            "write lr_scheduler: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: ...}",
-        ),
-        Refusal(
-            "cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor jagged_restart_steps",
+            "lr_quadratic_warmup lr_div_factor jagged_restart_steps",
             "trials have transformers' schedules",
             "remove it",
         ),
@@ -337,7 +382,6 @@ DIALECT = Dialect(
             "trials draw whole rows in random order",
             "remove it",
         ),
-        Refusal("batch_size", "it depends on the number of devices", "set gradient_accumulation_steps instead"),
         Refusal("optim_args", "trials support AdamW's betas and eps only", "remove it"),
         Refusal("float16 bfloat16 torch_dtype", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal(
@@ -347,7 +391,6 @@ DIALECT = Dialect(
         ),
         Refusal("tokenizer_legacy", "it changes the tokens of rows", "remove it", off=False),
         Refusal("tokenizer_use_fast", "trials use the fast tokenizer", "set it to true", (True,), off=False),
-        Refusal("bnb_config_kwargs", "trials quantize to nf4, doubly", "remove it", _QUANTIZATION),
         Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(

@@ -9,6 +9,7 @@ from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import given, word
 from lrsweep.dialects.training_arguments import mapping_of
 from lrsweep.errors import InputError
+from lrsweep.training.data.formats import ALPACA_TEMPLATES
 
 _ENTRY = (
     "path",
@@ -61,6 +62,10 @@ def _one_set(tree: Tree, name: str) -> Tree:
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
         files = files[0]
+    if files is not None and entry.get("path") not in ("json", "csv", "parquet"):
+        raise InputError(
+            f"{name}: data_files={brief(files)}: trials read a data set whole; give the file itself as path"
+        )
     if files is not None and not isinstance(files, str):
         raise InputError(f"{name}: data_files={brief(files)}: trials read one file or folder; give one")
     return {
@@ -76,8 +81,8 @@ def _format(entry: Tree, kind: Any) -> Tree:
     if kind == "completion":
         field = entry.get("field") or "text"
         return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
-    if kind == "alpaca":
-        return {"data.format": "alpaca", "data.columns": {}, "data.template": "alpaca"}
+    if kind in ALPACA_TEMPLATES:
+        return {"data.format": "alpaca", "data.columns": {}, "data.template": kind}
     if kind != "chat_template":
         raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")
     properties = mapping_of("message_property_mappings", given(entry, "message_property_mappings", _MESSAGES))
@@ -107,8 +112,8 @@ def write_data(config: SweepConfig) -> Tree:
         entry |= {"type": "completion"} | ({"field": data.columns["text"]} if data.columns else {})
     elif data.path == "embedded":
         entry |= {"type": "completion"}
-    elif data.format == "alpaca" and data.template == "alpaca" and not data.columns:
-        entry |= {"type": "alpaca"}
+    elif data.format == "alpaca" and data.template in ALPACA_TEMPLATES and not data.columns:
+        entry |= {"type": data.template}
     else:
         raise InputError(
             f"data.format={data.format}: Axolotl would add its own prompts to such rows; convert them to messages"

@@ -37,14 +37,16 @@ def share_held_out(tree: Tree, config: SweepConfig, others: str, share: str) -> 
 
 
 def moved(sets: Any, name: str, folder: str) -> list[Any]:
-    """Returns a list of data sets whose files, under `name`, are in another folder."""
+    """Returns a list of data sets whose files, under `name` or `data_files`, are in another folder."""
     if not isinstance(sets, list) or not all(isinstance(entry, dict) for entry in sets):
         raise InputError(f"datasets={brief(sets)}: not a list of data sets, so --data-dir cannot move them; correct it")
     found = []
     for entry in sets:
-        files = entry.get(name)
+        # Where an entry names its files, its path is their kind.
+        key = "data_files" if entry.get("data_files") else name
+        files = entry.get(key)
         paths = [str(Path(folder, str(file))) for file in (files if isinstance(files, list) else [files])]
-        found.append(entry if files is None else entry | {name: paths if isinstance(files, list) else paths[0]})
+        found.append(entry if files is None else entry | {key: paths if isinstance(files, list) else paths[0]})
     return found
 
 

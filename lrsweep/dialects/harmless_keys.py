@@ -32,15 +32,16 @@ LLAMAFACTORY = """
     repetition_penalty length_penalty ray_num_workers ray_init_kwargs ray_run_name ray_storage_path
     resources_per_worker placement_strategy master_addr master_port use_swanlab swanlab_project
     swanlab_workspace swanlab_run_name swanlab_mode swanlab_logdir pref_beta pref_ftx pref_loss
-    dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma pissa_convert asft_alpha
-    eaft_alpha oft_rank oft_block_size oft_target galore_target galore_rank galore_update_interval galore_scale
+    dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma pissa_convert
+    oft_rank oft_block_size oft_target galore_target galore_rank galore_update_interval galore_scale
     galore_proj_type galore_layerwise apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj
     apollo_proj_type apollo_scale_type apollo_layerwise badam_mode badam_start_block badam_switch_mode
-    badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose fp8_backend
+    badam_switch_interval badam_update_ratio badam_mask_mode badam_verbose fp8 fp8_backend
     fp8_enable_fsdp_float8_all_gather loraplus_lr_embedding enable_torch_profiler profiler_output_dir
     eval_num_beams buffer_size create_new_adapter
 """
 
+# `lora_fan_in_fan_out`: PEFT sets it by the kind of each layer, whatever it is told.
 AXOLOTL = """
     eot_tokens experimental_skip_move_to_device use_wandb provider gpu gpu_count node_count volumes memory timeout
     memory_preprocess timeout_preprocess secrets use_scattermoe use_sonicmoe
@@ -72,7 +73,8 @@ AXOLOTL = """
     profiler_steps_start include_tkps auto_resume_from_checkpoints is_falcon_derived_model
     is_llama_derived_model is_mistral_derived_model is_qwen_derived_model eval_table_size eval_max_new_tokens
     do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split generate_samples
-    num_generation_samples dynamic_checkpoint full_finetune merge_lora
+    num_generation_samples dynamic_checkpoint full_finetune merge_lora lora_fan_in_fan_out fp8
+    fp8_enable_fsdp_float8_all_gather
 """
 
 TRL = """

@@ -137,6 +137,32 @@ def _write_finetune(config: SweepConfig) -> Tree:
     return {"finetuning_type": "lora", **written, **_write_pissa(finetune)}
 
 
+_LOSSES = {"use_dft_loss": "dft", "use_eaft_loss": "eaft", "use_asft_loss": "asft"}
+_ALPHAS = {"eaft_alpha": 1.0, "asft_alpha": 0.1}
+
+
+def _read_loss(tree: Tree) -> Tree:
+    # With the first two, LLaMA-Factory takes the first.
+    asked = [loss for name, loss in _LOSSES.items() if flag(name, tree.get(name) or False)]
+    if "asft" in asked:
+        if len(asked) > 1:
+            raise InputError("use_asft_loss=True: it goes with no other loss; set the others to false")
+        if word("finetuning_type", tree.get("finetuning_type") or "lora") == "lora":
+            raise InputError("use_asft_loss=True: with LoRA it needs a ref_model there; set finetuning_type: full")
+        if tree.get("packing") or tree.get("neat_packing"):
+            raise InputError("use_asft_loss=True: packed rows have other positions in its second model; do not pack")
+    alphas = {f"training.{name}": number(name, given(tree, name, usual)) for name, usual in _ALPHAS.items()}
+    return {"training.loss": asked[0] if asked else "cross_entropy", **alphas}
+
+
+def _write_loss(config: SweepConfig) -> Tree:
+    training = config.training
+    if training.loss == "asft" and (config.finetune.mode == "lora" or config.data.packing):
+        raise InputError("training.loss=asft: LLaMA-Factory has it for whole weights and rows only; sweep so")
+    asked: dict[str, Any] = {name: True for name, loss in _LOSSES.items() if loss == training.loss}
+    return asked | {name: value for name, usual in _ALPHAS.items() if (value := getattr(training, name)) != usual}
+
+
 _ROWS = (
     fixed("LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False}),
     Row(
@@ -152,6 +178,7 @@ _ROWS = (
         _read_quantization,
         lambda config: {"quantization_bit": int(config.model.quantization[0])} if config.model.quantization else {},
     ),
+    key("double_quantization", "model.double_quantization", True, flag, lambda value: None if value else False),
     Row(
         (
             "finetuning_type",
@@ -171,7 +198,7 @@ _ROWS = (
         _write_finetune,
     ),
     Row(
-        ("dataset", "dataset_dir", "max_samples"),
+        ("dataset", "dataset_dir", "max_samples", "tokenized_path"),
         ("data.path", "data.format", "data.name", "data.max_rows_per_set"),
         read_data,
         write_data,
@@ -180,8 +207,9 @@ _ROWS = (
         ("template",),
         ("data.template",),
         read_template,
-        lambda config: {"template": config.data.template} if config.data.template else {},
+        lambda config: {"template": written} if (written := read_template(vars(config.data))["data.template"]) else {},
     ),
+    Row((*_LOSSES, *_ALPHAS), training_arguments.LOSS_OURS, _read_loss, _write_loss),
     key("cutoff_len", "data.max_length", 2048, whole),
     key("train_on_prompt", "data.train_on_prompt", False, flag, lambda value: value or None),
     Row(
@@ -290,6 +318,13 @@ def _not_here(config: SweepConfig) -> str:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
+    for name in _LOSSES:
+        if tree.get(name):
+            found.append(f"{name} stays: {training_arguments.WEIGHTED}")
+    if tree.get("fp8"):
+        found.append(training_arguments.COARSE)
+    if tree.get("tokenized_path"):
+        found.append("tokenized_path stays: LLaMA-Factory keeps the tokens there; trials make the same of the data set")
     if tree.get("trust_remote_code"):
         found.append("trust_remote_code stays; trials load the model with transformers' own code only")
     if not tree.get("val_size") and not tree.get("eval_dataset"):
@@ -322,7 +357,7 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_trainable_modules", _METHOD, "remove it", ("all",)),
         Refusal(
-            "mask_history streaming disable_shuffling tokenized_path tool_format default_system "
+            "mask_history streaming disable_shuffling tool_format default_system "
             "eval_on_each_dataset preserve_thinking",
             _DATA,
             "remove it",
@@ -331,7 +366,6 @@ DIALECT = Dialect(
         Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
-        Refusal("double_quantization", "trials quantize doubly", "set it to true", (True,), off=False),
         Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),
         Refusal("use_fast_tokenizer", "trials use the fast tokenizer", "set it to true", (True,), off=False),
         Refusal(
@@ -340,7 +374,6 @@ DIALECT = Dialect(
             "it changes the model",
             "remove it",
         ),
-        Refusal("use_eaft_loss use_asft_loss", "trials use the cross-entropy loss", "set it to false"),
         Refusal("use_megatron_bridge use_hyper_parallel", "it is another training loop", "set it to false"),
         Refusal("upcast_layernorm upcast_lmhead_output", "it changes the model's precision", "set it to false"),
         Refusal(

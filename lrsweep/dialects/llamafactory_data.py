@@ -13,12 +13,18 @@ from lrsweep.training.data.chat_templates import check_name
 
 
 def read_data(tree: Tree) -> Tree:
-    """Reads the data sets, named in a dataset_info.json. Raises InputError if none is named or it is not local."""
+    """Reads the data sets, named in a dataset_info.json. Raises InputError if none is named or it is not local.
+
+    Tokens in `tokenized_path` replace the data set. Where there are none, LLaMA-Factory stores the data set's there.
+    """
     if not tree.get("dataset"):
         raise InputError("dataset: missing; give the data set's name")
+    cached = tree.get("tokenized_path")
+    if cached is not None and Path(word("tokenized_path", cached)).exists():
+        raise InputError(f"tokenized_path={cached}: what is there replaces the data set; remove it")
     place = tree.get("dataset_dir") or "data"
-    if not isinstance(place, str) or place == "ONLINE" or place.startswith("REMOTE:"):
-        raise InputError(f"dataset_dir={place}: trials read a local dataset_info.json; give its folder")
+    if not isinstance(place, str) or place == "ONLINE":
+        raise InputError(f"dataset_dir={place}: trials read a dataset_info.json; give its folder")
     rows = tree.get("max_samples")
     return {
         "data.path": place,

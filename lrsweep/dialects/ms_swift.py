@@ -23,7 +23,7 @@ from lrsweep.dialects.mapping import (
     saved_at_evaluations,
 )
 from lrsweep.dialects.model_keys import model_folder
-from lrsweep.dialects.rows import fixed, flag, given, key, number, whole, word
+from lrsweep.dialects.rows import exact, fixed, flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 from lrsweep.files.paths import expanded
 
@@ -229,9 +229,23 @@ _ROWS = (
         keep_file_value=True,
     ),
     key("packing", "data.packing", False, flag),
+    key("bnb_4bit_use_double_quant", "model.double_quantization", True, flag, lambda value: None if value else False),
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     optimizer_keys.row(beta2=0.95),
     optimizer_keys.ONE_RATE,
+    exact(
+        "ms-swift",
+        Row(
+            ("enable_dft_loss",),
+            training_arguments.LOSS_OURS,
+            lambda tree: (
+                training_arguments.PLAIN_LOSS | {"training.loss": "dft"}
+                if flag("enable_dft_loss", tree.get("enable_dft_loss") or False)
+                else training_arguments.PLAIN_LOSS
+            ),
+            lambda config: {"enable_dft_loss": True} if config.training.loss == "dft" else {},
+        ),
+    ),
     fixed("ms-swift", {"model.special_tokens": {}, "data.train_on_prompt": False}),
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
@@ -340,10 +354,9 @@ DIALECT = Dialect(
         Refusal("rope_scaling new_special_tokens router_aux_loss_coef", "it changes the model", "remove it", ([], 0)),
         Refusal("train_dataloader_shuffle", "trials draw rows at random", "set it to true", (True,), off=False),
         Refusal("bnb_4bit_quant_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
-        Refusal("bnb_4bit_use_double_quant", "trials quantize doubly", "set it to true", (True,), off=False),
         Refusal("bnb_4bit_compute_dtype", "trials compute in bf16", "set it to bfloat16", ("bfloat16",)),
         Refusal("agent_template", "trials write tools as the tokenizer's template does", "remove it"),
-        Refusal("enable_dft_loss enable_channel_loss", "trials use the cross-entropy loss", "set it to false"),
+        Refusal("enable_channel_loss", "trials report one loss", "set it to false"),
         *training_arguments.REFUSALS,
     ),
     harmless_keys.TRAINING_ARGUMENTS + harmless_keys.MS_SWIFT,

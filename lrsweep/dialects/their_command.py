@@ -41,7 +41,7 @@ def imported(dialect: Dialect, tree: Tree, file: str, request: Request, reasons:
     if steps is None:
         steps = _steps(dialect, tree, config, "data.eval_fraction" in values)
     unknown = "the run's length in steps is not known: set training.horizon to it" if steps is None else None
-    notes = [unknown, _evaluation_note(run), program_missing(run.command, request.python)]
+    notes = [unknown, _evaluation_note(run), _weighted_note(config, run), program_missing(run.command, request.python)]
     config = replace(config, trial_length(config, steps, "training.eval_every" in values))
     changes = {
         "engine": {"name": "external", "command": run.command, "dialect": dialect.name, "python": request.python},
@@ -139,3 +139,13 @@ def _evaluation_note(run: TheirRun) -> str | None:
             "smoothed, which also rewards what is only memorised"
         )
     return None
+
+
+def _weighted_note(config: SweepConfig, run: TheirRun) -> str | None:
+    loss = config.training.loss
+    if loss == "cross_entropy" or run.metric not in ("eval_loss", "loss"):
+        return None
+    return (
+        f"the trainer's {run.metric} has the weights of {loss} in it, with which a worse model may have a "
+        "lower one: rank by another number if it logs one, with search.metric"
+    )

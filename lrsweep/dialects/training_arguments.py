@@ -24,8 +24,6 @@ REFUSALS = (
     ),
     Refusal("group_by_length", "trials draw rows at random", "set it to false"),
     Refusal("train_sampling_strategy", "trials draw rows at random", "set it to random", ("random",)),
-    Refusal("fp8", "trials train in bf16 or float32", "set bf16: true instead"),
-    Refusal("use_dft_loss", "trials use the cross-entropy loss", "set it to false"),
 )
 
 
@@ -79,6 +77,11 @@ def _write_warmup_steps(config: SweepConfig) -> Tree:
     }
 
 
+LOSS_OURS = ("training.loss", "training.eaft_alpha", "training.asft_alpha")
+# What the trainers always do that have no key for it.
+PLAIN_LOSS = {"training.loss": "cross_entropy", "training.eaft_alpha": 1.0, "training.asft_alpha": 0.1}
+COARSE = "fp8 stays: its products are rounded more coarsely; trials train in bf16 or float32"
+WEIGHTED = "trials minimise the same, and report and are ranked by the cross-entropy without its weights"
 WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")
 # transformers up to 5.14 has both keys. From 5.15 on it has only warmup_steps, which is a ratio if it is below 1.
 WARMUP_RATIO = Row(("warmup_steps", "warmup_ratio"), WARMUP_OURS, read_warmup, write_warmup, exclusive=True)

@@ -6,7 +6,7 @@ from typing import Any
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, training_arguments
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version
-from lrsweep.dialects.rows import flag, word
+from lrsweep.dialects.rows import fixed, flag, word
 from lrsweep.formatting import format_value
 
 # The first version of transformers without warmup_ratio.
@@ -22,6 +22,7 @@ def _names_model(tree: Tree) -> bool:
 
 
 PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
+_LOSS = fixed("transformers", training_arguments.PLAIN_LOSS)
 # This is not in TrainingArguments, but often in a script's own dataclass.
 _MODEL = Row(
     ("model_name_or_path",),
@@ -41,7 +42,12 @@ def warmup(version: Version | None) -> Row:
 
 
 def _rows(version: Version | None) -> Sequence[Row]:
-    return (_MODEL, PRECISION, *training_arguments.rows(5e-5, warmup(version), training_arguments.checkpointing(False)))
+    return (
+        _MODEL,
+        PRECISION,
+        _LOSS,
+        *training_arguments.rows(5e-5, warmup(version), training_arguments.checkpointing(False)),
+    )
 
 
 def _complete(config: SweepConfig) -> dict[str, Any]:
@@ -59,6 +65,7 @@ def not_here(config: SweepConfig) -> str:
     model, data, finetune = config.model, config.data, config.finetune
     comment = f"# Not part of TrainingArguments: model {model.path}"
     comment += f" in {model.quantization}" if model.quantization else ""
+    comment += "" if model.double_quantization else ", its constants not quantized"
     comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
     comment += " (longer ones are left out)" if data.drop_long_rows else ""
     comment += ", learning prompts too" if data.train_on_prompt else ""

@@ -42,6 +42,13 @@ def _read_precision(tree: Tree) -> Tree:
 
 
 def _read_quantization(tree: Tree) -> Tree:
+    bits = flag("load_in_4bit", tree.get("load_in_4bit") or False)
+    # Without 4 bits it has no effect.
+    double = flag("use_bnb_nested_quant", given(tree, "use_bnb_nested_quant", not bits))
+    return {"model.double_quantization": double, **_read_bits(tree)}
+
+
+def _read_bits(tree: Tree) -> Tree:
     if flag("load_in_4bit", tree.get("load_in_4bit") or False):
         if tree.get("bnb_4bit_quant_type", "nf4") != "nf4":
             raise InputError(
@@ -53,8 +60,10 @@ def _read_quantization(tree: Tree) -> Tree:
 
 def _write_quantization(config: SweepConfig) -> Tree:
     if config.model.quantization == "4bit":
-        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
-    return {"load_in_8bit": True} if config.model.quantization == "8bit" else {}
+        double = config.model.double_quantization
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": double}
+    usual: Tree = {} if config.model.double_quantization else {"use_bnb_nested_quant": False}
+    return {"load_in_8bit": True, **usual} if config.model.quantization == "8bit" else usual
 
 
 def _read_lora(tree: Tree) -> Tree:
@@ -184,7 +193,26 @@ def _write_eos(config: SweepConfig) -> Tree:
     return dict(config.model.special_tokens)
 
 
+_LOSSES = {"nll": "cross_entropy", "chunked_nll": "cross_entropy", "dft": "dft"}
+
+
+def _read_loss(tree: Tree) -> Tree:
+    name = word("loss_type", given(tree, "loss_type", "nll"))
+    if name not in _LOSSES:
+        raise InputError(f"loss_type={name}: trials have no such loss; choose one of {', '.join(_LOSSES)}")
+    return training_arguments.PLAIN_LOSS | {"training.loss": _LOSSES[name]}
+
+
 _ROWS = (
+    exact(
+        "TRL",
+        Row(
+            ("loss_type",),
+            training_arguments.LOSS_OURS,
+            _read_loss,
+            lambda config: {"loss_type": "dft"} if config.training.loss == "dft" else {},
+        ),
+    ),
     exact("TRL", Row(("eos_token",), ("model.special_tokens",), _read_eos, _write_eos)),
     fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
@@ -192,7 +220,7 @@ _ROWS = (
     Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
-        ("model.quantization",),
+        ("model.quantization", "model.double_quantization"),
         _read_quantization,
         _write_quantization,
     ),
@@ -312,8 +340,8 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 def _notes(tree: Tree) -> list[str]:
     found = training_arguments.notes(tree)
-    if tree.get("load_in_4bit") and not tree.get("use_bnb_nested_quant"):
-        found.append("use_bnb_nested_quant stays off; trials use nested quantization")
+    if tree.get("loss_type") == "dft":
+        found.append(f"loss_type: dft stays: {training_arguments.WEIGHTED}")
     if tree.get("bf16") is not False and tree.get("use_peft") and tree.get("dtype", "float32") == "float32":
         found.append("dtype: float32 stays; trials keep the frozen base model in bf16")
     return found
@@ -325,7 +353,6 @@ DIALECT = Dialect(
     (
         *training_arguments.REFUSALS,
         Refusal("chat_template_path", "trials use the tokenizer's own template", "put it there as chat_template.jinja"),
-        Refusal("loss_type", "trials use the cross-entropy loss", "remove it", ("nll", "chunked_nll")),
         Refusal("packing_strategy", "trials keep packed rows whole and separate", "set it to bfd", ("bfd",)),
         Refusal("truncation_mode", "trials keep the start of long rows", "set it to keep_start", ("keep_start",)),
         Refusal("lora_modules_to_save", "trials train adapters only", "remove it", ([],)),

@@ -168,17 +168,17 @@ def _result(
 def _diagnoses(
     results: Sequence[Result], rows: Mapping[int, Sequence[Mapping[str, float]]], verdict: Verdict
 ) -> dict[int, Diagnosis]:
-    """Each trial's diagnosis, compared with the trials of the same length, schedule and batch size.
+    """Each trial's diagnosis, compared with the trials of the same length, schedule, batch size and loss.
 
     A trial as good as the best, or recommended, is not called worse than others; with another seed neither.
     """
     good = {candidate.result.number for candidate in (*verdict.ties, verdict.recommended) if candidate is not None}
     curves = {r.number: curve(rows[r.number], r.config.optimizer.weight_decay) for r in results}
-    alike: dict[tuple[int, ...], list[Result]] = {}
+    alike: dict[tuple[int | str, ...], list[Result]] = {}
     for result in results:
         training = result.config.training
         batch = training.batch_size * training.gradient_accumulation_steps
-        alike.setdefault((training.max_steps, training.schedule_steps, batch), []).append(result)
+        alike.setdefault((training.max_steps, training.schedule_steps, batch, training.loss), []).append(result)
     found: dict[int, Diagnosis] = {}
     for group in alike.values():
         for result in group:

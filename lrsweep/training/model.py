@@ -90,7 +90,7 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
-        options |= {"quantization_config": _quantization(model.quantization, compute), "device_map": {"": 0}}
+        options |= {"quantization_config": _quantization(model, compute), "device_map": {"": 0}}
     with _no_load_report():
         loaded, info = _loaded(AutoModelForCausalLM, model, output_loading_info=True, **options)
     lacking = sorted(info["missing_keys"])
@@ -241,13 +241,16 @@ def check_quantization(model: ModelConfig, finetune: FinetuneConfig) -> None:
         raise InputError(f"{key}: needs bitsandbytes; pip install 'lrsweep[bnb]'")
 
 
-def _quantization(bits: str, compute: torch.dtype) -> Any:
+def _quantization(model: ModelConfig, compute: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if bits == "8bit":
+    if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=model.double_quantization,
+        bnb_4bit_compute_dtype=compute,
     )
 
 

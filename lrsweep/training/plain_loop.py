@@ -15,6 +15,7 @@ from lrsweep.files.row_losses import RowLosses
 from lrsweep.training.data.collate import IGNORED, collate
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
+from lrsweep.training.loss import anchored_loss, frozen_copy, summed_loss, weighing
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.out_of_memory import is_out_of_memory
@@ -25,7 +26,8 @@ class PlainLoop:
     """The config's model, training rows and optimizer, without a schedule: each step may be given its learning rate.
 
     A batch is a list of row numbers, and a step has `gradient_accumulation_steps` of them (see
-    `row_sampler.row_batches`). Losses are means over the label tokens of a step, in nats.
+    `row_sampler.row_batches`). Losses are means over the label tokens of a step, in nats,
+    and gradients those of what `training.loss` minimises.
 
     Args:
         config: The trial's config.
@@ -49,7 +51,10 @@ class PlainLoop:
         self._pad: int = tokenizer.pad_token_id
         self._compute = resolve_dtype(config.model)
         self._max_norm = training.max_grad_norm
+        self._weigh = weighing(training)
         base = load_model(config.model, config.finetune)
+        self._anchor = frozen_copy(base) if training.loss == "asft" else None
+        self._alpha = training.asft_alpha
         if training.gradient_checkpointing:
             enable_checkpointing(base)
         self.model: nn.Module = make_trainable(base, config.finetune, training.seed).train()
@@ -123,11 +128,13 @@ class PlainLoop:
         # As Trainer does for `bf16=True`.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
             logits = self.model(**batch).logits[:, :-1]
+            if self._anchor is not None:
+                with torch.no_grad():
+                    anchor = self._anchor(**batch).logits[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        summed = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return summed / tokens
+        if self._anchor is not None:
+            return anchored_loss(logits, labels, anchor, self._alpha, tokens)
+        return summed_loss(logits, labels, self._weigh) / tokens
 
 
 def check_loss(loss: float, config: SweepConfig) -> None:

@@ -74,6 +74,9 @@ def test_what_trials_of_a_pack_must_agree_in() -> None:
         "training.gradient_accumulation_steps",
         "training.eval_batch_size",
         "training.gradient_checkpointing",
+        "training.loss",
+        "training.eaft_alpha",
+        "training.asft_alpha",
     )
     assert {key for key in keys() if key_facts(key).in_pack == "same"} == {k for k in keys() if k.startswith(same)}
     part = trial_part(sweep_config(["+sweep=lora_lr"]), same_in_pack=True)
@@ -88,6 +91,7 @@ def test_tuned_keys_and_comparable_losses() -> None:
         "data.packing",
         "model.dtype",
         "model.quantization",
+        "model.double_quantization",
         "model.attn_implementation",
     }
     other_rows = {key for key in keys() if key.startswith(("data.", "model."))} - same_rows

@@ -127,10 +127,10 @@ def test_epochs_become_steps_of_the_rows_there_are(tmp_path: Path) -> None:
 
 def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
-    (tmp_path / "mine.yaml").write_text(MINE + "use_eaft_loss: true\nhf_hub_token: hf_" + "x" * 30 + "\n")
+    (tmp_path / "mine.yaml").write_text(MINE + "use_badam: true\nhf_hub_token: hf_" + "x" * 30 + "\n")
     told = lrsweep_here("import", "llamafactory", "mine.yaml", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    assert "each trial runs llamafactory-cli train {config}, because of use_eaft_loss=True: " in told.stdout
+    assert "each trial runs llamafactory-cli train {config}, because of use_badam=True: " in told.stdout
     assert "note: hf_hub_token is a secret and left out; give it in the environment\n" in told.stdout
     assert "note: llamafactory-cli is not on PATH: set engine.python to the Python of its environment" in told.stdout
     text = (tmp_path / "sweeps/mine.yaml").read_text()
@@ -141,7 +141,7 @@ def test_what_only_their_trainer_trains_is_a_sweep_of_their_command(tmp_path: Pa
         "dialect": "llamafactory",
         "python": None,
     }
-    assert load_yaml(sweep["origin"]["base"], "base") == load_yaml(MINE, "mine") | {"use_eaft_loss": True}
+    assert load_yaml(sweep["origin"]["base"], "base") == load_yaml(MINE, "mine") | {"use_badam": True}
     assert "hf_x" not in text
     run = lrsweep_here("+sweep=mine", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lrsweep.errors import InputError
-from lrsweep.training.data.dataset_info import check, open_sets
+from lrsweep.errors import InputError, NotFoundError
+from lrsweep.training.data.dataset_info import check, entries, open_sets
 from lrsweep.training.data.loading import SPLIT_SEED, check_paths
 from tests.dialects.examples import put, write_data
 
@@ -162,3 +162,23 @@ def test_the_config_key_is_named_where_no_set_is(tmp_path: Path) -> None:
     write_data(tmp_path)
     with pytest.raises(InputError, match=r"^data\.name: missing; format llamafactory takes the names of data sets"):
         check_paths(DataConfig(path=str(tmp_path), format="llamafactory"))
+
+
+def test_a_dataset_info_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "dataset_info.json"
+    file.write_text(json.dumps({"far": {"hf_hub_url": "org/rows"}, "near": {"file_name": "rows.json"}}))
+    asked = []
+
+    def download(repo: str, name: str, repo_type: str) -> str:
+        asked.append((repo, name, repo_type))
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    [entry] = entries("REMOTE:org/info", "far", "data.name")
+    assert (entry.on_hub, entry.place) == (True, "org/rows")
+    assert asked == [("org/info", "dataset_info.json", "dataset")]
+    with pytest.raises(InputError, match=r"near.file_name: only dataset_info.json itself is fetched"):
+        entries("REMOTE:org/info", "near", "data.name")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(NotFoundError, match="the hub does not give its"):
+        entries("REMOTE:org/info", "far", "data.name")

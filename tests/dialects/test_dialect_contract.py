@@ -120,6 +120,10 @@ CHANGES: dict[str, Any] = {
     "training.max_grad_norm": 0.5,
     "training.gradient_accumulation_steps": 8,
     "training.seed": 3,
+    "model.double_quantization": False,
+    "training.loss": "dft",
+    "training.eaft_alpha": 0.5,
+    "training.asft_alpha": 0.5,
     "data.max_length": 256,
 }
 

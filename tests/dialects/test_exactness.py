@@ -41,7 +41,6 @@ FILES: dict[str, dict[str, Any]] = {
     ("dialect", "name", "same", "other"),
     [
         ("llamafactory", "ignore_pad_token_for_loss", True, False),
-        ("llamafactory", "double_quantization", True, False),
         ("llamafactory", "use_fast_tokenizer", True, False),
         ("axolotl", "tokenizer_use_fast", True, False),
         ("axolotl", "tokenizer_legacy", None, False),
@@ -50,7 +49,6 @@ FILES: dict[str, dict[str, Any]] = {
         ("axolotl", "liger_use_token_scaling", False, True),
         ("ms-swift", "train_dataloader_shuffle", True, False),
         ("ms-swift", "bnb_4bit_quant_type", "nf4", "fp4"),
-        ("ms-swift", "bnb_4bit_use_double_quant", True, False),
         ("ms-swift", "bnb_4bit_compute_dtype", "bfloat16", "float16"),
         ("ms-swift", "agent_template", None, "hermes"),
     ],

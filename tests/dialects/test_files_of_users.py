@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from lrsweep import dialects
 from lrsweep.config.trial_schema import DataConfig, ModelConfig
 from lrsweep.dialects.imported_run import Imported, Request
 from lrsweep.dialects.importer import imported
 from lrsweep.errors import InputError
-from lrsweep.training.data.formats import Chat, parse
+from lrsweep.training.data.formats import Chat, Plain, parse
 from lrsweep.training.data.loading import count_rows, load
 from lrsweep.training.model import load_tokenizer
 from tests.training.data.test_loading import tokenizer_with
@@ -77,8 +78,17 @@ def axolotl(**changes: Any) -> Imported:
 @pytest.mark.parametrize(
     ("dialect", "tree", "because"),
     [
-        ("llamafactory", LLAMAFACTORY | {"use_eaft_loss": True}, "use_eaft_loss=True"),
-        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True, "asft_alpha": 0.05}, "use_asft_loss=True"),
+        ("llamafactory", LLAMAFACTORY | {"use_asft_loss": True}, "use_asft_loss=True: with LoRA"),
+        (
+            "llamafactory",
+            LLAMAFACTORY | {"use_asft_loss": True, "use_dft_loss": True, "finetuning_type": "full"},
+            "use_asft_loss=True: it goes with no other",
+        ),
+        (
+            "llamafactory",
+            LLAMAFACTORY | {"use_asft_loss": True, "neat_packing": True, "finetuning_type": "full"},
+            "use_asft_loss=True: packed",
+        ),
         ("axolotl", AXOLOTL | {"plugins": ["axolotl.integrations.kd.KDPlugin"], "kd_trainer": True}, "kd_trainer=True"),
         ("axolotl", AXOLOTL | {"kd_ce_alpha": 0.1}, "kd_ce_alpha=0.1"),
         ("axolotl", AXOLOTL | {"use_onebitllms": True}, "use_onebitllms=True"),
@@ -96,6 +106,117 @@ def test_another_training_is_never_imported_in_silence(dialect: str, tree: dict[
     run = imported(dialect, tree, "f.yaml")
     assert run.config.engine.name == "external"
     assert any(reason.startswith(because) for reason in run.reasons), run.reasons
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "loss", "alpha"),
+    [
+        ("llamafactory", {"use_dft_loss": True}, "dft", 1.0),
+        ("llamafactory", {"use_eaft_loss": True}, "eaft", 1.0),
+        ("llamafactory", {"use_eaft_loss": True, "eaft_alpha": 0.5}, "eaft", 0.5),
+        ("llamafactory", {"use_asft_loss": True, "asft_alpha": 0.5, "finetuning_type": "full"}, "asft", 0.5),
+        ("llamafactory", {"use_eaft_loss": False}, "cross_entropy", 1.0),
+        ("trl", {"loss_type": "dft"}, "dft", 1.0),
+        ("trl", {"loss_type": "chunked_nll"}, "cross_entropy", 1.0),
+    ],
+)
+def test_a_loss_with_weights_is_ours(dialect: str, keys: dict[str, Any], loss: str, alpha: float) -> None:
+    file = LLAMAFACTORY if dialect == "llamafactory" else TRL | {"dataset_name": "org/rows"}
+    run = imported(dialect, file | keys, "f.yaml")
+    training = run.config.training
+    found = training.asft_alpha if loss == "asft" else training.eaft_alpha
+    assert (run.reasons, training.loss, found) == ((), loss, alpha)
+    assert any("without its weights" in note for note in run.notes) == (loss != "cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "keys", "double"),
+    [
+        ("llamafactory", {"quantization_bit": 4}, True),
+        ("llamafactory", {"quantization_bit": 4, "double_quantization": False}, False),
+        ("trl", {"load_in_4bit": True, "use_peft": True}, False),
+        ("trl", {"load_in_4bit": True, "use_peft": True, "use_bnb_nested_quant": True}, True),
+        ("axolotl", {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_quant_type": "nf4"}}, True),
+        ("axolotl", {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}}, False),
+    ],
+)
+def test_a_base_is_quantized_as_the_file_says(dialect: str, keys: dict[str, Any], double: bool) -> None:
+    adapter = {"adapter": "qlora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+    file = {"llamafactory": LLAMAFACTORY, "trl": TRL | {"dataset_name": "org/rows"}, "axolotl": AXOLOTL | adapter}
+    run = imported(dialect, file[dialect] | keys, "f.yaml")
+    model = run.config.model
+    assert (run.reasons, model.quantization, model.double_quantization) == ((), "4bit", double)
+
+
+def test_tokens_that_are_there_replace_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = llamafactory(tokenized_path="tokens")
+    assert run.reasons == ()
+    assert any(note.startswith("tokenized_path stays") for note in run.notes)
+    (tmp_path / "tokens").mkdir()
+    assert [reason.partition(":")[0] for reason in llamafactory(tokenized_path="tokens").reasons] == [
+        "tokenized_path=tokens"
+    ]
+
+
+def test_a_dataset_info_on_the_hub_is_not_fetched_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("fetched"))
+    run = llamafactory(dataset_dir="REMOTE:org/rows", dataset="one")
+    assert (run.reasons, run.config.data.path, run.config.training.horizon) == ((), "REMOTE:org/rows", None)
+
+
+def test_a_data_set_that_is_not_in_the_info_yet_is_no_reason_to_train_elsewhere() -> None:
+    run = llamafactory(dataset="later")
+    assert run.reasons == ()
+    assert any("no such data set" in note and note.endswith("or with --data-dir") for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "schedule", "arguments"),
+    [
+        ({"cosine_min_lr_ratio": 0.1}, "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+        ({"cosine_min_lr_ratio": 1.0, "cosine_constant_lr_ratio": 0}, "cosine_with_min_lr", {"min_lr_rate": 1.0}),
+        ({"cosine_min_lr_ratio": 0, "cosine_constant_lr_ratio": 0.5}, "cosine", {}),
+        ({"cosine_constant_lr_ratio": 0.5}, "cosine", {}),
+        ({"cosine_min_lr_ratio": 0.1, "lr_scheduler": "linear"}, "linear", {}),
+    ],
+)
+def test_axolotls_lowest_rate(keys: dict[str, Any], schedule: str, arguments: dict[str, float]) -> None:
+    run = axolotl(**keys)
+    assert (run.reasons, run.config.scheduler.name, run.config.scheduler.kwargs) == ((), schedule, arguments)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"cosine_min_lr_ratio": 0.1, "cosine_constant_lr_ratio": 0.5},
+        {"cosine_min_lr_ratio": 0.1, "lr_scheduler_kwargs": {"num_cycles": 1}},
+        {"cosine_min_lr_ratio": 1.5},
+        {"batch_size": 4, "gradient_accumulation_steps": 4},
+        {"batch_size": 2, "micro_batch_size": 4},
+    ],
+)
+def test_what_axolotl_reads_otherwise_is_trained_there(keys: dict[str, Any]) -> None:
+    assert len(axolotl(**keys).reasons) == 1
+
+
+def test_axolotls_rows_of_a_step_are_accumulated() -> None:
+    run = axolotl(batch_size=9, micro_batch_size=2, lora_fan_in_fan_out=True, fp8=True)
+    training = run.config.training
+    assert (run.reasons, training.batch_size, training.gradient_accumulation_steps) == ((), 2, 4)
+    assert any(note.startswith("fp8 stays") for note in run.notes)
+
+
+def test_fp8_is_trained_with_a_note() -> None:
+    run = llamafactory(fp8=True, fp8_backend="torchao")
+    assert run.reasons == ()
+    assert any(note.startswith("fp8 stays") for note in run.notes)
+
+
+def test_their_loss_with_weights_ranks_with_a_warning() -> None:
+    for keys, warned in (({"use_dft_loss": True}, True), ({}, False)):
+        run = imported("llamafactory", LLAMAFACTORY | keys, "f.yaml", Request("theirs"))
+        assert any("has the weights of dft in it" in note for note in run.notes) == warned
 
 
 def test_harmless_sections_stay() -> None:
@@ -337,3 +458,52 @@ def test_other_special_tokens_of_the_vocabulary_are_taken() -> None:
     assert (changed.eos_token, len(changed)) == (other, len(embedded))
     with pytest.raises(InputError, match=r"^model\.special_tokens\.eos_token=<none>: takes a bos"):
         load_tokenizer(ModelConfig(path="embedded", special_tokens={"eos_token": "<none>"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins", "with_input", "without"),
+    [
+        ("alpaca:chat", "SYSTEM: Below", "USER: Add\n1 2\nASSISTANT:| 3", "USER: Add\nASSISTANT:| 3"),
+        (
+            "alpaca:chatml",
+            "<|im_start|>system\nBelow",
+            "user\nAdd\n1 2<|im_end|>\n<|im_start|>assistant\n| 3",
+            "user\nAdd<|im_end|>\n<|im_start|>assistant\n| 3",
+        ),
+        (
+            "alpaca:phi",
+            "<|system|>\nBelow",
+            "completes the request.<|end|>\n<|user|>\nAdd<|end|>1 2<|assistant|>| 3",
+            "completes the request.<|end|>\n<|user|>\nAdd<|end|>\n<|assistant|>\n| 3",
+        ),
+    ],
+)
+def test_axolotls_styles_of_the_alpaca_prompt(kind: str, begins: str, with_input: str, without: str) -> None:
+    run = axolotl(datasets=[{"path": "data/demo.json", "ds_type": "json", "type": kind}])
+    assert (run.reasons, run.config.data.template) == ((), kind)
+    exported: dict[str, Any] = dict(dialects.tree(dialects.TRAINERS["axolotl"], run.config, set()))
+    assert exported["datasets"][0]["type"] == kind
+    for given, ends in (("1 2", with_input), ("", without)):
+        form = parse({"instruction": "Add", "input": given, "output": " 3"}, "alpaca", {}, True, kind)
+        assert isinstance(form, Plain)
+        assert form.apart
+        assert f"{form.prompt}|{form.completion}".startswith(begins)
+        assert f"{form.prompt}|{form.completion}".endswith(ends)
+
+
+def test_a_style_that_is_not_axolotls_is_refused() -> None:
+    assert axolotl(datasets=[{"path": "d", "type": "alpaca:other"}]).reasons
+    with pytest.raises(InputError, match=r"^data.template=alpaca:other: for format alpaca it is one of alpaca, "):
+        load(data("data/demo.json", "alpaca", template="alpaca:other"), tokenizer_with(CHATML))
+
+
+def test_the_files_that_an_entry_names_move_with_data_dir() -> None:
+    entry = {"path": "json", "data_files": ["train.jsonl"], "type": "chat_template"}
+    run = imported("axolotl", AXOLOTL | {"datasets": [entry]}, "f.yml", Request(data_dir="elsewhere"))
+    assert (run.reasons, run.config.data.path) == ((), "elsewhere/train.jsonl")
+
+
+def test_some_files_of_a_data_set_are_read_by_axolotl() -> None:
+    entry = {"path": "org/rows", "data_files": ["a.jsonl"], "type": "chat_template"}
+    assert [reason.partition("=")[0] for reason in axolotl(datasets=[entry]).reasons] == ["datasets: data_files"]
+    assert axolotl(datasets=[entry | {"path": "json", "data_files": ["train.jsonl"]}]).reasons == ()

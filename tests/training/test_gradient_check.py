@@ -14,6 +14,7 @@ from lrsweep.errors import InputError
 from lrsweep.training.data.collate import IGNORED, Example
 from lrsweep.training.gradient_check import check_gradients, check_rows
 from lrsweep.training.model import load_model
+from lrsweep.training.plain_loop import PlainLoop
 from tests.recorder import tiny
 
 
@@ -119,3 +120,11 @@ def test_rows_without_a_label_or_with_unknown_tokens_are_refused() -> None:
 
 def test_parts_the_model_lacks_are_refused_as_elsewhere() -> None:
     assert refused("finetune.target_modules=[nope]").startswith("finetune.target_modules=('nope',)")
+
+
+@pytest.mark.parametrize("loss", ["dft", "eaft", "asft"])
+def test_a_loss_with_weights_can_be_learned_from(loss: str) -> None:
+    check_gradients(tiny(f"training.loss={loss}"), [1e-3])
+    plain, weighted = PlainLoop(tiny()), PlainLoop(tiny(f"training.loss={loss}"))
+    assert weighted.gradients([[0, 1]]) == pytest.approx(plain.gradients([[0, 1]]), rel=1e-5)
+    assert weighted.step() != pytest.approx(plain.step(), rel=1e-2)

@@ -15,9 +15,11 @@ from typing import Any
 from lrsweep.errors import InputError, NotFoundError
 from lrsweep.files.paths import expanded
 from lrsweep.training.data.formats import BadRowError
-from lrsweep.training.data.reading import Rows, Source
+from lrsweep.training.data.reading import Rows, Source, first_line
 
 FILE = "dataset_info.json"
+# What LLaMA-Factory writes before the id of a hub repository that has the file.
+ON_HUB = "REMOTE:"
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 _TAGS = {
     "role_tag": "from",
@@ -89,7 +91,7 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
     Raises:
         InputError: One of them is missing, or is not for supervised fine-tuning on text.
     """
-    path = expanded(folder) / FILE
+    path = _fetched(folder) if folder.startswith(ON_HUB) else expanded(folder) / FILE
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -100,9 +102,22 @@ def entries(folder: str, names: str, key: str) -> list[Entry]:
     for name in (part.strip() for part in names.split(",")):
         if not isinstance(info, Mapping) or name not in info:
             there = ", ".join(list(info)[:8]) if isinstance(info, Mapping) else "none"
-            raise InputError(f"{key}={name}: no such data set in {path} (there: {there})")
-        found.append(_entry(name, info[name], path))
+            raise NotFoundError(f"{key}={name}: no such data set in {path} (there: {there})")
+        entry = _entry(name, info[name], path)
+        if folder.startswith(ON_HUB) and not entry.on_hub:
+            raise InputError(f"{folder}: {name}.file_name: only {FILE} itself is fetched; give hf_hub_url there")
+        found.append(entry)
     return found
+
+
+def _fetched(folder: str) -> Path:
+    """The file of a repository on the hub, in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(folder.removeprefix(ON_HUB), FILE, repo_type="dataset"))
+    except Exception as fault:
+        raise NotFoundError(f"data.path={folder}: the hub does not give its {FILE}: {first_line(fault)}") from None
 
 
 def check(folder: str, names: str, key: str) -> None:
@@ -116,6 +131,8 @@ def check(folder: str, names: str, key: str) -> None:
     Raises:
         InputError: One of them, or its file, is missing or cannot be used.
     """
+    if folder.startswith(ON_HUB):
+        return  # only fetching it would tell
     for entry in entries(folder, names, key):
         for source in entry.sources():
             source.check()

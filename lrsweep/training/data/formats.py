@@ -87,7 +87,8 @@ def parse(
         row_format: Its format.
         columns: The data's column for each field whose name differs from the format's.
         has_template: Whether the tokenizer has a chat template.
-        template: For `alpaca` rows `alpaca`, the prompt of Stanford's Alpaca, instead of a chat template.
+        template: For `alpaca` rows one of `ALPACA_TEMPLATES`, the prompt of Stanford's Alpaca; None for a chat
+            template.
 
     Raises:
         BadRowError: The row does not have the format, or has nothing to learn.
@@ -97,7 +98,7 @@ def parse(
     fields = _Fields(row, columns)
     match row_format:
         case "alpaca":
-            return _alpaca(fields, has_template) if template is None else _stanford_alpaca(fields)
+            return _alpaca(fields, has_template) if template is None else _stanford_alpaca(fields, template)
         case "sharegpt":
             return _sharegpt(fields)
         case "messages" | "llamafactory":
@@ -168,16 +169,37 @@ def _alpaca(fields: _Fields, has_template: bool) -> Chat | Plain:
     return Plain("".join(part + "\n" for part in (system, request) if part), answer)
 
 
-def _stanford_alpaca(fields: _Fields) -> Plain:
+# Axolotl's styles of the prompt of Stanford's Alpaca: what the system says, a request with an input, one without.
+_ALPACA_STYLES = {
+    "alpaca": (
+        "{}\n\n",
+        "### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:\n",
+        "### Instruction:\n{}\n\n### Response:\n",
+    ),
+    "alpaca:chat": ("SYSTEM: {}\n", "USER: {}\n{}\nASSISTANT:", "USER: {}\nASSISTANT:"),
+    "alpaca:chatml": (
+        "<|im_start|>system\n{}<|im_end|>\n",
+        "<|im_start|>user\n{}\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "alpaca:phi": (
+        "<|system|>\n{}<|end|>\n",
+        "<|user|>\n{}<|end|>{}<|assistant|>",
+        "<|user|>\n{}<|end|>\n<|assistant|>\n",
+    ),
+}
+ALPACA_TEMPLATES = tuple(_ALPACA_STYLES)
+
+
+def _stanford_alpaca(fields: _Fields, template: str) -> Plain:
     """The row with the prompt of Stanford's Alpaca, tokenised as Axolotl does: prompt and answer one by one."""
+    system, with_input, without = _ALPACA_STYLES[template]
     given = fields.optional_text("input")
     about = ", paired with an input that provides further context" if given else ""
-    prompt = (
-        f"Below is an instruction that describes a task{about}. Write a response that appropriately completes the "
-        f"request.\n\n### Instruction:\n{fields.text('instruction')}\n\n"
-    )
-    prompt += f"### Input:\n{given}\n\n" if given else ""
-    return Plain(f"{prompt}### Response:\n", _answer(fields, "output"), apart=True)
+    task = f"Below is an instruction that describes a task{about}. Write a response that appropriately completes the "
+    instruction = fields.text("instruction")
+    request = with_input.format(instruction, given) if given else without.format(instruction)
+    return Plain(system.format(f"{task}request.") + request, _answer(fields, "output"), apart=True)
 
 
 def _answer(fields: _Fields, name: str) -> str:

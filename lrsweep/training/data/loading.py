@@ -13,7 +13,7 @@ from lrsweep.errors import InputError
 from lrsweep.training.data import dataset_info
 from lrsweep.training.data.collate import IGNORED, Example, collate, pack
 from lrsweep.training.data.encoding import Encoder
-from lrsweep.training.data.formats import check_columns
+from lrsweep.training.data.formats import ALPACA_TEMPLATES, check_columns
 from lrsweep.training.data.reading import Rows, Source, TableRows
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ def check_paths(config: DataConfig) -> None:
     if config.format == "llamafactory":
         _check_dataset_info(config)
         return
+    if config.format == "alpaca" and config.template is not None and config.template not in ALPACA_TEMPLATES:
+        raise InputError(
+            f"data.template={config.template}: for format alpaca it is one of {', '.join(ALPACA_TEMPLATES)}, or null"
+        )
     train, evaluation = _sources(config)
     if train is None:
         if config.format != "prompt_completion" or config.columns:
@@ -125,6 +129,8 @@ def count_rows(config: DataConfig) -> int | None:
         InputError: The file is missing or bad.
     """
     if config.format == "llamafactory":
+        if config.path.startswith(dataset_info.ON_HUB):
+            return None
         if any(entry.on_hub for entry in dataset_info.entries(config.path, config.name or "", "data.name")):
             return None
         return len(_dataset_info_rows(config)[0])

@@ -16,6 +16,7 @@ from lrsweep.training.data.loading import collate
 from lrsweep.training.evaluation import eval_batches
 from lrsweep.training.inputs import inputs
 from lrsweep.training.lora_init import draws_from_base, takes_from_base
+from lrsweep.training.loss import weighing
 from lrsweep.training.model import (
     enable_checkpointing,
     load_model,
@@ -80,6 +81,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         Unpackable: The trial cannot be packed; the message says why.
         InputError: Model or data cannot be loaded.
     """
+    if config.training.loss == "asft":
+        raise Unpackable("training.loss=asft: each batch needs a pass of the base too, and its own mean")
     tokenizer, data = inputs(config.model, config.data)
     model = load_model(config.model, config.finetune)
     if config.finetune.dora:
@@ -112,7 +115,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     else:
         pack = pack_weights(trainable, count, compute=compute)
     # A compiled decoder sees few shapes.
-    pack = dataclasses.replace(pack, unpadded=0 if compiled else maskless, maskless=maskless)
+    head = dataclasses.replace(pack.head, weigh=weighing(config.training))
+    pack = dataclasses.replace(pack, head=head, unpadded=0 if compiled else maskless, maskless=maskless)
     # For some models only a pass shows that the trials' rows cannot be told apart.
     eval_pass(pack, 0, 1, probe)
     if compiled:

@@ -3,12 +3,14 @@
 import functools
 import gc
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import StorageError
 from lrsweep.files import checkpoint
 from lrsweep.files.atomic import disk_faults
@@ -21,6 +23,7 @@ from lrsweep.training.engines.resumable_trainer import ENGINE, ResumableTrainer
 from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.lora_init import takes_from_base
+from lrsweep.training.loss import anchored_loss, frozen_copy, summed_loss, weighing
 from lrsweep.training.model import load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
@@ -51,7 +54,9 @@ class TrainerEngine:
         config = trial.config
         tokenizer, data = inputs(config.model, config.data)
         phase("loading the model")
-        model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed)
+        base_model = load_model(config.model, config.finetune)
+        anchor = frozen_copy(base_model) if config.training.loss == "asft" else None
+        model = make_trainable(base_model, config.finetune, config.training.seed)
         lora = lora_config(config.finetune)
         taken = config.finetune.mode == "lora" and takes_from_base(lora)
         first = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()} if taken else {}
@@ -63,6 +68,7 @@ class TrainerEngine:
             schedule_steps=config.training.schedule_steps,
             data=data,
             reporter=reporter,
+            anchor=anchor,
             model=model,
             args=training_arguments(trial),
             train_dataset=data.train,
@@ -70,7 +76,7 @@ class TrainerEngine:
             data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[reporter],
-            compute_loss_func=_float64_loss if resolve_dtype(config.model) == torch.float64 else None,
+            compute_loss_func=_loss_func(config),
             optimizers=(own_rates, None),
             optimizer_cls_and_kwargs=optimizer_class(config.optimizer) if own_rates is None else None,
         )
@@ -137,12 +143,21 @@ def training_arguments(trial: Trial) -> TrainingArguments:
     return arguments
 
 
-def _float64_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """The loss of transformers without its cast to float32, which would give a float64 run float32's gradients."""
-    logits = outputs.logits[:, :-1].flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
-    mean: torch.Tensor = loss / num_items_in_batch
-    return mean
+def _loss_func(config: SweepConfig) -> Callable[..., torch.Tensor] | None:
+    """What Trainer is to minimise; None for the loss of transformers.
+
+    For float64 it is the same without its cast to float32, which would give a float64 run float32's gradients.
+    """
+    exact, weigh = resolve_dtype(config.model) == torch.float64, weighing(config.training)
+    if weigh is None and not exact:
+        return None
+
+    def mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        logits = outputs.logits[:, :-1]
+        mean: torch.Tensor = summed_loss(logits if exact else logits.float(), labels[:, 1:], weigh) / num_items_in_batch
+        return mean
+
+    return mean_loss
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
@@ -161,19 +176,43 @@ class _Trainer(ResumableTrainer):
         schedule_steps: Optimizer steps of the schedule.
         data: The eval set, which `lrsweep.training.evaluation` evaluates.
         reporter: Gets the losses on its rows.
+        anchor: The base, if the loss is ASFT's.
         **arguments: ResumableTrainer's arguments.
     """
 
-    def __init__(self, *, schedule_steps: int, data: FinetuneData, reporter: "_Reporter", **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        schedule_steps: int,
+        data: FinetuneData,
+        reporter: "_Reporter",
+        anchor: torch.nn.Module | None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)  # the screen is the host's
         self._schedule_steps = schedule_steps
         self._data = data
         self._reporter = reporter
+        self._anchor = anchor
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule over `schedule_steps`, not over the run's steps."""
         return super().create_scheduler(self._schedule_steps, optimizer)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss; ASFT's needs the base's logits too."""
+        if self._anchor is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        training = self._own_trial.config.training
+        labels = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1]
+        with torch.no_grad():
+            base = self._anchor(**inputs).logits[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return anchored_loss(logits, labels, base, training.asft_alpha, num_items_in_batch)
 
     def row_losses(self) -> RowLosses:
         """The loss on each row of the eval set."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lrsweep.training.loss import Weighing
 from lrsweep.training.packing.errors import Unpackable
 from lrsweep.training.packing.functions import linear
 from lrsweep.training.packing.kernels import cross_entropy, has_cross_entropy
@@ -27,6 +28,7 @@ class Head:
         vocabulary: The size of the vocabulary V.
         softcap: The limit c of soft-capped logits, c tanh(logits / c), as in Gemma 2; None for no cap.
         one_kernel: Computes losses and gradients in one compiled kernel, where there is one.
+        weigh: The weights of label tokens in the gradient; None for 1.
     """
 
     weight: Tensor | str
@@ -34,6 +36,7 @@ class Head:
     vocabulary: int
     softcap: float | None
     one_kernel: bool = False
+    weigh: Weighing | None = None
 
     def cross_entropy(
         self,
@@ -58,7 +61,8 @@ class Head:
             compute: The dtype of the products. The softmax is computed in float32, or in float64 for float64.
 
         Returns:
-            The losses [n], in nats, and the gradient with respect to `hidden` [n, D], None without `shares`.
+            The losses [n], in nats and unweighted, and the gradient with respect to `hidden` [n, D], None without
+            `shares`.
         """
         precise = torch.float64 if compute == torch.float64 else torch.float32
         losses = hidden.new_empty(len(hidden), dtype=precise)
@@ -73,12 +77,14 @@ class Head:
                 log_shares = torch.log_softmax(_capped(logits, self.softcap), dim=1, dtype=precise)
                 losses[part] = -log_shares.gather(1, wanted)[:, 0]
                 continue
+            share = shares[part, None].to(precise)
+            if self.weigh is not None:  # first, as the gradient replaces the logits
+                share = share * self.weigh(_capped(logits, self.softcap).to(precise), wanted)[:, None]
             in_one = self.one_kernel and self.softcap is None
             if in_one and has_cross_entropy(logits.device, logits.dtype, self.vocabulary):
                 losses[part], dlogits = cross_entropy(logits, wanted)
             else:
                 losses[part], dlogits = self._losses(logits, wanted, precise)
-            share = shares[part, None].to(precise)
             gradient[part] = linear(dlogits, weight.mT) * share
             if isinstance(self.weight, str):
                 views[self.weight].grad[trial].add_(dlogits.mT @ (rows * share).to(compute))

@@ -100,6 +100,8 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
         ("optimizer.lr_groups={lora_B: 4}", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=freeze", "optimizer.weight_decay=0.3"),
         ("training.gradient_accumulation_steps=3",),
+        ("training.loss=dft", "training.gradient_accumulation_steps=2"),
+        ("training.loss=eaft", "training.eaft_alpha=0.5", "finetune=full"),
         ("data.max_train_rows=10", "training.max_steps=8"),
         ("training.gradient_checkpointing=true",),
         ("data.packing=true",),
@@ -200,16 +202,17 @@ def test_trials_that_cannot_share_a_base_get_packs_of_their_own(tmp_path: Path) 
     assert host.curve("loss", 0) == pytest.approx(host.curve("loss", 3), abs=1e-5)
 
 
-def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path) -> None:
-    dora = tiny("finetune.dora=true")
-    refused = train(PackedEngine(2, rank=8), tmp_path, dora, tiny())
+@pytest.mark.parametrize(("override", "why"), [("finetune.dora=true", "DoRA"), ("training.loss=asft", "asft")])
+def test_what_cannot_be_packed_is_refused_or_trained_alone(tmp_path: Path, override: str, why: str) -> None:
+    single = tiny(override)
+    refused = train(PackedEngine(2, rank=8), tmp_path, single, tiny())
     assert [outcome.status for outcome in refused.outcomes] == ["failed", "complete"]
-    assert "DoRA" in refused.outcomes[0].reason
-    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine), tmp_path, dora, tiny())
+    assert why in refused.outcomes[0].reason
+    alone = train(PackedEngine(2, rank=8, fallback=TrainerEngine), tmp_path, single, tiny())
     assert [outcome.status for outcome in alone.outcomes] == ["complete", "complete"]
     assert [outcome.engine for outcome in alone.outcomes] == ["trainer", "packed"]
-    with pytest.raises(InputError, match=r"engine=packed: .*DoRA.*use engine=trainer"):
-        build_engine(Workload(tiny("finetune.dora=true", "engine=packed"), 8, 1))
+    with pytest.raises(InputError, match=f"engine=packed: .*{why}.*use engine=trainer"):
+        build_engine(Workload(tiny(override, "engine=packed"), 8, 1))
 
 
 def test_a_model_that_mixes_rows_is_seen_before_any_trial_is_in_the_pack(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler, set_seed
 
+import lrsweep.training.model as model_module
 from lrsweep.config.schema import SweepConfig
 from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
@@ -31,6 +32,7 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
     """The trial as a dozen lines of torch: losses and gradient norms by step. Batches in Trainer's own order."""
     tokenizer, data = inputs(config.model, config.data)
     model = make_trainable(load_model(config.model, config.finetune), config.finetune, config.training.seed).train()
+    anchor = load_model(config.model, config.finetune).eval()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     undecayed = [p for n, p in model.named_parameters() if p.requires_grad and "norm" in n]
     decayed = [p for p in weights if all(p is not other for other in undecayed)]
@@ -66,14 +68,24 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
             batch = collate(rows[start : start + t.batch_size], tokenizer.pad_token_id)
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1]
-            loss = (
-                torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-                )
-                / tokens
+            per_token = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
             )
-            loss.backward()
-            total += loss.item()
+            with torch.no_grad():
+                factors = {"cross_entropy": torch.ones_like(per_token), "dft": torch.exp(-per_token)}
+                if t.loss == "eaft":
+                    likely = logits.flatten(0, 1).sort(descending=True).values[:, :20].softmax(-1)
+                    factors["eaft"] = (-(likely * likely.log()).sum(-1) / 3.0) ** t.eaft_alpha
+                if t.loss == "asft":
+                    near = torch.log_softmax(anchor(**batch).logits[:, :-1].flatten(0, 1), -1)
+            if t.loss == "asft":
+                away = (near.exp() * (near - torch.log_softmax(logits.flatten(0, 1), -1))).sum(-1)
+                counted = (labels.flatten() != -100).double()
+                both = factors["dft"] * per_token + t.asft_alpha * away * counted
+                (both.sum() / counted.sum()).backward()  # type: ignore[no-untyped-call]
+            else:
+                ((factors[t.loss] * per_token).sum() / tokens).backward()
+            total += per_token.sum().item() / tokens
         norms.append(float(torch.nn.utils.clip_grad_norm_(weights, t.max_grad_norm)))
         optimizer.step()
         schedule.step()
@@ -90,6 +102,9 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         ("optimizer.lr_groups={down_proj: 0.1}", "optimizer.weight_decay=0.1"),
         ("finetune=full", "optimizer.weight_decay=0.1"),
         ("finetune=freeze", "finetune.trainable_layers=1"),
+        ("training.loss=dft", "training.gradient_accumulation_steps=2"),
+        ("training.loss=eaft", "training.eaft_alpha=0.5"),
+        ("training.loss=asft", "training.asft_alpha=2", "finetune=full", "training.gradient_accumulation_steps=2"),
         ("training.gradient_accumulation_steps=2", "optimizer.betas=[0.8,0.95]", "training.seed=3"),
         ("training.horizon=30", "scheduler=linear", "training.max_grad_norm=0.1"),
     ],
@@ -263,6 +278,12 @@ def test_other_weight_formats_and_missing_folders_are_refused(tmp_path: Path) ->
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"no \.safetensors"):
         check_path(config(f"model.path={tmp_path}").model)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_constants_of_4_bits_are_quantized_as_the_config_says(double: bool) -> None:
+    c = config("finetune=qlora", f"model.double_quantization={double}")
+    assert model_module._quantization(c.model, torch.bfloat16).bnb_4bit_use_double_quant is double
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused only where there is no CUDA")

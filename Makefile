@@ -32,7 +32,7 @@ base: .venv/.installed ## pretrain the embedded model anew (about five minutes o
 INTEROP := .tmp/interop
 interop: .venv/.installed-test $(INTEROP)/llamafactory/.installed $(INTEROP)/trl/.installed $(INTEROP)/axolotl/.installed
 	$(BIN)/python -m pytest tests/dialects/test_tools.py tests/dialects/test_llamafactory.py tests/dialects/test_trl.py \
-		tests/dialects/test_preferences.py
+		tests/dialects/test_preferences.py tests/training/test_loss.py
 
 $(INTEROP)/llamafactory/.installed: TOOL = llamafactory==0.9.5 torchaudio==2.11.0
 $(INTEROP)/trl/.installed: TOOL = trl==1.16.0

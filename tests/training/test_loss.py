@@ -1,7 +1,7 @@
-"""The weighted losses against the trainers' own functions, where their packages are installed."""
+"""The weighted losses against boring code, and against the trainers' own functions (`make interop`)."""
 
-from types import SimpleNamespace
-from typing import Any
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,24 +9,43 @@ import torch
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.training.loss import anchored_loss, summed_loss, weighing
 
-# The package and the function, and the same loss as overrides. LLaMA-Factory computes it in float32.
-THEIRS = [
-    ("trl.trainer.sft_trainer", "dft_loss", {}, ("training.loss=dft",), 1e-12),
-    ("llamafactory.train.trainer_utils", "dft_loss_func", {}, ("training.loss=dft",), 1e-6),
-    ("llamafactory.train.trainer_utils", "eaft_loss_func", {"alpha": 1.0}, ("training.loss=eaft",), 1e-6),
-    (
-        "llamafactory.train.trainer_utils",
-        "eaft_loss_func",
-        {"alpha": 0.3},
-        ("training.loss=eaft", "training.eaft_alpha=0.3"),
-        1e-6,
-    ),
-]
-
+ENVIRONMENTS = Path(__file__).parents[2] / ".tmp" / "interop"
+# Prints nothing; writes the gradient of a trainer's own loss. It gets the function, its arguments and a file.
+THEIRS = """
+import ast, importlib, sys
+from types import SimpleNamespace
+import torch
 
 class Outputs(SimpleNamespace):
-    def get(self, name: str) -> Any:
+    def get(self, name):
         return getattr(self, name)
+
+place, arguments, file = sys.argv[1:]
+module, _, name = place.rpartition(".")
+given = torch.load(file)
+leaf = given["logits"].requires_grad_()
+arguments = ast.literal_eval(arguments)
+rest = [given["base"].float()] if name == "asft_loss_func" else []
+if not rest:
+    arguments["num_items_in_batch"] = torch.tensor(17)
+loss = getattr(importlib.import_module(module), name)(Outputs(logits=leaf), given["labels"], *rest, **arguments)
+loss.backward()
+torch.save(leaf.grad, file)
+"""
+# The environment and the function, and the same loss as overrides. LLaMA-Factory computes it in float32.
+SAME = [
+    ("trl", "trl.trainer.sft_trainer.dft_loss", {}, ["training.loss=dft"], 1e-12),
+    ("llamafactory", "llamafactory.train.trainer_utils.dft_loss_func", {}, ["training.loss=dft"], 1e-6),
+    ("llamafactory", "llamafactory.train.trainer_utils.eaft_loss_func", {"alpha": 1.0}, ["training.loss=eaft"], 1e-6),
+    (
+        "llamafactory",
+        "llamafactory.train.trainer_utils.eaft_loss_func",
+        {"alpha": 0.3},
+        ["training.loss=eaft", "training.eaft_alpha=0.3"],
+        1e-6,
+    ),
+    ("llamafactory", "llamafactory.train.trainer_utils.asft_loss_func", {"asft_alpha": 0.3}, None, 1e-6),
+]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,32 +57,55 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return logits, labels
 
 
-@pytest.mark.parametrize(("package", "name", "arguments", "overrides", "tolerance"), THEIRS)
-def test_the_gradient_is_that_of_the_trainers_own_loss(
-    package: str, name: str, arguments: dict[str, float], overrides: tuple[str, ...], tolerance: float
-) -> None:
-    theirs = getattr(pytest.importorskip(package), name)
+def ours(overrides: list[str]) -> torch.Tensor:
     logits, labels = batch()
-    theirs_at = logits.clone().requires_grad_()
-    theirs(Outputs(logits=theirs_at), labels.clone(), num_items_in_batch=torch.tensor(17), **arguments).backward()
-    ours_at = logits.clone().requires_grad_()
+    leaf = logits.requires_grad_()
     weigh = weighing(sweep_config(["+sweep=lora_lr", *overrides]).training)
-    (summed_loss(ours_at[:, :-1], labels[:, 1:], weigh) / 17).backward()  # type: ignore[no-untyped-call]
-    assert theirs_at.grad is not None
-    assert ours_at.grad is not None
-    assert torch.allclose(ours_at.grad, theirs_at.grad, rtol=tolerance, atol=tolerance)
+    (gradient,) = torch.autograd.grad(summed_loss(leaf[:, :-1], labels[:, 1:], weigh) / 17, leaf)
+    return gradient
 
 
-def test_the_gradient_near_the_base_is_llama_factorys() -> None:
-    theirs = pytest.importorskip("llamafactory.train.trainer_utils").asft_loss_func
+@pytest.mark.parametrize(("tool", "place", "arguments", "overrides", "tolerance"), SAME)
+def test_the_gradient_is_that_of_the_trainers_own_loss(
+    tool: str,
+    place: str,
+    arguments: dict[str, float],
+    overrides: list[str] | None,
+    tolerance: float,
+    tmp_path: Path,
+) -> None:
+    python = ENVIRONMENTS / tool / "bin" / "python"
+    if not (ENVIRONMENTS / tool / ".installed").exists():
+        pytest.skip(f"{tool} is not installed; `make interop` installs it")
     logits, labels = batch()
     base = logits.flip(0) + 0.5
-    theirs_at, ours_at = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    theirs(Outputs(logits=theirs_at), labels, base.float(), asft_alpha=0.3).backward()
-    anchored_loss(ours_at[:, :-1], labels[:, 1:], base[:, :-1], 0.3, 17).backward()  # type: ignore[no-untyped-call]
-    assert theirs_at.grad is not None
-    assert ours_at.grad is not None
-    assert torch.allclose(ours_at.grad, theirs_at.grad, rtol=1e-6, atol=1e-6)
+    file = tmp_path / "given.pt"
+    torch.save({"logits": logits, "labels": labels, "base": base}, file)
+    subprocess.run([python, "-c", THEIRS, place, repr(arguments), file], check=True, capture_output=True, timeout=300)
+    if overrides is None:
+        leaf = logits.requires_grad_()
+        loss = anchored_loss(leaf[:, :-1], labels[:, 1:], base[:, :-1], arguments["asft_alpha"], 17)
+        (found,) = torch.autograd.grad(loss, leaf)
+    else:
+        found = ours(overrides)
+    assert torch.allclose(found, torch.load(file), rtol=tolerance, atol=tolerance)
+
+
+def test_each_token_counts_as_its_probability_or_its_entropy_says() -> None:
+    for loss in ("dft", "eaft"):
+        logits, labels = batch()
+        leaf = logits.requires_grad_()
+        summed = leaf.new_zeros(())
+        for row, wanted in zip(leaf[:, :-1].flatten(0, 1), labels[:, 1:].flatten().tolist(), strict=True):
+            if wanted < 0:
+                continue
+            shares = row.softmax(0)
+            highest = row.detach().sort(descending=True).values[:20].softmax(0)
+            entropy = -sum(share * share.log() for share in highest)
+            weight = shares[wanted].detach() if loss == "dft" else entropy / 3
+            summed = summed - weight * shares[wanted].log() / 17
+        (expected,) = torch.autograd.grad(summed, leaf)
+        assert torch.allclose(ours([f"training.loss={loss}"]), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["dft", "eaft"])

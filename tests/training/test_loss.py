@@ -32,9 +32,9 @@ loss = getattr(importlib.import_module(module), name)(Outputs(logits=leaf), give
 loss.backward()
 torch.save(leaf.grad, file)
 """
-# The environment and the function, and the same loss as overrides. LLaMA-Factory computes it in float32.
+# The environment and the function, and the same loss as overrides. LLaMA-Factory computes it in float32. TRL 1.16 has
+# none that could be called: its trainer computes `dft` among other things.
 SAME = [
-    ("trl", "trl.trainer.sft_trainer.dft_loss", {}, ["training.loss=dft"], 1e-12),
     ("llamafactory", "llamafactory.train.trainer_utils.dft_loss_func", {}, ["training.loss=dft"], 1e-6),
     ("llamafactory", "llamafactory.train.trainer_utils.eaft_loss_func", {"alpha": 1.0}, ["training.loss=eaft"], 1e-6),
     (

@@ -105,7 +105,7 @@ class _AdaptedMlp(torch.autograd.Function):
         y.baddbmm_(low_h, outer.b[0].mT)
         ctx.save_for_backward(rows, low, gate, up, h, low_h)
         ctx.shape, ctx.inner, ctx.outer = x.shape, inner, outer
-        return y.view(x.shape)
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable

@@ -8,8 +8,8 @@ import torch
 
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.training.loss import anchored_loss, summed_loss, weighing
+from tests.dialects.test_preferences import python_of
 
-ENVIRONMENTS = Path(__file__).parents[2] / ".tmp" / "interop"
 # Prints nothing; writes the gradient of a trainer's own loss. It gets the function, its arguments and a file.
 THEIRS = """
 import ast, importlib, sys
@@ -74,9 +74,7 @@ def test_the_gradient_is_that_of_the_trainers_own_loss(
     tolerance: float,
     tmp_path: Path,
 ) -> None:
-    python = ENVIRONMENTS / tool / "bin" / "python"
-    if not (ENVIRONMENTS / tool / ".installed").exists():
-        pytest.skip(f"{tool} is not installed; `make interop` installs it")
+    python = python_of(tool)
     logits, labels = batch()
     base = logits.flip(0) + 0.5
     file = tmp_path / "given.pt"

@@ -5,8 +5,11 @@ range has random ends, and all its trials share one seed; the losses between mea
 how far the recommended rate's true mean loss is above the lowest in the range, as a share of the improvement. Steps are
 counted in whole trials.
 
-- `refine`: the plan of `lrsweep/search/refine.py`, then the rate with the lowest loss; with the verdict and its
-  replicates in columns of their own.
+- `refine`: the plan of `lrsweep/search/refine.py`, then the rate with the lowest loss; with the verdict, its replicates
+  and the rates that it still asks for in columns of their own.
+- The chance that another rate is better by more than 1 % of the improvement: in how many sweeps it ends below 5 %, and
+  in how many of those there is such a rate. The calibration compares the chance after the first seeds with how often
+  there is one.
 - Optuna's Gaussian process, TPE (with and without its median pruner) and a grid with a random phase, with 4 to 24
   trials, and the rate with the lowest loss. For each task, the arm that needs the fewest steps to be within 2 % in 95 %
   of the sweeps. (CMA-ES needs two axes.)
@@ -17,9 +20,10 @@ at a quarter of the steps relates to the final one, which the verdict uses for t
 
 import argparse
 import functools
+import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +33,15 @@ import optuna
 from common import RESULTS, about, save, table
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
+from scipy.stats import binomtest
 
-from lrsweep.analysis.ranking import Result, Role, Status, ranked
-from lrsweep.analysis.verdict import Verdict, compared, judge
+from lrsweep.analysis.ranking import Result, Role, Status
+from lrsweep.analysis.verdict import UNLIKELY, Verdict, judge
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.config.search_space import axes
+from lrsweep.search.followups import followups
 from lrsweep.search.refine import plan
-from lrsweep.search.replication import contenders
 
 Floats = NDArray[np.float64]
 
@@ -45,6 +51,9 @@ BUDGETS = (20, 60, 120, 400)
 # All tasks were evaluated at each quarter of their steps; a replayed trial has this many.
 STEPS = 40
 WITHIN, OFTEN = 0.02, 0.95
+# search.tolerance, and the bins of the calibration.
+TOLERANCE = 0.01
+BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 COUNTS = (4, 5, 6, 7, 8, 10, 12, 16, 24)
 # Sampler, and whether the median pruner is on.
 ARMS = (("grid", False), ("GP", False), ("TPE", False), ("TPE", True))
@@ -184,19 +193,37 @@ def _lowest(sweep: Sweep) -> float:
     return float(np.log10(min(complete, key=lambda result: result.eval_loss or 0.0).lr))
 
 
-def with_verdict(sweep: Sweep) -> Verdict:
-    """The verdict on the sweep, after the replicates that it asks for."""
+def with_verdict(sweep: Sweep) -> Iterator[Verdict]:
+    """The verdicts after the replicates, and after each rate that may be better; the last one ends the sweep."""
+    judged = 0
     while True:
         results = list(sweep.results.values())
-        candidates = ranked(results)
-        rivals, noise = compared(candidates)
-        improvement = sweep.task.base_loss - candidates[0].mean
-        chosen, seeds = contenders(candidates, rivals, noise, improvement)
-        new = [(c.result, seed) for c in chosen for seed in range(1 + c.repeated, seeds)]
+        verdict = judge(results, sweep.task.base_loss)
+        new = plan(base(), results, (), sweep.task.base_loss).new
+        new = new or tuple(followups(base(), axes(base()), results, verdict, {})[0])
+        if not new or (new[0].role == "fit" and judged < len(results)):
+            judged = len(results)
+            yield verdict
         if not new:
-            return judge(results, sweep.task.base_loss)
-        for result, _ in new:
-            sweep.train(len(sweep.results), result.lr, 4, "replicate", result.number)
+            return
+        for spec in new:
+            sweep.train(len(sweep.results), spec.params["optimizer.lr"], 4, spec.role, spec.of)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The stated chance that another rate is better than the lowest by more than the tolerance, and whether one is."""
+
+    chance: float
+    missed: bool
+
+
+def promise(sweep: Sweep, verdict: Verdict) -> Promise | None:
+    """What a verdict promises, and whether it is so; None if it promises nothing."""
+    if verdict.better_rate is None:
+        return None
+    lowest = float(np.log10(verdict.candidates[0].result.lr))
+    return Promise(verdict.better_rate.chance, sweep.task.regret(lowest, sweep.low, sweep.high) > TOLERANCE)
 
 
 def theirs(sweep: Sweep, sampler: str, trials: int, prune: bool) -> float:
@@ -224,13 +251,19 @@ def theirs(sweep: Sweep, sampler: str, trials: int, prune: bool) -> float:
 
 
 def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
-    """What `refine` costs on a task, and how far it is from the best."""
+    """What `refine` costs on a task, how far it is from the best, and what it promises."""
     regrets, steps, after, whole, held = [], [], [], [], []
+    first: list[Promise | None] = []
+    last: list[Promise | None] = []
     for number in range(sweeps):
         sweep = Sweep(task, number)
         regrets.append(task.regret(refined(sweep), sweep.low, sweep.high))
         steps.append(sweep.spent)
-        verdict = with_verdict(sweep)
+        promises = []
+        for verdict in with_verdict(sweep):
+            promises.append(promise(sweep, verdict))
+        first.append(promises[0])
+        last.append(promises[-1])
         assert verdict.recommended is not None
         after.append(task.regret(float(np.log10(verdict.recommended.result.lr)), sweep.low, sweep.high))
         whole.append(sweep.spent)
@@ -241,6 +274,7 @@ def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
             limit = np.interp(np.log10(verdict.recommended.result.lr), fine, mean)
             limit += safe.tolerance * (task.base_loss - mean.min())
             held.append(not inside.any() or bool(mean[inside].max() <= limit))
+    sure = [made for made in last if made is not None and made.chance < UNLIKELY]
     return {
         "task": task.name,
         "within_2_percent": _share(regrets),
@@ -248,9 +282,67 @@ def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
         "trials_worth": round(float(np.mean(steps)), 2),
         "within_with_verdict": _share(after),
         "trials_with_replicates": round(float(np.mean(whole)), 2),
+        "sure": round(len(sure) / sweeps, 3),
+        "sure_and_missed": round(float(np.mean([made.missed for made in sure])), 4) if sure else None,
         "safe_ranges": len(held),
         "safe_right": round(float(np.mean(held)), 3) if held else None,
+        "promises": _binned(first),
     }
+
+
+def _binned(promises: Sequence[Promise | None]) -> list[list[float]]:
+    """For each bin of the stated chance: how many sweeps, the sum of what they state, and how many missed."""
+    made = [one for one in promises if one is not None]
+    bins = np.digitize([one.chance for one in made], BINS[1:-1])
+    return [
+        [
+            float(np.sum(bins == i)),
+            round(float(sum(one.chance for one, at in zip(made, bins, strict=True) if at == i)), 4),
+            float(sum(one.missed for one, at in zip(made, bins, strict=True) if at == i)),
+        ]
+        for i in range(len(BINS) - 1)
+    ]
+
+
+def calibration(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was stated after the first seeds, and how often it was so, over tasks; with an interval of 95 %."""
+    found = []
+    for held_out in (False, True):
+        of = np.array([e["promises"] for e in entries if e["held_out"] == held_out and "promises" in e])
+        if not len(of):
+            continue
+        for (low, high), (count, stated, missed) in zip(itertools.pairwise(BINS), of.sum(0), strict=True):
+            if count:
+                ends = binomtest(int(missed), int(count)).proportion_ci(method="wilson")
+                found.append(
+                    {
+                        "held_out": held_out,
+                        "bin": [low, high],
+                        "sweeps": int(count),
+                        "stated": round(stated / count, 4),
+                        "missed": round(missed / count, 4),
+                        "missed_interval": [round(float(ends.low), 4), round(float(ends.high), 4)],
+                    }
+                )
+    return found
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the stated chance against how often it was so."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    plot = figure.subplots()
+    plot.plot([0, 1], [0, 1], color="0.8")
+    for held_out, name in ((False, "tasks for tuning"), (True, "tasks set aside")):
+        bins = [entry for entry in found if entry["held_out"] == held_out]
+        stated, missed = ([entry[key] for entry in bins] for key in ("stated", "missed"))
+        low = [entry["missed"] - entry["missed_interval"][0] for entry in bins]
+        high = [entry["missed_interval"][1] - entry["missed"] for entry in bins]
+        plot.errorbar(stated, missed, yerr=np.maximum([low, high], 0), marker="o", capsize=3, label=name)
+    plot.set(xlabel="stated chance of a rate that is better by more than 1 %", ylabel="share of the sweeps with one")
+    plot.legend()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _share(regrets: list[float]) -> float:
@@ -314,10 +406,13 @@ def main() -> None:
             entry |= {key: value for key, value in before[0].items() if key.startswith("optuna")} if before else {}
         entries.append(entry | behind(task) | {"held_out": task.name.split()[0] in HELD_OUT})
         print(entries[-1], flush=True)
-    columns = [key for key in entries[0] if key != "held_out"]
+        counts = {"sweeps": arguments.sweeps, "optuna_sweeps": arguments.optuna_sweeps}
+        calibrated = calibration(entries)
+        save(arguments.out, about("optuna", "scikit-learn", "scipy") | counts, tasks=entries, calibration=calibrated)
+    columns = [key for key in entries[0] if key not in ("held_out", "promises")]
     print(table(columns, [[entry.get(key) for key in columns] for entry in entries]))
-    counts = {"sweeps": arguments.sweeps, "optuna_sweeps": arguments.optuna_sweeps}
-    save(arguments.out, about("optuna", "scikit-learn", "scipy") | counts, tasks=entries)
+    print(table(list(calibrated[0]), [list(entry.values()) for entry in calibrated]))
+    draw(calibrated, arguments.out.with_name(arguments.out.stem + "_calibration.svg"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrsweep.analysis.edges import Edge, edges
-from lrsweep.analysis.lr_curve import LrCurve, SafeRange, fit, safe_range
+from lrsweep.analysis.lr_curve import BetterRate, LrCurve, SafeRange, better_rate, fit, safe_range
 from lrsweep.analysis.noise import Noise, fit_seeds
 from lrsweep.analysis.ranking import Candidate, Result, budget, ranked
 from lrsweep.analysis.row_noise import RowNoise, row_noise
@@ -26,6 +26,8 @@ _FIRST_LOOK, _FIRST_LOOK_REFINED = 3, 5
 _PICKED = 0.99
 # A share of the improvement that nobody minds: the loss before training minus the best loss.
 TOLERANCE = 0.01
+# `refine` ends when the chance of a better rate is below this.
+UNLIKELY = 0.05
 # A rate is at risk if its neighbour loses this share of the improvement or more.
 _FAR_WORSE = 0.5
 # Rates closer than this factor are not neighbours but the same place.
@@ -72,6 +74,8 @@ class Verdict:
         improvement: The loss before training minus the lowest loss; None if it is not known, or not above 0.
         lr_curve: The loss over the learning rate; None if it was not searched or too few rates were tried.
         safe_range: The learning rates that are about as good as the recommended one; None if it is not known.
+        better_rate: The learning rate that is likeliest to beat the lowest loss by more than `search.tolerance`; None
+            if noise was not measured, the lowest loss is at an end of the rates, or other keys were searched too.
         edges: The axes on which the lowest loss is at the end of what was tried.
         inconclusive: Why the sweep gives no clear answer; empty if it does.
     """
@@ -84,6 +88,7 @@ class Verdict:
     improvement: float | None
     lr_curve: LrCurve | None
     safe_range: SafeRange | None
+    better_rate: BetterRate | None
     edges: tuple[Edge, ...]
     inconclusive: str
 
@@ -121,7 +126,7 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     """
     candidates = ranked(results)
     if not candidates:
-        return Verdict((), (), None, None, None, None, None, None, (), "no trial completed")
+        return Verdict((), (), None, None, None, None, None, None, None, (), "no trial completed")
     best = candidates[0]
     improvement = base_loss - best.mean if base_loss is not None and base_loss > best.mean else None
     rivals, noise = compared(candidates)
@@ -130,13 +135,18 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     stopped = [
         r for r in results if r.status == "pruned" and r.role not in _FOLLOWING and budget(r) == budget(best.result)
     ]
-    curve = _lr_curve(candidates, rivals, noise, base_loss, stopped)
+    losses, errors = _over_lr(candidates, rivals, noise, stopped)
+    curve = fit(losses, errors, base_loss)
     found = edges(best.result, results)
     inconclusive = _inconclusive(rivals, noise, found, stopped)
     safe = None
     beside = danger.beside_divergence
     if curve is not None and improvement is not None and recommended.result.lr not in beside and not inconclusive:
         safe = safe_range(curve, recommended.result.lr, improvement, beside)
+    better = None
+    if noise is not None and improvement is not None and list(best.result.values) == [LR] and not found:
+        gain = best.result.config.search.tolerance * improvement
+        better = better_rate(losses, errors, base_loss, best.result.lr, gain)
     return Verdict(
         candidates,
         rivals,
@@ -146,6 +156,7 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
         improvement,
         curve,
         safe,
+        better,
         found,
         inconclusive,
     )
@@ -235,20 +246,16 @@ def _recommended(
     return safer[0] if safer else best
 
 
-def _lr_curve(
-    candidates: Sequence[Candidate],
-    rivals: Sequence[Rival],
-    noise: Noise | None,
-    base_loss: float | None,
-    stopped: Sequence[Result],
-) -> LrCurve | None:
-    """The loss over the learning rate, with the best loss that the other axes allow for each rate.
+def _over_lr(
+    candidates: Sequence[Candidate], rivals: Sequence[Rival], noise: Noise | None, stopped: Sequence[Result]
+) -> tuple[dict[float, float], dict[float, float]]:
+    """The best loss that the other axes allow for each learning rate, and its standard error; empty without that axis.
 
     If nothing else is searched, a stopped trial counts too, by how far it was behind the best one when it stopped.
     """
     best = candidates[0]
     if LR not in best.result.values:
-        return None
+        return {}, {}
     losses = {best.result.lr: best.mean}
     errors: dict[float, float] = {}
     for candidate, difference in [(best, 0.0), *((rival.candidate, rival.difference) for rival in rivals)]:
@@ -263,7 +270,7 @@ def _lr_curve(
             behind = loss - at_step[step]
             losses[result.lr] = best.mean + _LATER * behind
             errors[result.lr] = _LATER_ERROR * abs(behind)
-    return fit(losses, errors, base_loss)
+    return losses, errors
 
 
 def _inconclusive(

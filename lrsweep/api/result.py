@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrsweep.analysis.lr_curve import SafeRange
+from lrsweep.analysis.lr_curve import BetterRate, SafeRange
 from lrsweep.analysis.noise import Noise
 from lrsweep.analysis.ranking import Candidate
 from lrsweep.errors import InputError
@@ -87,6 +87,11 @@ class SweepResult:
     def noise(self) -> Noise | None:
         """How much a loss varies from seed to seed; None if it was not measured."""
         return self._summary.verdict.noise
+
+    @property
+    def better_rate(self) -> BetterRate | None:
+        """The rate that is likeliest to beat the lowest loss by more than `search.tolerance`; None if not known."""
+        return self._summary.verdict.better_rate
 
     @property
     def inconclusive(self) -> str:

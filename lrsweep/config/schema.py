@@ -60,8 +60,8 @@ class SearchConfig(Section):
     n_trials: Annotated[Count | None, run_key()] = None
     """Trials in total, over all runs of the sweep. Null is the whole grid, or as many as `refine` needs."""
     tolerance: Annotated[float, Field(gt=0, lt=1), run_key()] = 0.01
-    """`refine` ends once it expects no rate to be better by half of this share of the improvement: the loss before
-    training minus the best loss."""
+    """`refine` ends once the chance that another rate is better by this share of the improvement is below 5 %. The
+    improvement is the loss before training minus the best loss."""
     budget: Annotated[int | str | None, BeforeValidator(_steps_or_time), run_key()] = None
     """`refine` trains nothing that would need more than this: optimizer steps of all trials together, or time, such as
     30min or 2h. The first rate is trained to its end in any case."""

@@ -81,10 +81,11 @@ class Controller:
                 monitor.look()
                 summary = self._summary(about)
                 specs, why = next_trials(self.config, self.study.axes, summary)
+                if why:
+                    self.screen.note(why)
                 if not specs:
                     self.study.close()
                     return summary
-                self.screen.note(why)
                 self.study.add_followups(specs)
         except BaseException:
             self._stop_workers(monitor, about)
@@ -173,4 +174,4 @@ class Controller:
 def next_trials(config: SweepConfig, axes: Sequence[Axis], summary: Summary) -> tuple[list[TrialSpec], str]:
     """The trials that follow from a summary, and the reason for them; none if the sweep is complete."""
     labels = {number: diagnosis.label for number, diagnosis in summary.diagnoses.items()}
-    return followups(config, axes, summary.results, summary.verdict, labels)
+    return followups(config, axes, summary.results, summary.verdict, labels, summary.about.seconds)

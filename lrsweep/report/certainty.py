@@ -5,7 +5,7 @@ import math
 from lrsweep.analysis.edges import Edge
 from lrsweep.analysis.ranking import Candidate, Result
 from lrsweep.analysis.row_noise import FEW_ROWS, RowNoise
-from lrsweep.analysis.verdict import Rival, Verdict
+from lrsweep.analysis.verdict import UNLIKELY, Rival, Verdict
 from lrsweep.config.search_space import LR, reach
 from lrsweep.formatting import format_value
 from lrsweep.report.summary import Summary
@@ -46,7 +46,8 @@ def _edge(summary: Summary, edge: Edge) -> str:
 def certainty(summary: Summary) -> list[str]:
     """How certain the result is: the next best trial, the noise, the safe range, and what limits the answer."""
     verdict = summary.verdict
-    lines = [*_safety(summary), *_rivals(summary), *_safe_range(summary), *_diverged_seeds(summary)]
+    lines = [*_safety(summary), *_rivals(summary), *_safe_range(summary), *_better_rate(summary)]
+    lines += _diverged_seeds(summary)
     if verdict.inconclusive:
         lines.append(f"Inconclusive: {inconclusive(summary)}.")
     return [*lines, *_eval_set(summary)]
@@ -134,6 +135,20 @@ def _safe_range(summary: Summary) -> list[str]:
     return [
         f"Safe learning rates: {format_value(safe.low)} to {format_value(safe.high)}, within {safe.tolerance:.0%} of "
         "the improvement by the fitted curve."
+    ]
+
+
+def _better_rate(summary: Summary) -> list[str]:
+    better = summary.verdict.better_rate
+    if better is None:
+        return []
+    amount = f"{100 * summary.config.search.tolerance:g} % of the improvement"
+    if better.chance < UNLIKELY:
+        chance = "under 1 %" if better.chance < 0.01 else f"{better.chance:.0%}"
+        return [f"The chance that another rate is better by more than {amount} is {chance}."]
+    return [
+        f"The chance that another rate is better by more than {amount} is {better.chance:.0%}; the likeliest is "
+        f"{format_value(float(f'{better.lr:.2g}'))}."
     ]
 
 

@@ -288,6 +288,7 @@ def _to_json(summary: Summary) -> Mapping[str, Any]:
         "row_noise": verdict.row_noise and asdict(verdict.row_noise),
         "improvement": verdict.improvement,
         "basin_centre": verdict.lr_curve and verdict.lr_curve.centre,
+        "better_rate": verdict.better_rate and asdict(verdict.better_rate),
         "inconclusive": verdict.inconclusive,
         "edges": [asdict(edge) for edge in verdict.edges],
         "longer_run": summary.longer_run and asdict(summary.longer_run),

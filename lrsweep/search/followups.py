@@ -1,13 +1,14 @@
-"""Trials that follow from results: rates beyond the tried ones, retries of diverged trials, more seeds of the best."""
+"""Trials that follow from results: rates beyond the tried ones, retries, more seeds of the best, a rate in between."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrsweep.analysis.ranking import Candidate, Result
-from lrsweep.analysis.verdict import Verdict
+from lrsweep.analysis.verdict import UNLIKELY, Verdict
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.search_space import LR, Axis, Choices, grid, to_stored
 from lrsweep.formatting import format_value
+from lrsweep.search import refine
 from lrsweep.search.growth import beyond
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.replication import contenders
@@ -16,13 +17,20 @@ from lrsweep.search.replication import contenders
 _RATES_A_ROUND = 2
 # How many of the best trials get replicates.
 _FEW = 3
+# How many rates `refine` tries after the first seeds, because they may be better, and how many seeds a trial gets then.
+_MOST_LATER, _MOST_SEEDS = 4, 6
 _BLOWN_UP = ("too_high", "diverged", "collapsed")
 
 
 def followups(
-    config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], verdict: Verdict, labels: Mapping[int, str]
+    config: SweepConfig,
+    axes: Sequence[Axis],
+    results: Sequence[Result],
+    verdict: Verdict,
+    labels: Mapping[int, str],
+    seconds: float = 0.0,
 ) -> tuple[list[TrialSpec], str]:
-    """The trials that come next: an extension, else a rescue, else replicates.
+    """The trials that come next: an extension, else a rescue, else replicates, else a rate that may be better.
 
     Args:
         config: The sweep's config.
@@ -30,6 +38,7 @@ def followups(
         results: The finished trials.
         verdict: Their ranking.
         labels: The diagnosis of each trial's curve, by number.
+        seconds: Seconds spent training so far.
 
     Returns:
         The trials, and the reason for them; none if the sweep is complete.
@@ -38,6 +47,7 @@ def followups(
         _extension(config, axes, results, verdict)
         or _rescue(config, results, verdict, labels)
         or _replicates(config, axes, results, verdict)
+        or _likelier(config, results, verdict, seconds)
         or ([], "")
     )
 
@@ -106,8 +116,7 @@ def _replicates(
     for candidate in chosen:
         result = candidate.result
         for i in range(1 + candidate.repeated, seeds):
-            seed = {"training.seed": (result.config.training.seed + i) % 2**31}
-            specs.append(TrialSpec(_params(result), "replicate", {**result.overrides, **seed}, result.number))
+            specs.append(_replicate(result, i))
     if not specs:
         return None
     steps = len(specs) * config.training.max_steps
@@ -115,6 +124,37 @@ def _replicates(
         f"training {_named(chosen)} with {seeds} seeds each, to measure the noise: {len(specs)} more "
         f"trial{'s' * (len(specs) > 1)}, {steps} steps (search.replicates=1 turns this off)"
     )
+
+
+def _likelier(
+    config: SweepConfig, results: Sequence[Result], verdict: Verdict, seconds: float
+) -> tuple[list[TrialSpec], str] | None:
+    """The rate that may still be better than the best one, after `refine`; if that was tried, more seeds for both."""
+    better, search = verdict.better_rate, config.search
+    if search.method != "refine" or search.replicates != "auto" or better is None or better.chance < UNLIKELY:
+        return None
+    rate, best = float(f"{better.lr:.2g}"), verdict.candidates[0]
+    near = [candidate for candidate in verdict.candidates if refine.same_rate(candidate.result.lr, rate)]
+    if near:
+        pair = {candidate.result.number: candidate for candidate in (best, near[0])}.values()
+        enough = any(1 + candidate.repeated >= _MOST_SEEDS for candidate in pair)
+        specs = [_replicate(candidate.result, 1 + candidate.repeated) for candidate in pair]
+        doing = f"one more seed for {_named(list(pair))}"
+    else:
+        first = min((result.number for result in results if result.role == "replicate"), default=0)
+        later = sum(result.role == "fit" and result.number > first for result in results)
+        gone = any(refine.same_rate(r.lr, rate) for r in results if r.status in ("failed", "diverged"))
+        enough = later >= _MOST_LATER or gone
+        specs, doing = [TrialSpec({LR: rate}, "fit")], "trying it"
+    if enough:
+        return None
+    why = (
+        f"refine: {format_value(rate)} is better than {format_value(best.result.lr)} by more than "
+        f"{100 * search.tolerance:g} % of the improvement with a chance of {better.chance:.0%}"
+    )
+    if used_up := refine.limit(config, results, refine.Plan(tuple(specs)), seconds):
+        return [], f"{why}, but {used_up} is used up"
+    return specs, f"{why}: {doing}"
 
 
 def _best_few(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -127,6 +167,11 @@ def _best_few(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _named(chosen: Sequence[Candidate]) -> str:
     numbers = [str(candidate.result.number) for candidate in chosen]
     return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) > 1 else f"trial {numbers[0]}"
+
+
+def _replicate(result: Result, number: int) -> TrialSpec:
+    seed = {"training.seed": (result.config.training.seed + number) % 2**31}
+    return TrialSpec(_params(result), "replicate", {**result.overrides, **seed}, result.number)
 
 
 def _params(result: Result) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def plan(
     complete = any(point.final is not None for point in points)
     found = _refined(sweep) if complete else _coarse(sweep)
     # Without one complete trial there is no answer, so the limits count from the first one on.
-    limit = _limit(config, results, found, seconds) if complete and found.goes_on else ""
-    return Plan(why=f"refine: {limit} is used up") if limit else found
+    used_up = limit(config, results, found, seconds) if complete and found.goes_on else ""
+    return Plan(why=f"refine: {used_up} is used up") if used_up else found
 
 
 def _points(results: Sequence[Result], paused: Collection[int], pause: int) -> Iterator[_Point]:
@@ -214,7 +214,12 @@ def _between(
 
 
 def _tried(lr: float, sweep: _Sweep) -> bool:
-    return any(abs(math.log10(lr / other)) < _SAME for other in sweep.rates)
+    return any(same_rate(lr, other) for other in sweep.rates)
+
+
+def same_rate(one: float, other: float) -> bool:
+    """Whether two rates are so close that trying both tells nothing."""
+    return abs(math.log10(one / other)) < _SAME
 
 
 def _cannot_win(point: _Point, best: _Point, base_loss: float | None) -> bool:
@@ -266,8 +271,15 @@ def _grown(sweep: _Sweep, *, up: bool) -> Plan | None:
     )
 
 
-def _limit(config: SweepConfig, results: Sequence[Result], found: Plan, seconds: float) -> str:
-    """The limit that the plan would break, as `key=value`; empty if none."""
+def limit(config: SweepConfig, results: Sequence[Result], found: Plan, seconds: float) -> str:
+    """The limit that a plan would break, as `key=value`; empty if none.
+
+    Args:
+        config: The sweep's config.
+        results: The finished trials, and the paused ones.
+        found: The plan.
+        seconds: Seconds spent training so far.
+    """
     search = config.search
     if search.n_trials is not None and len(results) + len(found.new) > search.n_trials:
         return f"search.n_trials={search.n_trials}"

@@ -7,8 +7,9 @@ from lrsweep.analysis.noise import Noise
 from lrsweep.analysis.ranking import Candidate
 from lrsweep.analysis.verdict import TOLERANCE, Rival
 
-# At most this many trials are repeated at a time, with at most this many seeds each, and this many replicates in all.
-_CONTENDERS, _SEEDS, _REPLICATES = 3, 4, 9
+# At most this many trials are repeated at a time, with at most this many seeds each, and this many replicates in all;
+# more for each rate that `refine` has added, which would otherwise win or lose by one seed.
+_CONTENDERS, _SEEDS, _REPLICATES, _FOR_A_FIT = 3, 4, 9, 3
 # Noise up to this share of the improvement is small.
 _SMALL = 2 * TOLERANCE
 
@@ -50,7 +51,8 @@ def contenders(
     # A trial that had fewer seeds than the others first gets what they have.
     seeds = most if fewest < most else most + 1
     replicates = sum(max(c.repeated, seeds - 1) if c in chosen else c.repeated for c in candidates)
-    if seeds > _SEEDS or replicates > _REPLICATES:
+    most_replicates = _REPLICATES + _FOR_A_FIT * sum(c.result.role == "fit" for c in candidates)
+    if seeds > _SEEDS or replicates > most_replicates:
         return [], most
     return [candidate for candidate in chosen if 1 + candidate.repeated < seeds], seeds
 

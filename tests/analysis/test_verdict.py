@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lrsweep.analysis.edges import Edge
-from lrsweep.analysis.lr_curve import LrCurve, fit, safe_range
+from lrsweep.analysis.lr_curve import LrCurve, better_rate, fit, safe_range
 from lrsweep.analysis.ranking import Result, by_budget
 from lrsweep.analysis.verdict import TOLERANCE, judge
 from lrsweep.config.hydra_compose import sweep_config
@@ -260,3 +260,30 @@ def test_a_rate_that_is_scaled_to_the_batch_is_shown_as_it_was_trained() -> None
     own = Result(0, {"training.batch_size": 16, "optimizer.lr": 3e-3}, scaled, "complete", 10, 1.0, "")
     assert own.trained == {"training.batch_size": 16, "optimizer.lr": 4.243e-3}
     assert result(1, 3e-3, 1.0).trained == {"optimizer.lr": 3e-3}
+
+
+def test_the_chance_of_a_better_rate_is_how_often_there_is_one() -> None:
+    """Smooth random curves over three decades, seven noisy losses on each: the stated chances against the truth."""
+    draw = np.random.default_rng(5)
+    places, fine = np.linspace(-5, -2, 7), np.linspace(-5, -2, 241)
+    both = np.append(places, fine)
+    noise, gain = 0.05, 0.1
+    stated, true = [], []
+    for _ in range(150):
+        scale = draw.choice([0.6, 0.9, 1.3])
+        smooth = np.exp(-((both[:, None] - both) ** 2) / (2 * scale**2))
+        curve = draw.multivariate_normal(np.zeros(len(both)), smooth, method="eigh")
+        seen = curve[:7] + noise * draw.standard_normal(7)
+        losses = dict(zip((10**places).tolist(), seen.tolist(), strict=True))
+        best = min(losses, key=losses.__getitem__)
+        found = better_rate(losses, dict.fromkeys(losses, noise), None, best, gain)
+        assert found is not None
+        stated.append(found.chance)
+        there = np.interp(np.log10(found.lr), fine, curve[7:])
+        true.append(there < np.interp(np.log10(best), fine, curve[7:]) - gain)
+    unlikely = np.array(stated) < 0.2
+    for part in (unlikely, ~unlikely):
+        assert part.sum() > 20
+        error = np.sqrt(np.mean(stated, where=part) / part.sum())
+        assert abs(np.mean(stated, where=part) - np.mean(true, where=part)) < 3 * error
+    assert better_rate({1e-4: 1.0, 1e-3: 0.9, 1e-2: 1.1}, {}, None, 1e-3, 0.1) is None

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from lrsweep.analysis.diagnosis import Diagnosis
+from lrsweep.analysis.lr_curve import BetterRate
 from lrsweep.analysis.noise import Noise
 from lrsweep.analysis.ranking import Result
 from lrsweep.analysis.verdict import Rival, judge
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
+from lrsweep.config.schema import replace as with_keys
 from lrsweep.orchestration.controller import next_trials
 from lrsweep.report.summary import About, Links, Summary
 from lrsweep.report.text import sentences
+from lrsweep.search.followups import followups
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.replication import contenders
 from lrsweep.tracking import DatasetInfo
@@ -232,6 +235,90 @@ def test_rivals_that_cost_less_than_the_tolerance_need_no_more_seeds() -> None:
     # They differ by a ten-thousandth of the improvement of 3, more or less.
     extra = repeated(found, points, {(2, 1): 2.0002, (3, 1): 2.0004, (1, 1): 2.0005})
     assert following(auto, summary(auto, losses, extra)) == ([], "")
+
+
+def refined(losses: Mapping[float, float | None], noise: float, *overrides: str) -> tuple[SweepConfig, Summary]:
+    """A refined sweep whose best three trials have a second seed, with a loss that is higher by up to `noise`."""
+    refine = sweep_config(["+sweep=full_lr", "search=refine", f"space.optimizer.lr={list(losses)}", *overrides])
+    found = summary(refine, losses)
+    best = sorted(found.results, key=lambda result: result.eval_loss or 9.0)[:3]
+    points = [TrialSpec({}, "replicate", {"training.seed": 1}, result.number) for result in best]
+    shifts = {(result.number, 1): (result.eval_loss or 0.0) + noise * i for i, result in enumerate(best)}
+    return refine, summary(refine, losses, repeated(found, points, shifts))
+
+
+# The two lowest are equal, and the loss is far higher beside them: the best rate may be between them.
+VALLEY: Mapping[float, float | None] = {1e-5: 4.8, 1e-4: 4.0, 1e-3: 3.0, 1e-2: 3.01, 1e-1: 4.9}
+
+
+def test_refine_tries_a_rate_while_it_may_be_better() -> None:
+    config, found = refined(VALLEY, 0.001)
+    better = found.verdict.better_rate
+    assert better is not None
+    assert better.chance > 0.5
+    points, why = following(config, found)
+    assert [(point.role, point.of) for point in points] == [("fit", None)]
+    assert 1.2e-3 < rates(points)[0] < 9e-3
+    amount = "by more than 1 % of the improvement"
+    assert why.startswith(f"refine: {rates(points)[0]:g} is better than 0.001 {amount} with a chance of ")
+    assert why.endswith(": trying it")
+    said = f"The chance that another rate is better {amount} is {better.chance:.0%}; the likeliest is "
+    assert any(line.startswith(said) for line in sentences(found))
+    # They turned out no better: nothing is likely to be.
+    more = {5e-4: 3.1, 1.7e-3: 2.995, 3e-3: 2.99, 5.5e-3: 2.996}
+    config, found = refined({**VALLEY, **more}, 0.001)
+    assert following(config, found) == ([], "")
+    assert any(line.startswith(f"The chance that another rate is better {amount} is ") for line in sentences(found))
+    assert not any("the likeliest" in line for line in sentences(found))
+
+
+@pytest.mark.parametrize("limit", ["search.n_trials=8", "search.budget=400"])
+def test_refine_tries_no_likelier_rate_beyond_its_limits(limit: str) -> None:
+    config, found = refined(VALLEY, 0.001, limit)
+    specs, why = following(config, found)
+    assert specs == []
+    assert why.endswith(f", but {limit} is used up")
+
+
+@pytest.mark.parametrize("override", ["search.replicates=2", "search.tolerance=0.9"])
+def test_refine_tries_no_likelier_rate_without_need(override: str) -> None:
+    config, found = refined(VALLEY, 0.001, override)
+    assert following(config, found) == ([], "")
+
+
+def test_grids_and_sweeps_of_several_axes_try_no_likelier_rate() -> None:
+    _, found = refined(VALLEY, 0.001)
+    grid = dataclasses.replace(found, config=sweep_config(["+sweep=full_lr", "search=grid"]))
+    assert following(grid.config, grid) == ([], "")
+    both = [dataclasses.replace(r, values={**r.values, "optimizer.weight_decay": 0.0}) for r in found.results]
+    assert judge(both, 5.0).better_rate is None
+
+
+def test_refine_tries_no_rate_again_that_failed_there() -> None:
+    config, found = refined(VALLEY, 0.001)
+    rate = rates(following(config, found)[0])[0]
+    first = found.results[-1]
+    gone = dataclasses.replace(first, number=200, values={"optimizer.lr": rate}, status="failed", eval_loss=None)
+    gone = dataclasses.replace(gone, config=with_keys(gone.config, {"optimizer.lr": rate}), role="fit")
+    assert following(config, summary(config, VALLEY, [*found.results[:3], gone])) == ([], "")
+
+
+def test_a_likelier_rate_that_was_tried_gets_one_more_seed_beside_the_best() -> None:
+    config, found = refined({1e-4: 3.6, 3e-4: 3.2, 1e-3: 3.0, 3e-3: 3.1, 1e-2: 3.7}, 0.001)
+    axes = search_space.axes(config)
+
+    def after(lr: float, seeds: int) -> list[tuple[int | None, int]]:
+        better = BetterRate(lr, 0.3)
+        candidates = tuple(dataclasses.replace(c, repeated=max(c.repeated, seeds)) for c in found.verdict.candidates)
+        verdict = dataclasses.replace(found.verdict, better_rate=better, candidates=candidates)
+        specs, why = followups(config, axes, found.results, verdict, {})
+        assert not specs or why.endswith(": one more seed for " + ("trial 2" if lr < 2e-3 else "trials 2 and 3"))
+        return [(spec.of, spec.overrides["training.seed"]) for spec in specs]
+
+    assert after(3.05e-3, 1) == [(2, 2), (3, 2)]
+    assert after(1.05e-3, 1) == [(2, 2)]
+    assert after(3.05e-3, 4) == [(2, 5), (3, 5)]
+    assert after(3.05e-3, 5) == []
 
 
 def test_one_trial_has_no_rival_and_needs_no_seeds() -> None:

@@ -9,13 +9,15 @@ decay. Each sweep has a seed and random ends of the rate's range. Regret is how 
 search recommends is above the lowest mean, in percent of what the best config improves over the base. For each search:
 the fewest trials after which 95 % of the sweeps have a regret of at most 2 %.
 
-Searches: Optuna's samplers (the lowest loss is recommended); lrsweep's `gp` and `tpe`, which start at the rule of
-thumb; and the rate first: six rates over the range at the default beta2 and weight decay, more around the lowest, then
-the other axes one after the other at the best rate.
+Searches: Optuna's samplers (the lowest loss is recommended), lrsweep's `gp` and `tpe`, which start at the rule of
+thumb, and lrsweep's `refine`, which ends by itself. Pauses count: a trial stopped at a quarter is a quarter of a trial.
 """
 
 import argparse
+import functools
 import itertools
+import json
+import math
 import tempfile
 import time
 import warnings
@@ -30,12 +32,19 @@ from common import RESULTS, about, save, table
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from refine import Task
+from refine import tasks as refine_tasks
 from scipy.interpolate import RegularGridInterpolator
 from tasks import Host
 
 from lrsweep.analysis import priors
+from lrsweep.analysis.ranking import Result, Status
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.config.search_method import starts
+from lrsweep.config.search_space import Choices, to_stored
+from lrsweep.search.axis_by_axis import plan
+from lrsweep.search.records import TrialSpec
 from lrsweep.search.samplers import GP_STARTUP
 from lrsweep.training.engines.packed import PackedEngine
 
@@ -48,6 +57,9 @@ WITHIN, OFTEN = 2.0, 0.95
 Floats = NDArray[np.float64]
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+Point = tuple[float, float, float]
 
 
 # The truth
@@ -174,8 +186,12 @@ class Sweep:
         return rate, float(np.log10(1 - config.optimizer.betas[1])), float(np.log10(decay))
 
 
-def by_optuna(make: Callable[[int], BaseSampler], *, prior: bool = False) -> Callable[[Sweep], list[tuple[float, ...]]]:
-    def search(sweep: Sweep) -> list[tuple[float, ...]]:
+# Every point that a search tries, with what it has spent by then, in whole trials.
+Tried = list[tuple[float, Point]]
+
+
+def by_optuna(make: Callable[[int], BaseSampler], *, prior: bool = False) -> Callable[[Sweep], Tried]:
+    def search(sweep: Sweep) -> Tried:
         space: dict[str, BaseDistribution] = {
             "lr": FloatDistribution(sweep.low, sweep.high),
             "forgetting": FloatDistribution(np.log10(FORGETTING[-1]), np.log10(FORGETTING[0])),
@@ -184,34 +200,71 @@ def by_optuna(make: Callable[[int], BaseSampler], *, prior: bool = False) -> Cal
         study = optuna.create_study(sampler=make(sweep.number))
         if prior:
             study.enqueue_trial(dict(zip(space, sweep.defaults, strict=True)))
-        tried = []
-        for _ in range(MOST):
+        tried: Tried = []
+        for number in range(MOST):
             trial = study.ask(space)
-            tried.append(tuple(float(trial.params[name]) for name in space))
-            study.tell(trial, sweep.loss(tried[-1]))
+            point = (trial.params["lr"], trial.params["forgetting"], trial.params["decay"])
+            tried.append((number + 1, point))
+            study.tell(trial, sweep.loss(point))
         return tried
 
     return search
 
 
-def rate_first(sweep: Sweep) -> list[tuple[float, ...]]:
-    _, forgetting, decay = sweep.defaults
-    tried: list[tuple[float, ...]] = [(lr, forgetting, decay) for lr in np.linspace(sweep.low, sweep.high, 6)]
-    step = (sweep.high - sweep.low) / 5
-    for share in (1 / 2, 1 / 4):
-        best = min(tried, key=sweep.loss)
-        near = [best[0] + sign * share * step for sign in (-1, 1)]
-        tried += [(float(lr), forgetting, decay) for lr in near if sweep.low <= lr <= sweep.high]
-    for axis, values in ((1, np.log10(FORGETTING)), (2, np.log10(DECAYS))):
-        best = min(tried, key=sweep.loss)
-        others = [(*best[:axis], float(value), *best[axis + 1 :]) for value in values]
-        tried += [point for point in others if point not in tried]
-    best = min(tried, key=sweep.loss)
-    near = [best[0] + sign * step / 4 for sign in (-1, 1)]
-    return tried + [(float(lr), *best[1:]) for lr in near if sweep.low <= lr <= sweep.high]
+def refined(sweep: Sweep) -> Tried:
+    """lrsweep's `refine`: its plans, followed.
+
+    The losses at a quarter of the steps are those of `truth.py`, which has trained the same model on the same rows.
+    """
+    config = replace(config_of(sweep.truth.mode), {"search.method": "refine", "search.n_trials": None})
+    beta1 = config.optimizer.betas[0]
+    count = max(6, math.ceil(2 * (sweep.high - sweep.low)) + 1)
+    axes = (
+        Choices(
+            "optimizer.lr", tuple(float(f"{lr:.6g}") for lr in np.logspace(sweep.low, sweep.high, count)), grows=True
+        ),
+        Choices("optimizer.betas", tuple([beta1, round(1 - forgetting, 6)] for forgetting in FORGETTING)),
+        Choices("optimizer.weight_decay", DECAYS),
+    )
+    results: dict[int, Result] = {}
+    early = early_losses(sweep.truth.mode)
+    tried: Tried = []
+    spent = 0.0
+
+    def train(number: int, spec: TrialSpec, quarters: int) -> None:
+        nonlocal spent
+        lr, betas, decay = (spec.params[axis.key] for axis in axes)
+        point = (float(np.log10(lr)), float(np.log10(1 - json.loads(betas)[1])), float(np.log10(decay)))
+        spent += (quarters - (1 if number in results else 0)) / 4
+        evals = [(STEPS // 4, float(early.curve(point[0], sweep.seed)[0][0]))]
+        if quarters == 4:
+            evals.append((STEPS, sweep.loss(point)))
+            tried.append((spent, point))
+        values = {axis.key: axis.value(spec.params[axis.key]) for axis in axes[1:]} | {"optimizer.lr": lr}
+        status: Status = "complete" if quarters == 4 else "pruned"
+        own = replace(config, values)
+        results[number] = Result(number, values, own, status, *evals[-1], "", spec.role, evals=tuple(evals))
+
+    for number, params in enumerate(starts(config, axes)):
+        train(number, TrialSpec(params), 1)
+    while True:
+        paused = [number for number, result in results.items() if result.status == "pruned"]
+        found = plan(config, axes, list(results.values()), paused, sweep.truth.base)
+        if not found.goes_on:
+            return tried
+        for number in found.resumed:
+            values = results[number].values
+            train(number, TrialSpec({axis.key: to_stored(values[axis.key]) for axis in axes}), 4)
+        for spec in found.new:
+            train(len(results), spec, 4 if spec.pause_at is None else 1)
 
 
-SEARCHES: dict[str, Callable[[Sweep], list[tuple[float, ...]]]] = {
+@functools.cache
+def early_losses(mode: str) -> Task:
+    return next(refine_tasks((f"embedded_{mode}",)))
+
+
+SEARCHES: dict[str, Callable[[Sweep], Tried]] = {
     "Optuna, random": by_optuna(lambda seed: RandomSampler(seed=seed)),
     "Optuna, Sobol": by_optuna(lambda seed: QMCSampler(seed=seed, warn_independent_sampling=False)),
     "Optuna, TPE": by_optuna(lambda seed: TPESampler(seed=seed)),
@@ -220,21 +273,21 @@ SEARCHES: dict[str, Callable[[Sweep], list[tuple[float, ...]]]] = {
     "Optuna, Gaussian process": by_optuna(lambda seed: GPSampler(seed=seed)),
     "lrsweep, tpe": by_optuna(lambda seed: TPESampler(seed=seed), prior=True),
     "lrsweep, gp": by_optuna(lambda seed: GPSampler(seed=seed, n_startup_trials=GP_STARTUP), prior=True),
-    "the rate first": rate_first,
+    "lrsweep, refine": refined,
 }
 
 
 def replay(truth: Truth, name: str, sweeps: int) -> dict[str, Any]:
     """The share of the sweeps within WITHIN, and the 95th percentile of the regret, after each number of trials."""
-    regrets = np.full((sweeps, MOST), np.nan)
+    regrets, ends = np.full((sweeps, MOST), np.inf), []
     for number in range(sweeps):
         sweep = Sweep.draw(truth, number)
-        best, lowest = None, np.inf
-        for i, point in enumerate(SEARCHES[name](sweep)[:MOST]):
+        lowest = np.inf
+        for spent, point in SEARCHES[name](sweep):
             if (loss := sweep.loss(point)) < lowest:
-                best, lowest = point, loss
-            assert best is not None
-            regrets[number, i:] = truth.regret(best)
+                lowest = loss
+                regrets[number, math.ceil(spent) - 1 :] = truth.regret(point)
+        ends.append(spent)
     within = (regrets <= WITHIN).mean(0)
     # From there on it stays so.
     short = [i for i in range(MOST) if within[i] < OFTEN]
@@ -243,6 +296,7 @@ def replay(truth: Truth, name: str, sweeps: int) -> dict[str, Any]:
         "mode": truth.mode,
         "search": name,
         "trials_needed": needed if needed <= MOST else None,
+        "trials_in_all": round(float(np.mean(ends)), 1),
         "within_2_percent": {str(n): round(float(within[n - 1]), 3) for n in (8, 12, 16, 24, 32)},
         "regret_95": {str(n): round(float(np.quantile(regrets[:, n - 1], 0.95)), 2) for n in (8, 12, 16, 24, 32)},
     }

@@ -72,6 +72,8 @@ class Shape:
         steps: Default number of steps per trial.
         labelled: The share of each row's tokens, the last ones, that have labels.
         tied: Whether the embedding and the output layer share their weight.
+        heads: Heads of the queries.
+        kv_heads: Heads of the keys and values.
         shortest: If set, row lengths are log-uniform from here to `tokens`, and rows are padded to the batch's longest.
     """
 
@@ -85,6 +87,8 @@ class Shape:
     steps: int
     labelled: float = 0.5
     tied: bool = False
+    heads: int = 4
+    kv_heads: int = 2
     shortest: int | None = None
 
     def __str__(self) -> str:
@@ -149,8 +153,8 @@ def base_model(shape: Shape, dtype: torch.dtype = torch.float32) -> LlamaForCaus
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         vocab_size=shape.vocabulary,
         tie_word_embeddings=shape.tied,
         use_cache=False,

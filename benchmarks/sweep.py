@@ -212,6 +212,31 @@ def run_hf(name: str, seed: int, smoke: bool) -> Result:
     axes = SMOKE_AXES if smoke else AXES
     config = trial_config(seed, smoke, axes)
     start, started = time.perf_counter(), datetime.datetime.now()
+    trainer = hf_trainer(config, seed, LabelLogitsTrainer if name == STOCK_LABELS else Trainer)
+    # Trainer's names; beta1 is always the same.
+    values = {
+        "learning_rate": axes[LR],
+        "weight_decay": axes[DECAY],
+        "adam_beta2": [beta2 for _, beta2 in axes[BETAS]],
+    }
+    storage = optuna.storages.InMemoryStorage()
+    trainer.hyperparameter_search(
+        backend="optuna",
+        direction="minimize",
+        n_trials=len(list(itertools.product(*values.values()))),
+        hp_space=lambda trial: {key: trial.suggest_categorical(key, choices) for key, choices in values.items()},
+        study_name="benchmark",
+        storage=storage,
+        sampler=optuna.samplers.GridSampler(values, seed=seed),
+        pruner=optuna.pruners.MedianPruner() if name == STOCK_PRUNED else optuna.pruners.NopPruner(),
+    )
+    seconds = time.perf_counter() - start
+    study = optuna.load_study(study_name="benchmark", storage=storage)
+    return {"seconds": seconds, "trials": [hf_trial(trial, started) for trial in study.trials]}
+
+
+def hf_trainer(config: SweepConfig, seed: int, kind: type[Trainer] = Trainer) -> Trainer:
+    """A Trainer that trains what the config says."""
     tokenizer, data = inputs(config.model, config.data)
     training = config.training
     arguments = TrainingArguments(
@@ -234,7 +259,6 @@ def run_hf(name: str, seed: int, smoke: bool) -> Result:
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    kind = LabelLogitsTrainer if name == STOCK_LABELS else Trainer
     trainer = kind(
         model_init=lambda: make_trainable(load_model(config.model, config.finetune), config.finetune, seed),
         args=arguments,
@@ -244,26 +268,7 @@ def run_hf(name: str, seed: int, smoke: bool) -> Result:
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    # Trainer's names; beta1 is always the same.
-    values = {
-        "learning_rate": axes[LR],
-        "weight_decay": axes[DECAY],
-        "adam_beta2": [beta2 for _, beta2 in axes[BETAS]],
-    }
-    storage = optuna.storages.InMemoryStorage()
-    trainer.hyperparameter_search(
-        backend="optuna",
-        direction="minimize",
-        n_trials=len(list(itertools.product(*values.values()))),
-        hp_space=lambda trial: {key: trial.suggest_categorical(key, choices) for key, choices in values.items()},
-        study_name="benchmark",
-        storage=storage,
-        sampler=optuna.samplers.GridSampler(values, seed=seed),
-        pruner=optuna.pruners.MedianPruner() if name == STOCK_PRUNED else optuna.pruners.NopPruner(),
-    )
-    seconds = time.perf_counter() - start
-    study = optuna.load_study(study_name="benchmark", storage=storage)
-    return {"seconds": seconds, "trials": [hf_trial(trial, started) for trial in study.trials]}
+    return trainer
 
 
 def hf_trial(trial: optuna.trial.FrozenTrial, started: datetime.datetime) -> Ended:

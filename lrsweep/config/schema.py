@@ -55,10 +55,11 @@ class SearchConfig(Section):
     """How trials are chosen."""
 
     method: Annotated[str, sweep_key()]
-    """`grid`; `refine`: the learning rate alone, coarse to fine; an Optuna sampler: tpe, random, qmc, gp or cmaes; or
-    `auto`: chosen by the axes and the number of trials."""
+    """`grid`; `refine`: the learning rate, coarse to fine, then up to three other keys; an Optuna sampler: tpe, random,
+    qmc, gp or cmaes; or `auto`: chosen by the axes and the number of trials."""
     n_trials: Annotated[Count | None, run_key()] = None
-    """Trials in total, over all runs of the sweep. Null is the whole grid, or as many as `refine` needs."""
+    """Trials in total, over all runs of the sweep. Null is the whole grid, as many as `refine` needs, or 16 of a search
+    that `auto` has chosen."""
     tolerance: Annotated[float, Field(gt=0, lt=1), run_key()] = 0.01
     """`refine` ends once the chance that another rate is better by this share of the improvement is below 5 %. The
     improvement is the loss before training minus the best loss."""

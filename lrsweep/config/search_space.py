@@ -21,10 +21,8 @@ _MOST_POINTS = 10_000
 _MOST_CHOICES = 1000
 # The only axis that a sweep may extend.
 LR = "optimizer.lr"
-# The search methods that start with every point of the axes.
+# The search methods that know the points that they start with.
 GRIDS = ("grid", "refine")
-# The most trials and the most ranges for which `auto` picks a Gaussian process: its cost grows with both.
-_GP_TRIALS, _GP_AXES = 24, 2
 # The groups that people search, each with the key in which its options differ most.
 _OPTIONS = {
     "optimizer": "optimizer.name",
@@ -34,8 +32,12 @@ _OPTIONS = {
     "data": "data.path",
     "training": "training.max_steps",
 }
-# The fewest rates that `refine` starts with over a range.
-_FEWEST_RATES = 6
+# The fewest rates that `refine` starts with over a range, and the values that it tries of another one.
+_FEWEST_RATES, _VALUES = 6, 4
+# `refine` searches the rate and at most three keys of these groups: trials with all their values can be compared, and
+# the best rate stays about where it is.
+_REFINED, _NOT_REFINED = ("optimizer.", "scheduler.", "finetune."), ("optimizer.name", "finetune.mode")
+_MOST_REFINED = 4
 
 
 @dataclass(frozen=True)
@@ -108,58 +110,18 @@ class Range:
 Axis = Choices | Range
 
 
-def settle(config: SweepConfig, before: str | None = None) -> tuple[SweepConfig, str]:
-    """Replaces `search.method: auto` by a method that suits the axes and the budget.
-
-    Args:
-        config: The sweep's config.
-        before: The method of the sweep's existing trials, which stays; None if there are none.
-
-    Returns:
-        The config, and a line that gives the method and the reason; empty if the method was not `auto`.
-
-    Raises:
-        InputError: An axis is invalid, or a range is searched without `search.n_trials`.
-    """
-    search = config.search
-    if search.method != "auto":
-        return config, ""
-    found = tuple(_axes(config, config.space, ""))
-    ranges = [axis for axis in found if isinstance(axis, Range)]
-    points = None if any(axis.num is None for axis in ranges) else math.prod(len(axis.points()) for axis in found)
-    method: str
-    if before is not None and (before not in GRIDS or points is not None):
-        method, why = before, "as it began"
-    # The user's own trainer cannot pause, so `refine` would train its trials twice.
-    elif [axis.key for axis in found] == [LR] and config.engine.name != "external":
-        method, why = "refine", "the learning rate alone"
-    elif points is not None and (search.n_trials is None or points <= search.n_trials):
-        method, why = "grid", f"all {points} points fit"
-    elif search.n_trials is None:
-        raise InputError(
-            "search.n_trials: missing; set search.n_trials=..., the number of trials to search a range with"
-        )
-    elif len(ranges) == len(found) <= _GP_AXES and search.n_trials <= _GP_TRIALS:
-        method, why = "gp", f"{search.n_trials} trials over {len(found)} range{'s' * (len(found) > 1)}"
-    else:
-        method, why = "tpe", f"{search.n_trials} trials over {len(found)} axes"
-    changes: dict[str, Any] = {"search.method": method}
-    if method != "grid" and search.extend:
-        changes["search.extend"] = False  # only a grid can be extended; `refine` grows by itself
-    return replace(config, changes), f"search.method=auto: {method} ({why})"
-
-
 def axes(config: SweepConfig) -> tuple[Axis, ...]:
     """The config's axes, with every value checked against the schema. Raises InputError."""
-    found = tuple(_axes(config, config.space, ""))
+    found = declared(config)
     if not found:
         raise InputError(
             "space is empty: choose a sweep with +sweep=NAME, or an axis with space.optimizer.lr=[1e-5,1e-4]"
         )
-    if config.search.method == "refine" and [axis.key for axis in found] != [LR]:
-        others = ", ".join(axis.key for axis in found if axis.key != LR) or "no learning rate"
+    if config.search.method == "refine" and not refinable(found):
+        listed = ", ".join(axis.key for axis in found)
         raise InputError(
-            f"search.method='refine': searches the learning rate alone, but space has {others}; use search=auto"
+            "search.method='refine': searches optimizer.lr and at most three other keys of optimizer, scheduler and "
+            f"finetune that leave the kind of training as it is, but space has {listed}; use search=auto"
         )
     if config.search.method == "refine":
         found = tuple(_spread(axis) for axis in found)
@@ -176,6 +138,22 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
     if config.search.method == "cmaes" and any(isinstance(axis, Choices) for axis in found):
         raise InputError("search.method='cmaes': takes ranges only; write each axis as {low: ..., high: ...}")
     return found
+
+
+def declared(config: SweepConfig) -> tuple[Axis, ...]:
+    """The axes as `space` has them. Raises InputError if one is invalid."""
+    return tuple(_axes(config, config.space, ""))
+
+
+def refinable(axes: Sequence[Axis]) -> bool:
+    """Whether `refine` can search these axes."""
+    keys_of = [axis.key for axis in axes]
+    others = [key for key in keys_of if key != LR]
+    return (
+        LR in keys_of
+        and len(keys_of) <= _MOST_REFINED
+        and all(key.startswith(_REFINED) and key.count(".") == 1 and key not in _NOT_REFINED for key in others)
+    )
 
 
 def reach(config: SweepConfig, key: str) -> tuple[float, float] | None:
@@ -237,9 +215,11 @@ def trial_config(
 
 
 def _spread(axis: Axis) -> Axis:
-    """A range of learning rates as points on the log scale: half a decade apart, if it does not say how many."""
-    if not isinstance(axis, Range) or axis.low <= 0:
+    """A range with points: of learning rates on the log scale, half a decade apart, if it does not say how many."""
+    if not isinstance(axis, Range):
         return axis
+    if axis.key != LR or axis.low <= 0:
+        return dataclasses.replace(axis, num=axis.num or _VALUES)
     apart = math.ceil(2 * math.log10(axis.high / axis.low)) + 1
     return dataclasses.replace(axis, log=True, num=axis.num or max(apart, _FEWEST_RATES))
 

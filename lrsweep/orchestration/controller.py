@@ -18,7 +18,7 @@ from lrsweep.orchestration.monitor import Monitor
 from lrsweep.orchestration.worker import write_outcome
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Summary, summarise
-from lrsweep.search import refine
+from lrsweep.search import axis_by_axis
 from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.followups import followups
 from lrsweep.search.records import TrialSpec
@@ -99,7 +99,7 @@ class Controller:
         """
         paused = {record.number: record for record in self.study.paused()}
         seconds = self.study.seconds
-        found = refine.plan(self.config, summary.results, paused, summary.base_loss, seconds)
+        found = axis_by_axis.plan(self.config, self.study.axes, summary.results, paused, summary.base_loss, seconds)
         if found.why and (found.goes_on or paused):
             self.screen.note(found.why)
         if found.goes_on:

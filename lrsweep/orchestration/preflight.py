@@ -11,6 +11,7 @@ from lrsweep import hardware
 from lrsweep.analysis import priors
 from lrsweep.config import search_space
 from lrsweep.config.schema import SweepConfig
+from lrsweep.config.search_method import starts
 from lrsweep.config.search_space import GRIDS, LR, Axis, Range
 from lrsweep.errors import InputError
 from lrsweep.search.samplers import GP_STARTUP
@@ -96,7 +97,7 @@ def _trials_of_one_worker(config: SweepConfig, axes: Sequence[Axis]) -> int:
     workers = config.executor.workers
     count = (len(hardware.gpus()) or 1) if workers == "auto" else workers
     gridded = config.search.method in GRIDS
-    trials = len(search_space.grid(axes)) if gridded else config.search.n_trials or 1
+    trials = len(starts(config, axes)) if gridded else config.search.n_trials or 1
     share = max(1, math.ceil(trials / count))
     # Trials that are sampled at once are sampled without knowing each other's losses.
     return min(share, max(GP_STARTUP, trials // 4)) if config.search.method == "gp" else share

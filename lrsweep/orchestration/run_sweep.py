@@ -8,6 +8,7 @@ from pathlib import Path
 from lrsweep.config import search_space
 from lrsweep.config.schema import SweepConfig, flatten
 from lrsweep.config.schema import replace as with_keys
+from lrsweep.config.search_method import settle
 from lrsweep.config.search_space import Axis
 from lrsweep.errors import NoWinnerError
 from lrsweep.files.atomic import write_text
@@ -25,7 +26,7 @@ from lrsweep.orchestration.worker import start_beating
 from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Links, Summary, read_summary
 from lrsweep.report.text import missing_rows
-from lrsweep.search import refine
+from lrsweep.search import axis_by_axis
 from lrsweep.search.controller_study import ControllerStudy
 from lrsweep.search.samplers import check_method, check_search
 from lrsweep.search.study_lifecycle import find_study, method_before, open_study, put_aside
@@ -65,13 +66,13 @@ def run_sweep(config: SweepConfig, screen: Screen, command: str = "") -> Summary
     folder = SweepFolder(config.name)
     folder.check_writable()
     automatic = config.search.method == "auto" and not fresh
-    config, searched = search_space.settle(config, method_before(config, folder.path) if automatic else None)
+    config, searched = settle(config, method_before(config, folder.path) if automatic else None)
     axes = search_space.axes(config)
     check_search(config)
     existing = None if fresh else find_study(config, axes, folder.path)
     if existing is not None and existing.finished() and folder.concluded(len(existing.records())):
         summary = read_summary(folder)
-        refined = refine.plan(config, summary.results, (), summary.base_loss, existing.seconds)
+        refined = axis_by_axis.plan(config, existing.axes, summary.results, (), summary.base_loss, existing.seconds)
         if not refined.goes_on and not next_trials(config, existing.axes, summary)[0]:
             screen.note(f"{config.name} is already complete: {len(summary.results)} trials")
             return _with_winner(summary, folder)

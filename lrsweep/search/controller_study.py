@@ -197,9 +197,11 @@ class ControllerStudy:
             return {}
         with self._store.storage.faults(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Importances that are equal for want of trials are none.
+            warnings.filterwarnings("error", message="The number of trials is too small", category=UserWarning)
             try:
                 return optuna.importance.get_param_importances(self._store.study)
-            except (ValueError, RuntimeError) as fault:
+            except (ValueError, RuntimeError, UserWarning) as fault:
                 # Too few trials, or all have the same loss.
                 log.info("no importances: %s", fault)
                 return {}

@@ -107,21 +107,15 @@ def pause_at(config: SweepConfig) -> int | None:
     return min(max(math.ceil(_PAUSE_AT * training.max_steps), warmup + 1), training.max_steps)
 
 
-def plan(
-    config: SweepConfig,
-    results: Sequence[Result],
-    paused: Collection[int],
-    base_loss: float | None,
-    seconds: float = 0.0,
-) -> Plan:
-    """What comes next.
+def plan(config: SweepConfig, results: Sequence[Result], paused: Collection[int], base_loss: float | None) -> Plan:
+    """What comes next, whatever it costs.
 
     Args:
         config: The sweep's config.
-        results: The finished trials, and the paused ones with what they have measured.
+        results: The finished trials, and the paused ones with what they have measured; of several axes, those that
+            differ by the learning rate alone.
         paused: The numbers of the paused trials.
         base_loss: The eval loss before training, in nats per token; None if it is not known.
-        seconds: Seconds spent training so far.
     """
     pause = pause_at(config)
     if pause is None:
@@ -131,11 +125,7 @@ def plan(
     rates = sorted(float(result.values[LR]) for result in own)
     added = sum(result.role == "extension" for result in own)
     sweep = _Sweep(config, tuple(points), base_loss, tuple(rates), added)
-    complete = any(point.final is not None for point in points)
-    found = _refined(sweep) if complete else _coarse(sweep)
-    # Without one complete trial there is no answer, so the limits count from the first one on.
-    used_up = limit(config, results, found, seconds) if complete and found.goes_on else ""
-    return Plan(why=f"refine: {used_up} is used up") if used_up else found
+    return _refined(sweep) if any(point.final is not None for point in points) else _coarse(sweep)
 
 
 def _points(results: Sequence[Result], paused: Collection[int], pause: int) -> Iterator[_Point]:

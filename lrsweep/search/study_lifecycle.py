@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 
 from lrsweep.config.schema import SweepConfig, current_value, default_values, flatten, key_facts
-from lrsweep.config.search_space import GRIDS, Axis, grid
+from lrsweep.config.search_method import starts
+from lrsweep.config.search_space import Axis
 from lrsweep.errors import InputError, StorageError
 from lrsweep.files.atomic import disk_faults
 from lrsweep.files.paths import SweepFolder
@@ -158,7 +159,7 @@ def open_study(
         if "identity" not in study.user_attrs:
             study.set_user_attr("sweep_id", uuid.uuid4().hex)
             study.set_user_attr("identity", json.dumps(identity(config, fingerprint)))
-        points = grid(axes)[: config.search.n_trials] if config.search.method in GRIDS else []
+        points = starts(config, axes)[: config.search.n_trials]
         pause = pause_at(config)
         attributes = None if pause is None else {"point": {"pause_at": pause}}
         enqueued = study.user_attrs.get("enqueued", 0)

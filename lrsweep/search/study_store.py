@@ -8,7 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.config.search_space import GRIDS, LR, Axis, grid, with_more_lrs
+from lrsweep.config.search_method import starts
+from lrsweep.config.search_space import GRIDS, LR, Axis, with_more_lrs
 from lrsweep.search.records import Record, TrialSpec, deaths_of, kills_of, record_of
 from lrsweep.search.storage import Storage
 
@@ -42,7 +43,7 @@ class StudyStore:
         self.config = config
         self.storage = storage
         self._axes = axes
-        points = len(grid(axes)) if config.search.method in GRIDS else None
+        points = len(starts(config, axes)) if config.search.method in GRIDS else None
         n_trials = config.search.n_trials
         self._total = min(n_trials or points, points) if points is not None else n_trials or 0
 

@@ -12,6 +12,7 @@ from lrsweep.cli import list_sweeps, main, new
 from lrsweep.cli.completion import candidates
 from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.search_method import settle
 from lrsweep.errors import InputError
 from lrsweep.files.paths import SweepFolder
 
@@ -59,7 +60,7 @@ def test_new_writes_a_sweep_that_runs(name: str, capsys: pytest.CaptureFixture[s
     assert f"lrsweep +sweep={name}" in capsys.readouterr().out
     config = sweep_config([f"+sweep={name}"])
     assert config.name == name
-    assert [axis.key for axis in search_space.axes(search_space.settle(config)[0])] == ["optimizer.lr"]
+    assert [axis.key for axis in search_space.axes(settle(config)[0])] == ["optimizer.lr"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_completion_knows_commands_sweeps_groups_and_keys() -> None:
     Path("conf/model").mkdir(parents=True)
     Path("conf/model/tiny.yaml").write_text("path: ./tiny\n")
     assert candidates([], "rep") == ["report"]
-    assert candidates([], "+sweep=adam") == ["+sweep=adamw_tpe"]
+    assert candidates([], "+sweep=adam") == ["+sweep=adamw", "+sweep=adamw_tpe"]
     assert candidates(["+sweep=lora_lr"], "rep") == []
     assert candidates(["+sweep=lora_lr"], "optimizer.be") == ["optimizer.betas="]
     assert candidates(["+sweep=lora_lr"], "space.optimizer.l") == ["space.optimizer.lr=", "space.optimizer.lr_groups="]

@@ -20,6 +20,7 @@ from lrsweep.cli.main import run as run_command
 from lrsweep.config import search_space
 from lrsweep.config.config_files import CONF, SWEEPS
 from lrsweep.config.hydra_compose import sweep_config
+from lrsweep.config.search_method import settle
 from lrsweep.dialects import TRAINERS
 from lrsweep.embedded import BASE
 from lrsweep.orchestration.executors.factory import EXECUTORS, build_executor
@@ -164,7 +165,7 @@ def test_a_sweep_composes(command: str, workplace: Path, monkeypatch: pytest.Mon
     if "--plot" in words:
         del words[words.index("--plot") :]
     config = sweep_config([*words, "+sweep=lora_lr"] if "find-lr" in command else words)
-    search_space.axes(search_space.settle(config)[0])
+    search_space.axes(settle(config)[0])
     check_search(config)
     check_engine(config)
     check_paths(config.data)

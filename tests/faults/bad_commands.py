@@ -84,6 +84,7 @@ def a_finished_sweep(folder: Path) -> None:
     """config.yaml and summary.json of a sweep with two trials."""
     from lrsweep.config import search_space
     from lrsweep.config.hydra_compose import sweep_config
+    from lrsweep.config.search_method import settle
     from lrsweep.files.atomic import write_text
     from lrsweep.files.paths import SweepFolder
     from lrsweep.files.yaml_writer import to_yaml
@@ -95,7 +96,7 @@ def a_finished_sweep(folder: Path) -> None:
     before = Path.cwd()
     os.chdir(folder.parent.parent)
     try:
-        config, _ = search_space.settle(sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]"]))
+        config, _ = settle(sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4,1e-3]"]))
         axes = search_space.axes(config)
         records = [
             Record(n, TrialSpec({"optimizer.lr": lr}), "complete", 60, 4.0 - n, "") for n, lr in enumerate((1e-4, 1e-3))

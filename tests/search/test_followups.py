@@ -17,6 +17,7 @@ from lrsweep.config import search_space
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.schema import replace as with_keys
+from lrsweep.config.search_method import settle
 from lrsweep.orchestration.controller import next_trials
 from lrsweep.report.summary import About, Links, Summary
 from lrsweep.report.text import sentences
@@ -329,34 +330,36 @@ def test_one_trial_has_no_rival_and_needs_no_seeds() -> None:
 @pytest.mark.parametrize(
     ("axes", "trials", "method"),
     [
-        (["lr=[1e-5,1e-4,1e-3]"], 16, "refine"),
-        (["lr={low: 1e-5, high: 1e-1, log: true}"], 100, "refine"),
-        (["weight_decay=[0,0.1]"], 16, "grid"),
-        (["lr=[1e-5,1e-4,1e-3]", "weight_decay=[0,0.1]"], 16, "grid"),
-        (["lr=[1e-5,1e-4,1e-3]", "weight_decay=[0,0.1]"], 2, "tpe"),
-        (["lr={low: 1e-5, high: 1e-1, log: true, num: 5}", "weight_decay=[0,0.1]"], 16, "grid"),
-        (["lr={low: 1e-5, high: 1e-1, log: true}", "weight_decay={low: 0.0, high: 0.1}"], 16, "gp"),
-        (["lr={low: 1e-5, high: 1e-1, log: true}", "weight_decay={low: 0.0, high: 0.1}"], 100, "tpe"),
+        (["optimizer.lr=[1e-5,1e-4,1e-3]"], 16, "refine"),
+        (["optimizer.lr={low: 1e-5, high: 1e-1, log: true}"], 100, "refine"),
+        (["optimizer.lr=[1e-5,1e-4,1e-3]", "optimizer.weight_decay=[0,0.1]", "finetune.r=[4,8]"], 16, "refine"),
+        (["optimizer.lr={low: 1e-5, high: 1e-1}", "optimizer.weight_decay={low: 0.0, high: 0.1}"], 16, "refine"),
+        (["optimizer.weight_decay=[0,0.1]"], 16, "grid"),
+        (["optimizer.lr=[1e-5,1e-4,1e-3]", "optimizer.name=[adamw,sgd]"], 16, "grid"),
+        (["optimizer.lr=[1e-5,1e-4,1e-3]", "training.max_steps=[30,60]"], 2, "tpe"),
+        (["optimizer.lr={low: 1e-5, high: 1e-1, num: 5}", "training.batch_size=[4,8]"], 16, "grid"),
+        (["scheduler.warmup_ratio={low: 0, high: 0.1}", "optimizer.weight_decay={low: 0.0, high: 0.1}"], 16, "gp"),
+        (["scheduler.warmup_ratio={low: 0, high: 0.1}", "optimizer.weight_decay={low: 0.0, high: 0.1}"], 100, "tpe"),
     ],
 )
 def test_auto_takes_what_fits_and_says_so(axes: list[str], trials: int, method: str) -> None:
-    spaces = [f"space.optimizer.{axis}" for axis in axes]
+    spaces = [f"space.{axis}" for axis in axes]
     asked = sweep_config(["search=auto", *spaces, f"search.n_trials={trials}"])
-    settled, why = search_space.settle(asked)
+    settled, why = settle(asked)
     assert settled.search.method == method
     assert why.startswith(f"search.method=auto: {method} (")
-    assert search_space.settle(settled) == (settled, "")
+    assert settle(settled) == (settled, "")
 
 
 def test_auto_does_not_refine_what_cannot_pause() -> None:
     external = ("engine=external", "engine.command='train {config}'", "engine.dialect=trl")
-    settled, why = search_space.settle(sweep_config(["search=auto", "space.optimizer.lr=[1e-5,1e-4,1e-3]", *external]))
+    settled, why = settle(sweep_config(["search=auto", "space.optimizer.lr=[1e-5,1e-4,1e-3]", *external]))
     assert (settled.search.method, why) == ("grid", "search.method=auto: grid (all 3 points fit)")
 
 
 def test_auto_goes_on_with_the_search_that_there_is() -> None:
     lr = "space.optimizer.lr={low: 1e-5, high: 1e-1, log: true}"
-    settled, why = search_space.settle(sweep_config(["search=auto", lr, "search.n_trials=100"]), "gp")
+    settled, why = settle(sweep_config(["search=auto", lr, "search.n_trials=100"]), "gp")
     assert (settled.search.method, why) == ("gp", "search.method=auto: gp (as it began)")
 
 

@@ -82,8 +82,8 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     shape = SHAPES[name]
     arms = {arm: Step(arm, shape) for arm in (BARE, BARE_LABELS, ONE, FOUR)}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for arm in arms.values():
-        arm.run()
+    for step in arms.values():
+        step.run()
     for _ in range(repeats):
         for arm, step in random.sample(list(arms.items()), len(arms)):
             gc.collect()

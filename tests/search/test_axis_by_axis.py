@@ -38,14 +38,14 @@ class Replay:
     Args:
         loss: The final loss; half of the improvement is there at the pause.
         overrides: Of the config.
-        rows: Whether the losses on the eval rows are known; then each row has the same loss.
+        spread: How far the losses of two eval rows are apart, with a weight decay of 0.1; None if they are not known.
     """
 
-    def __init__(self, loss: Loss, *overrides: str, rows: bool = False) -> None:
+    def __init__(self, loss: Loss, *overrides: str, spread: float | None = None) -> None:
         self.config = sweep_config(["+sweep=lora_lr", "search=refine", *SPACE, *overrides])
         self.axes = search_space.axes(self.config)
         self.results: dict[int, Result] = {}
-        self._loss, self._rows = loss, rows
+        self._loss, self._spread = loss, spread
         for number, params in enumerate(starts(self.config, self.axes)):
             self._train(number, TrialSpec(params), pause_at(self.config))
 
@@ -56,7 +56,10 @@ class Replay:
         final = self._loss(math.log10(stored[LR]), stored[DECAY], stored[BETAS][1])
         evals = ((pause, (BASE + final) / 2), (steps, final))[: 1 if until else 2]
         status: Status = "pruned" if until else "complete"
-        rows = RowLosses((10 * final,) * 20, (10,) * 20) if self._rows else None
+        rows = None
+        if self._spread is not None:
+            apart = self._spread * (stored[DECAY] == 0.1)
+            rows = RowLosses(tuple(10 * (final + apart * (-1) ** i / 2) for i in range(20)), (10,) * 20)
         own = replace(self.config, stored)
         self.results[number] = Result(number, stored, own, status, *evals[-1], "", spec.role, evals=evals, rows=rows)
 
@@ -139,9 +142,10 @@ def test_what_is_no_better_is_not_taken_over() -> None:
     rates = {r.values[LR] for r in sweep.results.values() if r.values[DECAY] != 0 or r.values[BETAS][1] != 0.999}
     assert len(rates) == 1
     # With the losses on the eval rows, a small gain that all rows have is a gain.
-    sure = Replay(flat, "optimizer.weight_decay=0.0", rows=True)
-    sure.until("nothing")
-    assert len({r.values[LR] for r in sure.results.values() if r.values[DECAY] == 0.1}) > 1
+    for spread, taken in ((0.0, True), (0.01, True), (0.1, False)):
+        sure = Replay(flat, "optimizer.weight_decay=0.0", spread=spread)
+        sure.until("nothing")
+        assert (len({r.values[LR] for r in sure.results.values() if r.values[DECAY] == 0.1}) > 1) == taken
 
 
 def test_the_limits_hold_for_all_axes() -> None:

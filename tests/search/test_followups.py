@@ -223,6 +223,9 @@ def test_there_are_nine_replicates_at_most() -> None:
     told = [Rival(other, 0.5, 0.1) for other in others]
     # The fourth trial, with one seed, may be as good as the best: it would need three more.
     assert contenders([best, *others, fourth], [*told, Rival(fourth, 0.0, 0.1)], noise, 1.0)[0] == []
+    # Three more for each rate that `refine` has added.
+    added = dataclasses.replace(fourth, result=dataclasses.replace(fourth.result, role="fit"))
+    assert contenders([best, *others, added], [*told, Rival(added, 0.0, 0.1)], noise, 1.0) == ([added], 4)
     fewer = [dataclasses.replace(other, repeated=1) for other in others]
     told = [Rival(other, 0.5, 0.1) for other in fewer]
     assert contenders([best, *fewer, fourth], [*told, Rival(fourth, 0.0, 0.1)], noise, 1.0) == ([fourth], 4)
@@ -285,6 +288,19 @@ def test_refine_tries_no_likelier_rate_beyond_its_limits(limit: str) -> None:
 def test_refine_tries_no_likelier_rate_without_need(override: str) -> None:
     config, found = refined(VALLEY, 0.001, override)
     assert following(config, found) == ([], "")
+
+
+def test_refine_tries_four_likelier_rates_at_most() -> None:
+    config, found = refined(VALLEY, 0.001)
+    assert following(config, found)[0]
+    later = []
+    for i, lr in enumerate((2e-2, 3e-2, 4e-2, 5e-2)):
+        own = with_keys(config, {"optimizer.lr": lr})
+        later.append(Result(300 + i, {"optimizer.lr": lr}, own, "complete", 60, 3.02 + 0.4 * i, "", "fit"))
+        more = summary(config, VALLEY, [*(r for r in found.results if r.of is not None), *later])
+        assert more.verdict.better_rate is not None
+        specs, _ = followups(config, search_space.axes(config), more.results, found.verdict, {})
+        assert ("fit" in {spec.role for spec in specs}) == (len(later) < 4)
 
 
 def test_grids_and_sweeps_of_several_axes_try_no_likelier_rate() -> None:

@@ -24,7 +24,7 @@ class Edge:
     side: Literal["lowest", "highest"]
 
 
-def edges(best: Result, results: Sequence[Result]) -> tuple[Edge, ...]:
+def edges(best: Result, results: Sequence[Result], negligible: float = 0.0) -> tuple[Edge, ...]:
     """Returns the numeric axes whose best value is the lowest or highest tried.
 
     A learning rate needs two values tried, any other axis three: of two, one is always at each end. Only trials with
@@ -33,12 +33,16 @@ def edges(best: Result, results: Sequence[Result]) -> tuple[Edge, ...]:
     Args:
         best: The trial with the lowest loss.
         results: The finished trials.
+        negligible: A difference of losses that nobody minds, in nats per token. An axis but the learning rate has no
+            edge if another of its values, with all else the same, costs no more.
     """
     choices = {key: value for key, value in best.values.items() if not _is_number(value)}
     same = [r for r in results if r.status != "failed" and all(r.values[key] == choices[key] for key in choices)]
     found = []
     for key, value in best.values.items():
         if not _is_number(value) or not key_facts(key).tuned:
+            continue
+        if key != LR and _is_inert(key, best, results, negligible):
             continue
         fewest = 2 if key == LR else 3
         tried = _tried(key, same)
@@ -48,6 +52,21 @@ def edges(best: Result, results: Sequence[Result]) -> tuple[Edge, ...]:
         if len(tried) >= fewest and value in (tried[0], tried[-1]) and value != 0:
             found.append(Edge(key, value, "lowest" if value == tried[0] else "highest"))
     return tuple(found)
+
+
+def _is_inert(key: str, best: Result, results: Sequence[Result], negligible: float) -> bool:
+    """Whether a trial with another value of this axis alone is as good."""
+    others = [other for other in best.values if other != key]
+    return any(
+        result.status == "complete"
+        and result.role != "replicate"
+        and result.values[key] != best.values[key]
+        and all(result.values[other] == best.values[other] for other in others)
+        and result.eval_loss is not None
+        and best.eval_loss is not None
+        and result.eval_loss - best.eval_loss <= negligible
+        for result in results
+    )
 
 
 def _tried(key: str, results: Sequence[Result]) -> list[float]:

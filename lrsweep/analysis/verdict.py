@@ -137,7 +137,7 @@ def judge(results: Sequence[Result], base_loss: float | None = None) -> Verdict:
     ]
     losses, errors = _over_lr(candidates, rivals, noise, stopped)
     curve = fit(losses, errors, base_loss)
-    found = edges(best.result, results)
+    found = edges(best.result, results, TOLERANCE * (improvement or 0.0))
     inconclusive = _inconclusive(rivals, noise, found, stopped)
     safe = None
     beside = danger.beside_divergence

@@ -10,6 +10,8 @@ from lrsweep.analysis.verdict import TOLERANCE, Rival
 # At most this many trials are repeated at a time, with at most this many seeds each, and this many replicates in all;
 # more for each rate that `refine` has added, which would otherwise win or lose by one seed.
 _CONTENDERS, _SEEDS, _REPLICATES, _FOR_A_FIT = 3, 4, 9, 3
+# Trials of one rate whose losses differ by less than this share of the improvement are as good as the same.
+_NO_DIFFERENCE = 0.1 * TOLERANCE
 # Noise up to this share of the improvement is small.
 _SMALL = 2 * TOLERANCE
 
@@ -19,7 +21,9 @@ def contenders(
 ) -> tuple[list[Candidate], int]:
     """Chooses the trials to repeat next.
 
-    First the best three get a second seed each, which measures the noise. If the best one is then told from all others,
+    First the best three get a second seed each, which measures the noise, but not two of which another key is all that
+    differs, and makes no difference: they would hardly differ with another seed either, and show too little noise. If
+    the best one is then told from all others,
     or they cost no more than the tolerance, nobody needs to know more. Otherwise those that it is not told from get one
     more seed, so that all that are compared have the same seeds.
 
@@ -36,7 +40,7 @@ def contenders(
         return [], 1
     most = max(1 + candidate.repeated for candidate in candidates)
     if most < 2:
-        return list(candidates[:_CONTENDERS]), 2
+        return _different(candidates, _NO_DIFFERENCE * (improvement or 0.0))[:_CONTENDERS], 2
     nearest = sorted(rivals, key=lambda rival: rival.difference)
     open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
     # `refine` trains rates close to the best one, and more seeds would only tell apart what nobody minds. A second seed
@@ -55,6 +59,16 @@ def contenders(
     if seeds > _SEEDS or replicates > most_replicates:
         return [], most
     return [candidate for candidate in chosen if 1 + candidate.repeated < seeds], seeds
+
+
+def _different(candidates: Sequence[Candidate], negligible: float) -> list[Candidate]:
+    """The candidates without those that have the rate and the loss of a better one; all if only one would be left."""
+    found: list[Candidate] = []
+    for candidate in candidates:
+        rate, loss = candidate.result.lr, candidate.mean
+        if not any(other.result.lr == rate and loss - other.mean < negligible for other in found):
+            found.append(candidate)
+    return found if len(found) > 1 else list(candidates)
 
 
 def _decided(rival: Rival, tolerance: float) -> bool:

@@ -59,3 +59,21 @@ def test_of_two_values_of_another_axis_one_is_always_the_best() -> None:
     assert judge(results("optimizer.weight_decay", {0.01: 2.0, 0.1: 1.5})).edges == ()
     three = judge(results("optimizer.weight_decay", {0.01: 2.0, 0.03: 1.8, 0.1: 1.5}))
     assert [edge.key for edge in three.edges] == ["optimizer.weight_decay"]
+
+
+def test_an_axis_that_makes_no_difference_has_no_edge() -> None:
+    base = sweep_config(["+sweep=full_lr"])
+
+    def judged(*losses: float) -> list[str]:
+        found = []
+        for i, (decay, loss) in enumerate(zip((0.01, 0.03, 0.1), losses, strict=True)):
+            for j, lr in enumerate((1e-4, 1e-3, 1e-2)):
+                values = {"optimizer.weight_decay": decay, "optimizer.lr": lr}
+                own = loss + 0.3 * (lr != 1e-3)
+                found.append(Result(3 * i + j, values, replace(base, values), "complete", 60, own, ""))
+        return [edge.key for edge in judge(found, 3.0).edges]
+
+    # 1 % of the improvement is 0.01.
+    assert judged(2.03, 2.02, 2.0) == ["optimizer.weight_decay"]
+    assert judged(2.02, 2.009, 2.0) == []
+    assert judged(2.0, 2.0, 2.0) == []

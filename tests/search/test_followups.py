@@ -338,6 +338,21 @@ def test_a_likelier_rate_that_was_tried_gets_one_more_seed_beside_the_best() -> 
     assert after(3.05e-3, 5) == []
 
 
+def test_trials_that_another_key_hardly_changes_do_not_measure_the_noise() -> None:
+    space = ["space.optimizer.lr=[1e-4,1e-3,1e-2]", "space.optimizer.weight_decay=[0.0,0.01,0.1]"]
+    asked = sweep_config(["name=x", "search=grid", *space])
+    found = []
+    for i, (lr, decay, loss) in enumerate(
+        [(1e-3, 0.1, 2.0), (1e-3, 0.01, 2.0001), (1e-3, 0.0, 2.01), (1e-2, 0.0, 2.1), (1e-4, 0.0, 2.2)]
+    ):
+        values = {"optimizer.lr": lr, "optimizer.weight_decay": decay}
+        found.append(Result(i, values, with_keys(asked, values), "complete", 60, loss, ""))
+    assert [spec.of for spec in following(asked, summary(asked, {}, found))[0]] == [0, 2, 3]
+    # Of one rate alone they are all that there is.
+    same = [dataclasses.replace(result, eval_loss=2.0 + 1e-5 * result.number) for result in found[:3]]
+    assert [spec.of for spec in following(asked, summary(asked, {}, same))[0]] == [0, 1, 2]
+
+
 def test_one_trial_has_no_rival_and_needs_no_seeds() -> None:
     auto = config("search.replicates=auto", lrs=(1e-3, 1e-2))
     assert following(auto, summary(auto, {1e-3: 2.0, 1e-2: None})) == ([], "")

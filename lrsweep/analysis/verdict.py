@@ -252,10 +252,14 @@ def _over_lr(
     """The best loss that the other axes allow for each learning rate, and its standard error; empty without that axis.
 
     If nothing else is searched, a stopped trial counts too, by how far it was behind the best one when it stopped.
+    `refine` tries the other axes at one rate only, so with it the best trial's values of them count alone.
     """
     best = candidates[0]
     if LR not in best.result.values:
         return {}, {}
+    if best.result.config.search.method == "refine":
+        others = {key: value for key, value in best.result.values.items() if key != LR}
+        rivals = [r for r in rivals if {**r.candidate.result.values, **others} == r.candidate.result.values]
     losses = {best.result.lr: best.mean}
     errors: dict[float, float] = {}
     for candidate, difference in [(best, 0.0), *((rival.candidate, rival.difference) for rival in rivals)]:

@@ -287,3 +287,23 @@ def test_the_chance_of_a_better_rate_is_how_often_there_is_one() -> None:
         error = np.sqrt(np.mean(stated, where=part) / part.sum())
         assert abs(np.mean(stated, where=part) - np.mean(true, where=part)) < 3 * error
     assert better_rate({1e-4: 1.0, 1e-3: 0.9, 1e-2: 1.1}, {}, None, 1e-3, 0.1) is None
+
+
+def test_the_fit_over_the_rate_has_one_value_of_each_other_axis_after_refine() -> None:
+    losses = {1e-4: 3.0, 3e-4: 2.5, 1e-3: 2.0, 3e-3: 2.1, 1e-2: 2.6}
+
+    def judged(method: str) -> LrCurve | None:
+        base = replace(BASE, {"search.method": method})
+        found = []
+        for decay, cost, rates in ((0.1, 0.0, tuple(losses)), (0.0, 0.4, (2e-3, 6e-3))):
+            for lr in rates:
+                values = {"optimizer.lr": lr, "optimizer.weight_decay": decay}
+                loss = losses.get(lr, 2.0) + cost
+                found.append(Result(len(found), values, replace(base, values), "complete", 10, loss, ""))
+        return judge(found, 4.0).lr_curve
+
+    refined, grid = judged("refine"), judged("grid")
+    assert refined is not None
+    assert grid is not None
+    assert np.interp(2e-3, refined.lr, refined.mean) < 2.1
+    assert np.interp(2e-3, grid.lr, grid.mean) > 2.2

@@ -294,7 +294,7 @@ def test_the_fit_over_the_rate_has_one_value_of_each_other_axis_after_refine() -
 
     def judged(method: str) -> LrCurve | None:
         base = replace(BASE, {"search.method": method})
-        found = []
+        found: list[Result] = []
         for decay, cost, rates in ((0.1, 0.0, tuple(losses)), (0.0, 0.4, (2e-3, 6e-3))):
             for lr in rates:
                 values = {"optimizer.lr": lr, "optimizer.weight_decay": decay}

@@ -41,7 +41,9 @@ def contenders(
     most = max(1 + candidate.repeated for candidate in candidates)
     if most < 2:
         return _different(candidates, _NO_DIFFERENCE * (improvement or 0.0))[:_CONTENDERS], 2
-    nearest = sorted(rivals, key=lambda rival: rival.difference)
+    negligible, rate = _NO_DIFFERENCE * (improvement or 0.0), candidates[0].result.lr
+    other = [r for r in rivals if r.candidate.result.lr != rate or r.candidate.repeated or r.difference >= negligible]
+    nearest = sorted(other, key=lambda rival: rival.difference)
     open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
     # `refine` trains rates close to the best one, and more seeds would only tell apart what nobody minds. A second seed
     # is for those that have none yet, and may be far worse.

@@ -351,8 +351,10 @@ def test_trials_that_another_key_hardly_changes_do_not_measure_the_noise() -> No
     # Nor do they get a seed later, although they are not told from the best.
     points, _ = following(asked, summary(asked, {}, found))
     known = summary(asked, {}, found)
-    more = repeated(known, points, {(0, 1): 2.05, (2, 1): 2.06, (3, 1): 2.15})
-    assert following(asked, summary(asked, {}, [*found, *more])) == ([], "")
+    more = repeated(known, points, {(0, 1): 2.05, (2, 1): 2.03, (3, 1): 2.2})
+    specs, _ = following(asked, summary(asked, {}, [*found, *more]))
+    assert {spec.of for spec in specs} >= {0, 2}
+    assert 1 not in {spec.of for spec in specs}
     # Of one rate alone they are all that there is.
     same = [dataclasses.replace(result, eval_loss=2.0 + 1e-5 * result.number) for result in found[:3]]
     assert [spec.of for spec in following(asked, summary(asked, {}, same))[0]] == [0, 1, 2]

@@ -21,11 +21,12 @@ def contenders(
 ) -> tuple[list[Candidate], int]:
     """Chooses the trials to repeat next.
 
-    First the best three get a second seed each, which measures the noise, but not two of which another key is all that
-    differs, and makes no difference: they would hardly differ with another seed either, and show too little noise. If
-    the best one is then told from all others,
+    First the best three get a second seed each, which measures the noise. If the best one is then told from all others,
     or they cost no more than the tolerance, nobody needs to know more. Otherwise those that it is not told from get one
     more seed, so that all that are compared have the same seeds.
+
+    Of trials that have one rate and one loss, only the first counts: what differs between them makes no difference, with
+    another seed neither, so they would show too little noise.
 
     Args:
         candidates: The complete trials, best first.
@@ -38,12 +39,11 @@ def contenders(
     """
     if len(candidates) < 2:
         return [], 1
+    different = _different(candidates, _NO_DIFFERENCE * (improvement or 0.0))
     most = max(1 + candidate.repeated for candidate in candidates)
     if most < 2:
-        return _different(candidates, _NO_DIFFERENCE * (improvement or 0.0))[:_CONTENDERS], 2
-    negligible, rate = _NO_DIFFERENCE * (improvement or 0.0), candidates[0].result.lr
-    other = [r for r in rivals if r.candidate.result.lr != rate or r.candidate.repeated or r.difference >= negligible]
-    nearest = sorted(other, key=lambda rival: rival.difference)
+        return different[:_CONTENDERS], 2
+    nearest = sorted((r for r in rivals if r.candidate in different), key=lambda rival: rival.difference)
     open_rivals = [rival.candidate for rival in nearest if not _decided(rival, TOLERANCE * (improvement or 0.0))]
     # `refine` trains rates close to the best one, and more seeds would only tell apart what nobody minds. A second seed
     # is for those that have none yet, and may be far worse.
@@ -67,10 +67,17 @@ def _different(candidates: Sequence[Candidate], negligible: float) -> list[Candi
     """The candidates without those that have the rate and the loss of a better one; all if only one would be left."""
     found: list[Candidate] = []
     for candidate in candidates:
-        rate, loss = candidate.result.lr, candidate.mean
-        if not any(other.result.lr == rate and loss - other.mean < negligible for other in found):
+        if not any(_same(candidate, other, negligible) for other in found):
             found.append(candidate)
     return found if len(found) > 1 else list(candidates)
+
+
+def _same(one: Candidate, other: Candidate, negligible: float) -> bool:
+    """Whether two trials of one rate have the same loss with their own seed, which is the same for all of a search."""
+    losses = one.result.eval_loss, other.result.eval_loss
+    assert losses[0] is not None
+    assert losses[1] is not None
+    return one.result.lr == other.result.lr and abs(losses[0] - losses[1]) < negligible
 
 
 def _decided(rival: Rival, tolerance: float) -> bool:

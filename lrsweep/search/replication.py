@@ -21,12 +21,12 @@ def contenders(
 ) -> tuple[list[Candidate], int]:
     """Chooses the trials to repeat next.
 
-    First the best three get a second seed each, which measures the noise. If the best one is then told from all others,
-    or they cost no more than the tolerance, nobody needs to know more. Otherwise those that it is not told from get one
-    more seed, so that all that are compared have the same seeds.
+    First the best three get a second seed each, which measures the noise. If the best one is then told from all
+    others, or they cost no more than the tolerance, nobody needs to know more. Otherwise those that it is not told from
+    get one more seed, so that all that are compared have the same seeds.
 
-    Of trials that have one rate and one loss, only the first counts: what differs between them makes no difference, with
-    another seed neither, so they would show too little noise.
+    Of trials that have one rate and one loss, only the first counts: what differs between them makes no difference,
+    with another seed neither, so they would show too little noise.
 
     Args:
         candidates: The complete trials, best first.

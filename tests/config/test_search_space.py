@@ -80,7 +80,7 @@ def test_lr_follows_the_batch_by_the_rule(rule: str, factor: float) -> None:
 def test_packaged_sweeps_all_have_axes() -> None:
     from lrsweep.config.hydra_compose import sweep_names
 
-    assert len(sweep_names()) == 10
+    assert len(sweep_names()) == 11
     for name in sweep_names():
         assert axes(config(f"+sweep={name}")), name
 

@@ -100,7 +100,7 @@ def measure(mode: str, path: Path) -> None:
         chunk = configs[first : first + CHUNK]
         with tempfile.TemporaryDirectory() as folder:
             host = Host(chunk, Path(folder))
-            PackedEngine(8, rank=8, pass_sizes=path.parent / "pass_sizes.json").run(host)
+            PackedEngine(8, rank=8, pass_sizes=Path(folder) / "pass_sizes.json").run(host)
         for number in range(len(chunk)):
             if host.status[number] == "complete":
                 finals[first + number] = host.evals[number][-1][1]
@@ -304,14 +304,14 @@ def replay(truth: Truth, name: str, sweeps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--measure", action="store_true", help="train the truth, where it is missing")
+    parser.add_argument("--measure", action="store_true", help="train the truth, as far as it is missing")
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS / "axes.json")
     arguments = parser.parse_args()
     entries, rows = [], []
     for mode in LRS:
         path = RESULTS / "axes" / f"{mode}.npz"
-        if arguments.measure and not path.exists():
+        if arguments.measure:
             measure(mode, path)
         truth = Truth.load(mode)
         for name in SEARCHES:

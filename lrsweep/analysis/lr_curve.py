@@ -23,8 +23,8 @@ _LEAST_WEIGHT = 1e-3
 # The 95 % quantile of the normal distribution.
 _ONE_SIDED = 1.645
 # How smooth a curve is taken to be, as Matérn's nu. With rough curves (5/2) more safe ranges hold; with smooth ones
-# (infinity is the squared exponential) the chance of a better rate is closer to how often there is one, and still not
-# too low (benchmarks/refine.py).
+# (infinity is the squared exponential) the chance of a better rate is closer to how often there is one
+# (benchmarks/refine.py).
 _ROUGH, _SMOOTH = 2.5, math.inf
 # Candidate kernels: variances, in units of the squared range of the losses, and length scales in decades. With a scale
 # shorter than the usual grid's half decade, the fit would have a minimum at every point.

@@ -490,3 +490,31 @@ def test_a_running_sum_and_zeros_among_huge_losses_are_not_judged() -> None:
 def test_a_loss_that_froze_after_a_large_first_step_is_inert() -> None:
     assert judged([34.65, *[3.6976] * 9]).label == "inert"
     assert judged([34.65, *[3.6976] * 5]).label != "inert"
+
+
+def test_a_rise_that_comes_back_is_mentioned_and_is_no_accusation() -> None:
+    climbs = [0.5 + 0.05 * i for i in range(12)]
+    assert judged(climbs).label == "too_high"
+    found = judged([*climbs, *[1.05 - 0.06 * i for i in range(4)], *noisy(0.8, 6)])
+    assert found.label == "unknown"
+    assert "not clear enough for too_high" in str(found.evidence["reason"])
+    # A larger one is too much for a hard part of the data.
+    assert judged([0.5, 0.6, *noisy(3.5, 10), *noisy(1.9, 6)]).label in ("too_high", "diverged")
+
+
+def test_an_end_far_above_the_start_is_an_explosion_though_it_comes_back() -> None:
+    peak = [10.9, 10.2, 9.8, 30.0, 182.0, 160.0, 121.0, 90.0, 61.0, 45.0, *noisy(40.0, 5)]
+    assert judged(peak).label == "diverged"
+
+
+def test_an_accuracy_that_is_lost_again_is_not_called_healthy() -> None:
+    accuracies = [0.45, 0.58, 0.67, 0.73, 0.78, 0.8, 0.61, 0.58, 0.57, 0.56]
+    losses = [1.2 - 0.04 * i for i in range(10)]
+    found = judged(losses, eval_loss=losses, eval_accuracy=accuracies)
+    assert (found.label, "lost more than half" in str(found.evidence["reason"])) == ("unknown", True)
+    assert judged(losses, eval_loss=losses, eval_accuracy=sorted(accuracies)).label == "healthy"
+
+
+def test_a_loss_that_ends_above_its_start_is_not_called_too_low() -> None:
+    assert judged([x + 0.03 * i for i, x in enumerate(noisy(15.5, 20, 0.02))]).label in ("unknown", "too_high")
+    assert judged(noisy(15.5, 20, 0.004)).label == "too_low"

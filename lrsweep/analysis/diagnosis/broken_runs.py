@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, Diagnosis, confidence
+from lrsweep.analysis.diagnosis.curve import CERTAIN, EXPLODED, Curve, Diagnosis, confidence
 from lrsweep.analysis.diagnosis.smoothing import falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import relative_noise
@@ -17,8 +17,6 @@ from lrsweep.analysis.diagnosis.trend import relative_noise
 Evidence = dict[str, float | str]
 # A mean loss is never exactly 0, unless the model knows every token by heart: then the losses before are tiny as well.
 _NOT_TINY = 0.02
-# An end this many times as high as the start is no matter of noise.
-_EXPLODED = 3.0
 # Beside exact zeros, no mean of losses is as large as these: the median, and the highest.
 _NO_MEDIAN, _NO_LOSS = 100.0, 1e6
 
@@ -133,7 +131,7 @@ def exploded(curve: Curve) -> Diagnosis | None:
             continue  # no cross-entropy
         last = float(np.median(found.values[-max(len(found) // 8, 1 if name == "eval_loss" else 2) :]))
         rise = last / first
-        sure = confidence(rise - 1, max(_EXPLODED - 1, 6 * relative_noise(found)))
+        sure = confidence(rise - 1, max(EXPLODED - 1, 6 * relative_noise(found)))
         # It does not come back: on a log scale, the end is more than half of the way up, and so is nearly all before.
         late = found.values[-max(len(found) // 4, 2) :]
         stays = (

@@ -166,6 +166,8 @@ class Diagnosis:
 
 # A fault is a label only with this confidence or more.
 CERTAIN = 0.9
+# An end this many times as high as the start is no matter of noise.
+EXPLODED = 3.0
 
 
 def confidence(size: float, bound: float) -> float:

@@ -1,5 +1,7 @@
 """Healthy: what no rule accuses."""
 
+import numpy as np
+
 from lrsweep.analysis.diagnosis import preference_rules
 from lrsweep.analysis.diagnosis.collapse import accuracies_of
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Label
@@ -11,6 +13,8 @@ from lrsweep.analysis.diagnosis.trend import FLAT, Trend, eval_trend, trend
 _HUGE = 1e3
 # A run that falls by a smaller share has not moved; a loss below the other is low from the start.
 _FLAT_RUN, _LOW = 0.02, 0.1
+# Accuracies that go up by less may be noise.
+_GAINED = 0.05
 
 
 def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
@@ -51,6 +55,9 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
         reason += (
             "; the training loss falls, and the evaluations never did: what is learned does not show on their rows"
         )
+    if label == "healthy" and _loses_again(curve):
+        label = "unknown"
+        reason += "; the accuracy has lost more than half of what it had gained"
     if found.end > _HUGE and not curve.begins and not falls(curve.loss):
         label = "unknown"
         reason += "; this is far above any cross-entropy, and the log does not show how it began"
@@ -63,6 +70,17 @@ def _learns_by_heart(curve: Curve, evals: Trend) -> bool:
     if accuracies is not None and len(accuracies) and accuracies.values[-1] > accuracies.values[0] + 0.02:
         return False
     return losses is not None and losses.fall > 0.2 and evals.fall < 0.01
+
+
+def _loses_again(curve: Curve) -> bool:
+    """Whether an accuracy ends nearer to its start than to its best."""
+    accuracies = accuracies_of(curve)
+    if accuracies is None or len(accuracies) < 2 * FEWEST_EVALS:
+        return False
+    values = accuracies.values
+    gained = float(values.max() - values[0])
+    last = float(np.median(values[-max(len(values) // 8, 2) :]))
+    return gained > _GAINED and values.max() - last > 0.5 * gained
 
 
 def _moves(curve: Curve, found: Trend) -> bool:

@@ -3,11 +3,13 @@
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Series, confidence
+from lrsweep.analysis.diagnosis.curve import CERTAIN, EXPLODED, Curve, Diagnosis, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS, FEWEST_LOSSES
 from lrsweep.analysis.diagnosis.trend import ROOM, Trend, eval_trend, trend
 
 Evidence = dict[str, float | str]
+# The confidence of a sign that often has another reason: it is mentioned, and is no label.
+_UNSURE = 0.8
 
 
 def rises(curve: Curve) -> Diagnosis | None:
@@ -56,10 +58,18 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
             f"{name} rises from {found.first:.4g} to {found.high:.4g} at {at}, and ends at {found.end:.4g}",
         ),
     ]
+    if not untrained and (evals or (not room and found.high < EXPLODED * found.first)):
+        start = found.first, found.smoothed.steps[0]
+        candidates = [
+            (min(sure, _UNSURE) if _comes_back(found, *base) else sure, reason)
+            for base, (sure, reason) in zip((start, (found.low, found.low_step), start), candidates, strict=True)
+        ]
     sure, reason = max(candidates)
     if evals and not untrained and len(np.unique(curve.loss.finite().values)) < 3:
         # Without training losses, overfitting looks the same.
-        sure = min(sure, 0.8)
+        sure = min(sure, _UNSURE)
+    if not evals and room and shown and found.end > EXPLODED * max(found.first, found.start) and sure >= CERTAIN:
+        return Diagnosis("diverged", evidence | {"reason": reason}, remedies.lower_lr(curve), sure)
     return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
 
 
@@ -94,6 +104,16 @@ def _gives_back(found: Trend, bound: float, noise: float) -> float:
     return max(
         _sure(rise / level, 2 * bound, noise), min(_sure(rise / level, bound, noise), confidence(rise, 0.5 * gained))
     )
+
+
+def _comes_back(found: Trend, base: float, step: float) -> bool:
+    """From its highest level after a step, it has lost again more than a fifth of the way up from a base.
+
+    It may heal, or was a hard part of the data: of published runs that ended so, half had another fault than their
+    rate, or none.
+    """
+    high = float(found.smoothed.values[found.smoothed.steps >= step].max())
+    return high - found.end > 0.2 * (high - base)
 
 
 def _blows_up(found: Trend, bound: float, noise: float) -> float:

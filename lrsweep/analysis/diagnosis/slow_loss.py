@@ -42,7 +42,7 @@ def hardly_falls(curve: Curve) -> Diagnosis | None:
     flat = max(ERRORS * found.error / 2, FLAT * abs(found.first))
     if found.fall > flat and not _falls_evenly(curve):
         return None
-    shown = untrained or len(curve.loss.finite()) >= _MANY
+    shown = (untrained or len(curve.loss.finite()) >= _MANY) and found.fall >= -FLAT * found.first
     sure = min(confidence(found.last, ROOM), 0.99 if shown else _UNSURE)
     reason = f"it goes only from {found.first:.4g} to {found.last:.4g}"
     evidence: Evidence = {"first": found.first, "last": found.last, "reason": reason}

@@ -58,7 +58,7 @@ SchedulerName = Literal[
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]
-DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory"]
+DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory", "axolotl"]
 
 # What the keys below affect, in the combinations that occur.
 _BASE = trial_key(in_pack="same", comparable=False)
@@ -127,9 +127,9 @@ class DataConfig(Section):
     eval_name: Annotated[str | None, _ROWS] = None
     """For `llamafactory`: the data sets to evaluate on, as in `name`."""
     template: Annotated[str | None, _ROWS] = None
-    """For `llamafactory`: its template, instead of the tokenizer's chat template. For `alpaca`: instead of that the
-    prompt of Stanford's Alpaca in a style of Axolotl's, `alpaca` (### Instruction:), `alpaca:chat`, `alpaca:chatml` or
-    `alpaca:phi`."""
+    """For `llamafactory` and `axolotl`: a template of that trainer's, instead of the tokenizer's chat template. For
+    `alpaca`: instead of that the prompt of Stanford's Alpaca in a style of Axolotl's, `alpaca` (### Instruction:),
+    `alpaca:chat`, `alpaca:chatml` or `alpaca:phi`."""
     max_rows_per_set: Annotated[Count | None, _ROWS] = None
     """For `llamafactory`: uses only the first this many rows of each data set."""
     split: Annotated[str, _ROWS] = "train"

@@ -9,7 +9,8 @@ from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import given, word
 from lrsweep.dialects.training_arguments import mapping_of
 from lrsweep.errors import InputError
-from lrsweep.training.data.formats import ALPACA_TEMPLATES
+from lrsweep.training.data.axolotl_chat import TOKENIZERS_OWN, check_name
+from lrsweep.training.data.formats import ALPACA_TEMPLATES, AXOLOTL_ROLES
 
 _ENTRY = (
     "path",
@@ -45,13 +46,7 @@ def _one_set(tree: Tree, name: str) -> Tree:
     for field, value in entry.items():
         if field not in _ENTRY:
             raise InputError(f"{name}: {field}={brief(value)}: trials do not change or select rows; remove it")
-    template = given(entry, "chat_template", given(tree, "chat_template", "tokenizer_default"))
     kind = entry.get("type")
-    if kind == "chat_template" and template != "tokenizer_default":
-        raise InputError(
-            f"chat_template={brief(template)}: trials use the tokenizer's own template; set it to tokenizer_default, "
-            "and put yours into the model's folder as chat_template.jinja"
-        )
     roles = given(entry, "roles_to_train", ["assistant"])
     if kind == "chat_template" and (
         roles not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
@@ -73,7 +68,28 @@ def _one_set(tree: Tree, name: str) -> Tree:
         "data.name": entry.get("name"),
         "data.split": entry.get("split") or "train",
         "data.template": None,
-        **_format(entry, kind),
+        **(_conversations(tree, entry) if kind == "chat_template" else _format(entry, kind)),
+    }
+
+
+def _conversations(tree: Tree, entry: Tree) -> Tree:
+    """Rows of `type: chat_template`, in the tokenizer's template or one of Axolotl's."""
+    template = word("chat_template", given(entry, "chat_template", given(tree, "chat_template", TOKENIZERS_OWN)))
+    check_name(template)
+    for role, names in mapping_of("roles", given(entry, "roles", {})).items():
+        for name in names if isinstance(names, list) else [names]:
+            if AXOLOTL_ROLES.get(name, name) != role:
+                raise InputError(f"roles: {role}={brief(names)}: trials do not take {brief(name)} for the {role}")
+    properties = mapping_of("message_property_mappings", given(entry, "message_property_mappings", _MESSAGES))
+    columns = {"messages": given(entry, "field_messages", "messages")}
+    for name in ("role", "content"):  # its older spelling
+        columns[name] = given(entry, f"message_field_{name}", properties.pop(name, name))
+    if properties:
+        raise InputError(f"message_property_mappings: {', '.join(properties)}: trials take further keys as they are")
+    return {
+        "data.format": "axolotl",
+        "data.columns": {name: word(name, column) for name, column in columns.items() if column != name},
+        "data.template": None if template == TOKENIZERS_OWN else template,
     }
 
 
@@ -83,21 +99,7 @@ def _format(entry: Tree, kind: Any) -> Tree:
         return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
     if kind in ALPACA_TEMPLATES:
         return {"data.format": "alpaca", "data.columns": {}, "data.template": kind}
-    if kind != "chat_template":
-        raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")
-    properties = mapping_of("message_property_mappings", given(entry, "message_property_mappings", _MESSAGES))
-    for name in ("role", "content"):  # its older spelling
-        properties[name] = given(entry, f"message_field_{name}", properties.get(name))
-    if properties == _SHAREGPT:
-        row_format, ours, usual = "sharegpt", "conversations", "messages"
-    elif properties == _MESSAGES:
-        row_format, ours, usual = "messages", "messages", "messages"
-    else:
-        raise InputError(
-            f"message_property_mappings={brief(properties)}: trials know {_MESSAGES} and {_SHAREGPT}; use one of them"
-        )
-    field = entry.get("field_messages") or usual
-    return {"data.format": row_format, "data.columns": {} if field == ours else {ours: field}}
+    raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")
 
 
 def write_data(config: SweepConfig) -> Tree:
@@ -108,6 +110,10 @@ def write_data(config: SweepConfig) -> Tree:
         column = "messages" if data.format == "messages" else "conversations"
         entry |= {"type": "chat_template", "field_messages": data.columns.get(column, column)}
         entry |= {"message_property_mappings": _MESSAGES if data.format == "messages" else _SHAREGPT}
+    elif data.format == "axolotl":
+        names = {name: data.columns.get(name, name) for name in ("messages", *_MESSAGES)}
+        entry |= {"type": "chat_template", "field_messages": names.pop("messages"), "message_property_mappings": names}
+        entry |= {"chat_template": data.template} if data.template else {}
     elif data.format == "text":
         entry |= {"type": "completion"} | ({"field": data.columns["text"]} if data.columns else {})
     elif data.path == "embedded":

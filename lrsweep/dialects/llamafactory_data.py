@@ -35,7 +35,7 @@ def read_data(tree: Tree) -> Tree:
 
 
 def write_data(config: SweepConfig) -> Tree:
-    """Writes the data set's name; `data_not_here` its entry in dataset_info.json. Raises InputError for plain text."""
+    """Writes the data set's name; `data_not_here` its entry in dataset_info.json. Raises InputError for text."""
     data = config.data
     if data.format == "llamafactory":
         rows = {} if data.max_rows_per_set is None else {"max_samples": data.max_rows_per_set}
@@ -44,6 +44,8 @@ def write_data(config: SweepConfig) -> Tree:
         raise InputError(
             "data.format=text: LLaMA-Factory's sft stage trains on answers to prompts; export to transformers or trl"
         )
+    if data.format == "axolotl":
+        raise InputError("data.format=axolotl: LLaMA-Factory writes such conversations otherwise; export to axolotl")
     if data.path == "embedded":
         return {"dataset": "embedded"}
     return {"dataset": Path(data.path).stem, "dataset_dir": str(Path(data.path).parent)}

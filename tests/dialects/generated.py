@@ -195,7 +195,9 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "max_steps": _null(st.integers(1, 10**6)),
             "num_epochs": st.floats(0.1, 20),
             "bf16": st.sampled_from(["auto", True, False]),
-            "chat_template": _null(st.just("tokenizer_default")),
+            "chat_template": _null(
+                st.sampled_from(["tokenizer_default", "chatml", "tokenizer_default_fallback_llama3"])
+            ),
             "evals_per_epoch": _counts,
             "eval_steps": st.integers(1, 500) | st.floats(0.01, 0.5),
             "seed": _null(st.integers(0, 99)),

@@ -282,7 +282,40 @@ def test_axolotls_older_spelling_of_the_mapping_is_read() -> None:
     lines("sg.jsonl", SHAREGPT)
     entry = {"path": "sg.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "conversations"}
     run = axolotl(datasets=[entry | {"message_field_role": "from", "message_field_content": "value"}])
-    assert (run.reasons, run.config.data.format) == ((), "sharegpt")
+    assert (run.reasons, run.config.data.format) == ((), "axolotl")
+    assert run.config.data.columns == {"messages": "conversations", "role": "from", "content": "value"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "template"),
+    [
+        ({}, None),
+        ({"chat_template": "llama3"}, "llama3"),
+        ({"chat_template": "gemma", "datasets": {"chat_template": "qwen_25"}}, "qwen_25"),
+        ({"chat_template": "tokenizer_default_fallback_chatml"}, "tokenizer_default_fallback_chatml"),
+    ],
+)
+def test_axolotls_chat_templates_are_written_by_our_engines(keys: Any, template: str | None) -> None:
+    entry = {"path": "m.jsonl", "ds_type": "json", "type": "chat_template", "roles": {"assistant": ["gpt"]}}
+    run = axolotl(**keys | {"datasets": [entry | keys.get("datasets", {})]})
+    assert (run.reasons, run.config.data.format, run.config.data.template) == ((), "axolotl", template)
+    written = dialects.tree(dialects.TRAINERS["axolotl"], run.config.model_copy(update={"origin": None}), set())
+    assert written["datasets"][0].get("chat_template") == template
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ({"roles": {"assistant": ["model"]}}, "roles: assistant=['model']: trials do not take 'model' for the assis"),
+        ({"message_property_mappings": {"weight": "w"}}, "message_property_mappings: weight: "),
+        ({"drop_system_message": True}, "drop_system_message=True"),
+        ({"roles_to_train": ["user"]}, "roles_to_train=['user']: "),
+        ({"chat_template": "jinja"}, "chat_template=jinja: "),
+    ],
+)
+def test_conversations_that_our_engines_would_write_otherwise_go_their_way(entry: Any, why: str) -> None:
+    run = axolotl(datasets=[{"path": "m.jsonl", "ds_type": "json", "type": "chat_template", **entry}])
+    assert why in " ".join(run.reasons)
 
 
 def test_an_evaluation_set_of_another_form_goes_their_way() -> None:

@@ -59,7 +59,7 @@ BY_VALUE: list[tuple[str, dict[str, Any], str]] = [
     ("trl", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type=fp4: "),
     ("axolotl", {"rl": "grpo"}, "rl='grpo': trials do supervised fine-tuning only; "),
     ("axolotl", {"datasets": [{"path": "d", "type": "alpaca:other"}]}, "type='alpaca:other': trials do not know "),
-    ("axolotl", {"chat_template": "chatml"}, "chat_template='chatml': trials use the tokenizer's own template; "),
+    ("axolotl", {"chat_template": "jamba"}, "chat_template=jamba: lrsweep does not know what it writes (it knows "),
     ("axolotl", {"adapter": "llama-adapter"}, "adapter=llama-adapter: "),
     ("axolotl", {"adapter": "lora", "lora_target_linear": True}, "lora_r, lora_alpha: missing; "),
     ("axolotl", {"optimizer": "muon"}, "optimizer=muon: "),
@@ -120,6 +120,8 @@ def config(dialect: str = "trl") -> Any:
         ("llamafactory", {"data.format": "text"}, "data.format=text: "),
         ("trl", {"data.format": "alpaca"}, "data.format=alpaca: TRL reads rows of messages, prompt_completion, text; "),
         ("axolotl", {"data.format": "alpaca"}, "data.format=alpaca: "),
+        *((tool, {"data.format": "axolotl"}, "data.format=axolotl: ") for tool in ("llamafactory", "trl")),
+        ("ms-swift", {"data.format": "axolotl", "model.dtype": "float32"}, "data.format=axolotl: "),
         ("llamafactory", {"model.attn_implementation": "flex_attention"}, "model.attn_implementation=flex_attention: "),
     ],
 )

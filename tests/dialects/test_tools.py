@@ -2,17 +2,27 @@
 
 import json
 import os
+import random
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from lrsweep import dialects
 from lrsweep.config.schema import SweepConfig, replace
+from lrsweep.config.trial_schema import DataConfig
 from lrsweep.dialects.importer import from_tree
 from lrsweep.dialects.yaml_reader import load_yaml
+from lrsweep.embedded import BASE
+from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
+from lrsweep.training.data.axolotl_chat import TEMPLATES
+from lrsweep.training.data.collate import IGNORED
+from lrsweep.training.data.encoding import Encoder
+from lrsweep.training.data.reading import TableRows
 from tests.dialects.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY_FULL, LLAMAFACTORY_LORA, TRL, write_data
 
 ENVIRONMENTS = Path(__file__).parents[2] / ".tmp" / "interop"
@@ -48,19 +58,24 @@ def cpu(dialect: str) -> dict[str, Any]:
 
 def read_by(tool: str, file: Path) -> dict[str, Any]:
     """What the tool's own parser makes of the file."""
+    found: dict[str, Any] = run_in(tool, f"read_{tool}.py", file)
+    return found
+
+
+def run_in(tool: str, script: str, *arguments: Path) -> Any:
+    """What a script prints that runs in the tool's own environment."""
     python = ENVIRONMENTS / tool / "bin" / "python"
     if not (ENVIRONMENTS / tool / ".installed").exists():
         pytest.skip(f"{tool} is not installed here: make interop")
     run = subprocess.run(
-        [python, SCRIPTS / f"read_{tool}.py", file],
-        cwd=file.parent,
+        [python, SCRIPTS / script, *arguments],
+        cwd=arguments[0].parent,
         env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    found: dict[str, Any] = json.loads(run.stderr.strip().splitlines()[-1])
-    return found
+    return json.loads(run.stderr.strip().splitlines()[-1])
 
 
 def agrees(found: dict[str, Any], best: SweepConfig) -> None:
@@ -123,6 +138,61 @@ def test_axolotl(tmp_path: Path, keep: bool) -> None:
     agrees(found, best)
     assert found["lora"] == ["qlora", 32, 16, ["q_proj", "v_proj"]]
     assert found["data"] == ["fozziethebeat/alpaca_messages_2k_test", "chat_template", 2048, True]
+
+
+WORDS = (
+    "Why is ",
+    "the sky",
+    " blue?",
+    " ",
+    "\n\n",
+    "  spaced  ",
+    "\u65e5\u672c",
+    "<|im_end|>",
+    "<think>\nhm\n</think>\n\nSo",
+)
+
+
+def conversation(draw: random.Random) -> list[tuple[str, str]]:
+    """Roles and texts, at times in an order that some templates refuse."""
+    odd = ["system", "user", "assistant"] if draw.random() < 0.3 else []
+    roles = [*(["system"] if draw.random() < 0.5 else []), *["user", "assistant"] * draw.randint(1, 3)]
+    if odd:
+        roles.insert(draw.randint(0, len(roles)), draw.choice(odd))
+    return [(role, "".join(draw.choices(WORDS, k=draw.randint(1, 5)))) for role in roles]
+
+
+def test_conversations_are_written_and_learned_as_axolotl_does_it(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(BASE))
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<think>", "</think>"], special_tokens=True)
+    tokenizer.bos_token, tokenizer.chat_template = "<|im_start|>", None
+    draw, cases = random.Random(0), []
+    for template in (*TEMPLATES, "tokenizer_default_fallback_chatml"):
+        for number in range(60):
+            role, content = ("from", "value") if number % 2 else ("role", "content")
+            names = {"user": "human", "assistant": "gpt"} if number % 2 else {}
+            messages = [{role: names.get(said_by, said_by), content: text} for said_by, text in conversation(draw)]
+            row = {"messages": messages} | ({"system": "RULE"} if number % 5 == 0 else {})
+            cases.append({"template": template, "row": row, "role": role, "content": content})
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    compared: Counter[str] = Counter()
+    for eos in ("<|im_end|>", "<eos>"):
+        tokenizer.eos_token = eos
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        theirs = run_in("axolotl", "encode_axolotl.py", tmp_path / "tokenizer", tmp_path / "cases.json")
+        for case, found in zip(cases, theirs, strict=True):
+            columns = {name: case[name] for name in ("role", "content") if case[name] != name}
+            data = {"format": "axolotl", "template": case["template"], "columns": columns, "on_bad_row": "refuse"}
+            encoder = Encoder.of(tokenizer, DataConfig(path="d", max_length=9999, **data))
+            learns = found is not None and any(label != IGNORED for label in found[1][1:])
+            try:
+                [ours], _, _ = encoder.encode(TableRows("rows", [case["row"]]), [0], "train")
+            except InputError:
+                assert not learns
+                continue
+            assert (list(ours.input_ids), list(ours.labels)) == (found[0], [IGNORED, *found[1][1:]])
+            compared[case["template"]] += 1
+    assert min(compared[template] for template in TEMPLATES) > 20, compared
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")

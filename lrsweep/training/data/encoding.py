@@ -4,7 +4,7 @@ import bisect
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.errors import InputError
-from lrsweep.training.data import chat_templates
+from lrsweep.training.data import axolotl_chat, chat_templates
 from lrsweep.training.data.collate import IGNORED, Example
 from lrsweep.training.data.formats import BadRowError, Chat, Message, NothingToLearnError, Plain, parse
 from lrsweep.training.data.reading import Rows, first_line
@@ -31,11 +31,31 @@ TODAY = re.compile(r"""strftime_now\(\s*(["'])(?P<format>.*?)\1\s*\)""")
 # The largest share of rows with nothing to learn that is left out.
 MOST_BAD = 0.05
 
+# The formats whose rows need a chat template.
+_CONVERSATIONS = ("sharegpt", "messages", "llamafactory", "axolotl")
+
 Span = tuple[int, int]
 Tools = tuple[Any, ...]
 # Indices in a text that no token crosses, in order.
 Cuts = tuple[int, ...]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A row as text.
+
+    Attributes:
+        text: The text.
+        spans: The characters to learn.
+        cuts: Where no token crosses.
+        plain: Whether BOS and EOS are still to be added.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    cuts: Cuts = ()
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,7 @@ class Encoder:
         marks_answers: Whether the template's {% generation %} blocks decide what is learned.
         bos: The tokens to put before plain text.
         eos: The tokens to put after plain text, which are learned.
+        axolotl_template: For rows of Axolotl's, its template; None for the tokenizer's.
         limit: The template's time limit.
     """
 
@@ -60,6 +81,7 @@ class Encoder:
     marks_answers: bool
     bos: tuple[int, ...]
     eos: tuple[int, ...]
+    axolotl_template: str | None = None
     limit: TimeLimit = field(default_factory=TimeLimit)
 
     @classmethod
@@ -70,14 +92,17 @@ class Encoder:
                 "model.path: its tokenizer gives no character offsets, which masking prompts needs; use a fast one"
             )
         template, opening = _template(tokenizer), tokenizer("")["input_ids"][:1]
-        written_there = config.format == "llamafactory" and config.template is not None
-        if template is None and config.format in ("sharegpt", "messages", "llamafactory") and not written_there:
+        named = axolotl_chat.name_of(config.template, template is not None) if config.format == "axolotl" else None
+        written_there = named is not None or (config.format == "llamafactory" and config.template is not None)
+        if template is None and config.format in _CONVERSATIONS and not written_there:
             raise InputError(
                 f"data.format={config.format}: conversations need a chat template and this model's tokenizer has none; "
                 "use a chat (instruct) model, add a chat_template.jinja to its folder, or use format prompt_completion"
             )
-        if config.template is not None and written_there:
+        if config.format == "llamafactory" and config.template is not None:
             chat_templates.check(config.template, tokenizer)
+        if named is not None:
+            axolotl_chat.check_name(named)
         marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
             config=config,
@@ -85,6 +110,7 @@ class Encoder:
             template=template,
             # LLaMA-Factory learns everything that its template writes after the prompt, whatever is marked.
             marks_answers=marks and config.format != "llamafactory",
+            axolotl_template=named,
             # Plain text starts with BOS if the tokenizer adds one, and always ends with EOS, which is learned.
             bos=tuple(opening) if opening == [tokenizer.bos_token_id] else (),
             eos=(tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else (),
@@ -114,7 +140,7 @@ class Encoder:
         examples: list[Example] = []
         dropped = cut = 0
         while chunk := list(islice(texts, CHUNK)):
-            parts = [_parts(text, cuts) for text, _, cuts, _ in chunk]
+            parts = [_parts(written.text, written.cuts) for written in chunk]
             encoded = self.tokenizer(
                 [part for of_row in parts for part in of_row],
                 add_special_tokens=False,
@@ -124,9 +150,9 @@ class Encoder:
                 verbose=False,
             )
             tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            for (_, spans, _, plain), of_row in zip(chunk, parts, strict=True):
+            for written, of_row in zip(chunk, parts, strict=True):
                 ids, offsets = next(tokens) if len(of_row) == 1 else _joined(of_row, tokens)
-                example, whole = self._example(ids, offsets, spans, plain)
+                example, whole = self._example(ids, offsets, written)
                 if not whole and self.config.drop_long_rows:
                     dropped += 1
                 elif any(label != IGNORED for label in example.labels):
@@ -145,28 +171,24 @@ class Encoder:
             )
         return examples, dropped, cut
 
-    def _example(self, ids: list[int], offsets: list[Span], spans: list[Span], plain: bool) -> tuple[Example, bool]:
+    def _example(self, ids: list[int], offsets: list[Span], written: Written) -> tuple[Example, bool]:
         """The row's Example, and whether all of the row is in it."""
         labels = [IGNORED] * len(ids)
-        for start, end in spans:
-            # Compare ends: byte-level tokenizers may leave leading spaces out of a token's offsets, but never its end.
-            first = bisect.bisect_right(offsets, start, key=_end)
-            last = bisect.bisect_right(offsets, end, key=_end)
-            if last < len(ids) and offsets[last][0] < end:
-                last += 1
+        if self.config.format == "axolotl":
+            ranges = axolotl_chat.learned(written.spans, ids, offsets, self.tokenizer.eos_token_id)
+        else:
+            ranges = [_tokens(offsets, span) for span in written.spans]
+        for first, last in ranges:
             labels[first:last] = ids[first:last]
-        if plain and tuple(ids[:1]) != self.bos:
+        if written.plain and tuple(ids[:1]) != self.bos:
             ids, labels = [*self.bos, *ids], [IGNORED] * len(self.bos) + labels
-        if plain and tuple(ids[-1:]) != self.eos:
+        if written.plain and tuple(ids[-1:]) != self.eos:
             ids, labels = [*ids, *self.eos], [*labels, *self.eos]
         longest = self.config.max_length
         return Example(tuple(ids[:longest]), (IGNORED, *labels[1:longest])), len(ids) <= longest
 
-    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[tuple[str, list[Span], Cuts, bool]]:
-        """Each row's text, its spans to learn, where no token crosses, and whether it is plain, without markers.
-
-        Rows that have nothing to learn are left out, and `bad` gets what is wrong with each.
-        """
+    def _texts(self, rows: Rows, indices: list[int], bad: list[str]) -> Iterator[Written]:
+        """Each row as text. Rows that have nothing to learn are left out, and `bad` gets what is wrong with each."""
         at_most = max(1, math.ceil(MOST_BAD * len(indices))) if self.config.on_bad_row == "drop" else 0
         for index, row in zip(indices, rows.read(indices), strict=True):
             try:
@@ -176,12 +198,14 @@ class Encoder:
                 if isinstance(form, Plain):
                     text = form.prompt + form.completion
                     cuts = (len(form.prompt),) if form.apart else ()
-                    yield text, [(len(form.prompt), len(text))], cuts, True
+                    yield Written(text, ((len(form.prompt), len(text)),), cuts, plain=True)
+                elif self.config.format == "axolotl":
+                    yield self._as_axolotl(form)
                 elif self.config.format == "llamafactory" and self.config.template is not None:
-                    yield *self._as_llamafactory(form, self.config.template), False
+                    yield self._as_llamafactory(form, self.config.template)
                 else:
                     for text, spans in self._conversation(form):
-                        yield text, spans, (), False
+                        yield Written(text, tuple(spans))
             except NothingToLearnError as fault:
                 bad.append(f"{rows.where(index)}: {fault}")
                 if len(bad) > at_most:
@@ -189,17 +213,31 @@ class Encoder:
             except BadRowError as fault:
                 raise InputError(f"{rows.where(index)}: {fault}") from None
 
-    def _as_llamafactory(self, chat: Chat, template: str) -> tuple[str, list[Span], Cuts]:
+    def _as_axolotl(self, chat: Chat) -> Written:
+        """The conversation as Axolotl writes it, with the places of its answers."""
+        name = self.axolotl_template
+        if name is not None and chat.tools:
+            raise BadRowError(f"data.template={name}: a row with tools needs the tokenizer's own template")
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+
+        def written(messages: Sequence[Message]) -> str:
+            if name is None:
+                return self._render(list(messages), chat.tools)
+            return axolotl_chat.write(name, messages, bos, eos)
+
+        return Written(*axolotl_chat.answers(chat.messages, written))
+
+    def _as_llamafactory(self, chat: Chat, template: str) -> Written:
         """The conversation in a template of LLaMA-Factory's, which tokenises its pieces one by one."""
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
         found = chat_templates.pieces(template, chat.messages, bos, eos)
         ends = tuple(accumulate(len(piece) for piece, _ in found))
-        spans = [
+        spans = tuple(
             (start, end)
             for (_, answers), start, end in zip(found, (0, *ends), ends, strict=False)
             if answers or self.config.train_on_prompt
-        ]
-        return "".join(piece for piece, _ in found), spans, ends[:-1]
+        )
+        return Written("".join(piece for piece, _ in found), spans, ends[:-1])
 
     def _conversation(self, chat: Chat) -> list[tuple[str, list[Span]]]:
         """The conversation as the template renders it, with the spans of its answers.
@@ -269,6 +307,15 @@ class Encoder:
 
 def _parts(text: str, cuts: Cuts) -> list[str]:
     return [text[start:end] for start, end in zip((0, *cuts), (*cuts, len(text)), strict=True)]
+
+
+def _tokens(offsets: list[Span], span: Span) -> tuple[int, int]:
+    """The tokens of which any character is in a span."""
+    start, end = span
+    # Compare ends: byte-level tokenizers may leave leading spaces out of a token's offsets, but never its end.
+    first = bisect.bisect_right(offsets, start, key=_end)
+    last = bisect.bisect_right(offsets, end, key=_end)
+    return first, last + (last < len(offsets) and offsets[last][0] < end)
 
 
 def _joined(parts: list[str], tokens: Iterator[tuple[list[int], list[Span]]]) -> tuple[list[int], list[Span]]:

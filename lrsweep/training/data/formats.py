@@ -15,6 +15,7 @@ FIELDS: dict[DataFormat, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
     "llamafactory": (),  # its dataset_info.json names the columns
+    "axolotl": ("messages", "role", "content", "system", "tools"),
 }
 SHAREGPT_ROLES = {
     "human": "user",
@@ -104,6 +105,8 @@ def parse(
         case "messages" | "llamafactory":
             chat = _chat(_messages(fields.list_of("messages"), fields.column("messages")))
             return replace(chat, tools=_tools(fields)) if fields.has("tools") else chat
+        case "axolotl":
+            return _axolotl(fields)
         case "prompt_completion":
             return _prompt_completion(fields, has_template)
         case "text":
@@ -242,6 +245,36 @@ def _sharegpt(fields: _Fields) -> Chat:
         messages.append(_message(SHAREGPT_ROLES[role], turn, "value", at))
     system = fields.optional_text("system")
     return _chat([{"role": "system", "content": system}, *messages] if system else messages)
+
+
+# What Axolotl calls roles otherwise.
+AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _axolotl(fields: _Fields) -> Chat:
+    """A row of Axolotl's `type: chat_template`, whose messages may have any roles in any order."""
+    role_key, content_key = fields.column("role"), fields.column("content")
+    messages: list[Message] = []
+    for number, turn in enumerate(fields.list_of("messages")):
+        at = f"{fields.column('messages')}[{number}]"
+        if not isinstance(turn, Mapping):
+            raise BadRowError(f"{at} must be an object, not {_kind(turn)}")
+        if not isinstance(turn.get(role_key), str):
+            raise BadRowError(f"{at} has no '{role_key}'")
+        message = {
+            key: value for key, value in turn.items() if key not in (role_key, content_key) and value is not None
+        }
+        message["role"] = AXOLOTL_ROLES.get(turn[role_key], turn[role_key])
+        if turn.get(content_key) is not None:
+            message["content"] = _joined(turn[content_key], f"{at}.{content_key}")
+        elif not message.get("tool_calls"):
+            raise BadRowError(f"{at} has no '{content_key}'")
+        messages.append(message)
+    if messages[0]["role"] != "system" and fields.has("system"):
+        messages.insert(0, {"role": "system", "content": fields.text("system")})
+    if not any(message["role"] == "assistant" for message in messages):
+        raise NothingToLearnError("no message of the assistant to learn")
+    return Chat(tuple(messages), 0, _tools(fields) if fields.has("tools") else ())
 
 
 def _prompt_completion(fields: _Fields, has_template: bool) -> Chat | Plain:

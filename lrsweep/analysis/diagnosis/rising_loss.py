@@ -10,6 +10,8 @@ from lrsweep.analysis.diagnosis.trend import ROOM, Trend, eval_trend, trend
 Evidence = dict[str, float | str]
 # The confidence of a sign that often has another reason: it is mentioned, and is no label.
 _UNSURE = 0.8
+# No overfitting, and no low start, makes a loss end this many times above its start.
+_HOPELESS = 30.0
 
 
 def rises(curve: Curve) -> Diagnosis | None:
@@ -68,7 +70,8 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     if evals and not untrained and len(np.unique(curve.loss.finite().values)) < 3:
         # Without training losses, overfitting looks the same.
         sure = min(sure, _UNSURE)
-    if not evals and room and shown and found.end > EXPLODED * max(found.first, found.start) and sure >= CERTAIN:
+    rise = shown * found.end / max(found.first, found.start)
+    if sure >= CERTAIN and (rise > _HOPELESS or (not evals and room and rise > EXPLODED)):
         return Diagnosis("diverged", evidence | {"reason": reason}, remedies.lower_lr(curve), sure)
     return Diagnosis("too_high", evidence | {"reason": reason}, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
 

@@ -114,12 +114,20 @@ def name_of(template: str | None, has_own: bool) -> str | None:
     return template
 
 
-def check_name(template: str) -> None:
-    """Checks that a value of Axolotl's `chat_template` is known. Raises InputError."""
+def check_name(template: str, key: str = "chat_template") -> None:
+    """Checks that a value of Axolotl's `chat_template` is known.
+
+    Args:
+        template: The value.
+        key: The key that has it, for the message.
+
+    Raises:
+        InputError: It is not.
+    """
     name = name_of(template, False)
     if name is not None and name not in TEMPLATES:
         raise InputError(
-            f"chat_template={template}: lrsweep does not know what it writes (it knows {TOKENIZERS_OWN}, "
+            f"{key}={template}: lrsweep does not know what it writes (it knows {TOKENIZERS_OWN}, "
             f"{', '.join(TEMPLATES)})"
         )
 

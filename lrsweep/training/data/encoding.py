@@ -102,7 +102,7 @@ class Encoder:
         if config.format == "llamafactory" and config.template is not None:
             chat_templates.check(config.template, tokenizer)
         if named is not None:
-            axolotl_chat.check_name(named)
+            axolotl_chat.check_name(named, "data.template")
         marks = template is not None and re.search(r"{%-?\s*generation\s*-?%}", template) is not None
         return cls(
             config=config,

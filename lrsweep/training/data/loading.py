@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.errors import InputError
 from lrsweep.training.data import dataset_info
+from lrsweep.training.data.axolotl_chat import TOKENIZERS_OWN, check_name
 from lrsweep.training.data.collate import IGNORED, Example, collate, pack
 from lrsweep.training.data.encoding import Encoder
 from lrsweep.training.data.formats import ALPACA_TEMPLATES, check_columns
@@ -60,6 +61,10 @@ def check_paths(config: DataConfig) -> None:
     if config.format == "llamafactory":
         _check_dataset_info(config)
         return
+    if config.format == "axolotl":
+        check_name(config.template or TOKENIZERS_OWN, "data.template")
+        if config.train_on_prompt:
+            raise InputError("data.train_on_prompt=true: format axolotl learns answers only; use format messages")
     if config.format == "alpaca" and config.template is not None and config.template not in ALPACA_TEMPLATES:
         raise InputError(
             f"data.template={config.template}: for format alpaca it is one of {', '.join(ALPACA_TEMPLATES)}, or null"

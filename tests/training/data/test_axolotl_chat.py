@@ -15,6 +15,7 @@ from lrsweep.training.data.axolotl_chat import TEMPLATES, write
 from lrsweep.training.data.collate import IGNORED, Example
 from lrsweep.training.data.encoding import Encoder
 from lrsweep.training.data.formats import BadRowError
+from lrsweep.training.data.loading import check_paths
 from lrsweep.training.data.reading import TableRows
 
 SYSTEM = {"role": "system", "content": "RULE"}
@@ -152,5 +153,17 @@ def test_bad_rows_are_named(tokenizer: Any, row: dict[str, Any], why: str) -> No
 def test_a_conversation_needs_a_template(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"^data\.format=axolotl: conversations need a chat template"):
         encoded(tokenizer, {"messages": ASKED})
-    with pytest.raises(InputError, match=r"^chat_template=nonsense: lrsweep does not know what it writes"):
+    with pytest.raises(InputError, match=r"^data\.template=nonsense: lrsweep does not know what it writes"):
         encoded(tokenizer, {"messages": ASKED}, template="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"template": "nonsense"}, r"data\.template=nonsense: lrsweep does not know"),
+        ({"train_on_prompt": True}, r"data\.train_on_prompt=true: format axolotl"),
+    ],
+)
+def test_what_the_format_does_not_do_is_refused_before_anything_is_loaded(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"^{said}"):
+        check_paths(DataConfig(path="nowhere.jsonl", format="axolotl", **data))

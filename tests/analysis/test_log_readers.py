@@ -362,3 +362,10 @@ def test_one_file_that_cannot_be_read_is_told_and_the_others_are_answered(tmp_pa
     assert result.returncode == 2
     assert "good.json: healthy" in result.stdout
     assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == ["bad.json", "missing.json"]
+
+
+def test_a_log_with_the_runtime_in_every_row_has_its_losses(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 3.0 - 0.1 * step, "train_runtime": 15.0 * step} for step in range(1, 11)]
+    mean = {"step": 10, "train_loss": 2.45, "train_runtime": 160.0}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*rows, mean]}))
+    assert list(read(tmp_path / "trainer_state.json").loss.values) == pytest.approx([row["loss"] for row in rows])

@@ -56,7 +56,7 @@ _TRAIN, _EVAL = ("train", "training"), ("eval", "val", "valid", "validation", "d
 # A run's own step beats W&B's `_step`, which counts calls of its logger.
 _STEPS = ("step", "current_steps", "global_step", "trainer/global_step", "Step", "iter", "iteration", "_step")
 # The last row of a transformers log has the mean loss of the whole run as train_loss. TensorBoard and MLflow have that
-# in a row of its own.
+# in a row of its own. A log that counts tokens has the runtime in every row.
 _FINAL = "train_runtime"
 _MEAN = ("train_loss", "train/train_loss")
 _PLAIN = ("loss", "train/loss")
@@ -156,7 +156,7 @@ def _renamed(raw: Mapping[str, Any]) -> Row:
     row: Row = {}
     final = _FINAL in raw or f"train/{_FINAL}" in raw
     for key, value in raw.items():
-        if final and name(key) == "loss":
+        if final and key in _MEAN:
             continue
         if key in _STEPS or name(key) == "step":
             continue

@@ -108,6 +108,10 @@ TEXTS = {
     "tabs, with nan where there is nothing": "Step\tTrain loss\tValid loss\n"
     + "\n".join(f"{s}\t{falling(s)}\tnan\n{s}\tnan\t2.0" for s in STEPS),
     "build-nanogpt": "\n".join(f"{s} val 2.0\n{s} hella 0.25\n{s} train {falling(s)}" for s in STEPS),
+    "hyphens": "Epoch-Num\tTrain-Loss\tValid-Loss\t\n" + "\n".join(f"{s}.0\t{falling(s)}\t2.0\t" for s in STEPS),
+    "two sets": "\n".join(
+        f"step {s:5} | train {falling(s)} | val 2.0 | lr 1e-3\n    saved best.pt (val 2.0)" for s in STEPS
+    ),
     "a number first": "\n".join(f"{s} | loss {falling(s)} | lr 3.0e-04 | 13597.70ms" for s in STEPS),
     "fairseq": "\n".join(f"epoch 001: {s} / 614 loss={falling(s)}, ppl=9, num_updates={s}, lr=0.05" for s in STEPS),
     "two counts of epochs": "\n".join(f"Epoch 1, Step {s}, Loss: {falling(s)} Beginning of Epoch 2/18" for s in STEPS),

@@ -76,8 +76,8 @@ def name(key: str) -> str:
 
 
 def column(header: str) -> str:
-    """Returns a column's header as a key: `Validation Loss` as validation_loss."""
-    return header.strip().lower().replace(" ", "_")
+    """Returns a column's header as a key: `Validation Loss` and `Validation-Loss` as validation_loss."""
+    return header.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def number(value: Any) -> float | None:

@@ -54,6 +54,8 @@ _EVALUATED = re.compile(
     r"(?:valid|validation|val|eval|evaluation|dev|test)(?![-\w]|\s+every)",
     re.IGNORECASE,
 )
+# `step 100 | train 2.59 | val 2.61`, which are losses.
+_SETS = re.compile(rf"\bstep\s{{1,9}}(\d{{1,12}}) \| train ({_VALUE}) \| val ({_VALUE})\b")
 _LITGPT_VAL = re.compile(r"\bval(?:_loss valid)?:")
 _KERAS = re.compile(r"(?:sparse_)?categorical_|binary_")
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
@@ -112,7 +114,8 @@ def assignments(text: str) -> list[Row]:
     rows: list[Row] = []
     totals: list[Row] = []
     both: list[Row] = []
-    for line in _kept(line for line in _lines(text) if "loss" in line or "Loss" in line):
+    lines = (_SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in _lines(text))
+    for line in _kept(line for line in lines if "loss" in line or "Loss" in line):
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None

@@ -28,7 +28,11 @@ _ENTRY = (
     "roles_to_train",
     "train_on_eos",
     "roles",
+    "field_thinking",
+    "template_thinking_key",
 )
+# What Axolotl does without these fields.
+_USUAL = (("drop_system_message", False), ("split_thinking", False), ("field_tools", "tools"))
 _SHAREGPT = {"role": "from", "content": "value"}
 _MESSAGES = {"role": "role", "content": "content"}
 
@@ -44,7 +48,7 @@ def _one_set(tree: Tree, name: str) -> Tree:
         raise InputError(f"{name}={brief(sets)}: trials read one data set; put the rows into one file or folder")
     entry: Mapping[str, Any] = sets[0]
     for field, value in entry.items():
-        if field not in _ENTRY:
+        if field not in _ENTRY and value is not None and (field, value) not in _USUAL:
             raise InputError(f"{name}: {field}={brief(value)}: trials do not change or select rows; remove it")
     kind = entry.get("type")
     roles = given(entry, "roles_to_train", ["assistant"])
@@ -80,6 +84,9 @@ def _conversations(tree: Tree, entry: Tree) -> Tree:
         for name in names if isinstance(names, list) else [names]:
             if AXOLOTL_ROLES.get(name, name) != role:
                 raise InputError(f"roles: {role}={brief(names)}: trials do not take {brief(name)} for the {role}")
+    thought = given(entry, "field_thinking", "reasoning_content")
+    if thought != given(entry, "template_thinking_key", "reasoning_content"):
+        raise InputError(f"field_thinking={brief(thought)}: trials do not rename it; give template_thinking_key alike")
     properties = mapping_of("message_property_mappings", given(entry, "message_property_mappings", _MESSAGES))
     columns = {"messages": given(entry, "field_messages", "messages")}
     for name in ("role", "content"):  # its older spelling

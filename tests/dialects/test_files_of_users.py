@@ -293,6 +293,8 @@ def test_axolotls_older_spelling_of_the_mapping_is_read() -> None:
         ({"chat_template": "llama3"}, "llama3"),
         ({"chat_template": "gemma", "datasets": {"chat_template": "qwen_25"}}, "qwen_25"),
         ({"chat_template": "tokenizer_default_fallback_chatml"}, "tokenizer_default_fallback_chatml"),
+        ({"datasets": {"field_thinking": "thinking", "template_thinking_key": "thinking"}}, None),
+        ({"datasets": {"drop_system_message": False, "field_tools": "tools", "input_format": None}}, None),
     ],
 )
 def test_axolotls_chat_templates_are_written_by_our_engines(keys: Any, template: str | None) -> None:
@@ -309,6 +311,8 @@ def test_axolotls_chat_templates_are_written_by_our_engines(keys: Any, template:
         ({"roles": {"assistant": ["model"]}}, "roles: assistant=['model']: trials do not take 'model' for the assis"),
         ({"message_property_mappings": {"weight": "w"}}, "message_property_mappings: weight: "),
         ({"drop_system_message": True}, "drop_system_message=True"),
+        ({"field_thinking": "thinking"}, "field_thinking='thinking': trials do not rename it"),
+        ({"field_tools": ["tools"]}, "field_tools=['tools']: "),
         ({"roles_to_train": ["user"]}, "roles_to_train=['user']: "),
         ({"chat_template": "jinja"}, "chat_template=jinja: "),
     ],

@@ -368,6 +368,14 @@ def test_one_file_that_cannot_be_read_is_told_and_the_others_are_answered(tmp_pa
     assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == ["bad.json", "missing.json"]
 
 
+def test_the_epoch_above_a_line_of_keras_is_read(tmp_path: Path) -> None:
+    lines = [f"Epoch {at}/150\n500/500 [=====] - 14s 3ms/step - loss: 0.14 - val_loss: 0.2{at}" for at in range(52, 66)]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    found = read(tmp_path / "log.txt")
+    assert (list(found.epoch.values), found.begins) == (list(range(52, 66)), False)
+    assert found.eval_loss.values[0] == 0.252
+
+
 def test_a_log_with_the_runtime_in_every_row_has_its_losses(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 3.0 - 0.1 * step, "train_runtime": 15.0 * step} for step in range(1, 11)]
     mean = {"step": 10, "train_loss": 2.45, "train_runtime": 160.0}

@@ -56,6 +56,8 @@ _EVALUATED = re.compile(
 )
 # `step 100 | train 2.59 | val 2.61`, which are losses.
 _SETS = re.compile(rf"\bstep\s{{1,9}}(\d{{1,12}}) \| train ({_VALUE}) \| val ({_VALUE})\b")
+# Keras' line before those of an epoch: `Epoch 53/150`.
+_EPOCH = re.compile(r"\s{0,9}Epoch (\d{1,9})/\d{1,9}\s{0,9}")
 _LITGPT_VAL = re.compile(r"\bval(?:_loss valid)?:")
 _KERAS = re.compile(r"(?:sparse_)?categorical_|binary_")
 _AVERAGE = re.compile(r"(mean|avg|average|total)_?")
@@ -115,7 +117,7 @@ def assignments(text: str) -> list[Row]:
     totals: list[Row] = []
     both: list[Row] = []
     lines = (_SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in _lines(text))
-    for line in _kept(line for line in lines if "loss" in line or "Loss" in line):
+    for line in _kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line):
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None
@@ -144,6 +146,15 @@ def assignments(text: str) -> list[Row]:
                 row.pop("step", None)
     # A few totals among other losses are sums over an epoch.
     return rows if len(totals) < len(rows) / 3 else both
+
+
+def _with_epochs(lines: Iterable[str]) -> Iterator[str]:
+    """The lines, with the epoch before each that Keras writes above them."""
+    before = ""
+    for line in lines:
+        if (header := _EPOCH.fullmatch(line)) is not None:
+            before = f"Epoch {header[1]}: "
+        yield line if "poch" in line else before + line
 
 
 def _without_brackets(found: re.Match[str]) -> str:

@@ -102,7 +102,9 @@ def judged(
     losses: list[float], *, first: float = 10, epochs: list[float] | None = None, **others: list[float]
 ) -> Diagnosis:
     """The diagnosis of a log with a loss every ten steps, from step `first` on, and other series beside it."""
-    rows: list[dict[str, Any]] = [{"step": first + 10 * i, "loss": loss} for i, loss in enumerate(losses)]
+    rows: list[dict[str, Any]] = [
+        {"step": first + 10 * i, "loss": loss, "learning_rate": 1e-4} for i, loss in enumerate(losses)
+    ]
     for name, values in {**others, **({} if epochs is None else {"epoch": epochs})}.items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
@@ -447,7 +449,8 @@ def test_a_few_losses_that_hardly_fall_are_no_low_rate_by_themselves() -> None:
     warming_up = [10.875 - 0.168 * (i / 13) ** 2 for i in range(14)]
     assert judged(warming_up).label != "too_low"
     evals = [10.875, 10.84, 10.80, 10.77, 10.73]
-    untrained = diagnose(curve([{"step": 10 * i, "eval_loss": loss} for i, loss in enumerate(evals)]))
+    rows = [{"step": 10 * i, "eval_loss": loss, "learning_rate": 1e-5} for i, loss in enumerate(evals)]
+    untrained = diagnose(curve(rows))
     assert untrained.label == "too_low"
 
 
@@ -520,3 +523,12 @@ def test_an_accuracy_that_is_lost_again_is_not_called_healthy() -> None:
 def test_a_loss_that_ends_above_its_start_is_not_called_too_low() -> None:
     assert judged([x + 0.03 * i for i, x in enumerate(noisy(15.5, 20, 0.02))]).label in ("unknown", "too_high")
     assert judged(noisy(15.5, 20, 0.004)).label == "too_low"
+
+
+def test_a_log_that_does_not_say_its_rate_is_not_accused_of_it() -> None:
+    climbs = [{"step": 10 * i, "loss": 0.5 + 0.05 * i} for i in range(1, 13)]
+    found = diagnose(curve(climbs))
+    assert found.label == "unknown"
+    assert str(found.evidence["reason"]).startswith("loss rises from")
+    assert "does not say its learning rate" in str(found.evidence["reason"])
+    assert diagnose(curve([row | {"learning_rate": 3e-4} for row in climbs])).label == "too_high"

@@ -8,6 +8,7 @@ trend hardly changes. A fault that is not certain is mentioned, and is no label.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -83,6 +84,9 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
         if one is not None
     ]
     clear = next((one for one in found if one.confidence >= CERTAIN), None)
+    if clear is not None and clear.label in _OF_THE_RATE and curve.peak_lr is None:
+        reason = f"{clear.evidence['reason']}; the log does not say its learning rate, so this may have another cause"
+        return replace(clear, label="unknown", evidence={**clear.evidence, "reason": reason})
     seen = max(found, key=lambda one: one.confidence, default=None)
     return (
         clear
@@ -93,6 +97,8 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
 
 # A fault of less confidence is not mentioned.
 _SEEN = 0.5
+# What a log without its learning rate is not accused of: of published ones, half had another fault.
+_OF_THE_RATE = ("too_high", "too_low", "oscillating")
 
 
 def _judge_in_sweep(curve: Curve, comparison: Comparison) -> Diagnosis | None:

@@ -221,7 +221,9 @@ def test_numpys_values_are_pythons() -> None:
 
 
 def test_a_curve_is_diagnosed_from_its_log_history() -> None:
-    rows = [{"step": 5 * i, "eval_own_loss": 4 + 0.5 * i, "loss": 4 + 0.5 * i} for i in range(12)]
+    rows = [
+        {"step": 5 * i, "eval_own_loss": 4 + 0.5 * i, "loss": 4 + 0.5 * i, "learning_rate": 1e-3} for i in range(12)
+    ]
     assert lrsweep.diagnose(rows).label in ("too_high", "diverged", "overfitting")
     assert lrsweep.diagnose([]).label == "unknown"
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -302,7 +302,8 @@ def test_axolotls_chat_templates_are_written_by_our_engines(keys: Any, template:
     run = axolotl(**keys | {"datasets": [entry | keys.get("datasets", {})]})
     assert (run.reasons, run.config.data.format, run.config.data.template) == ((), "axolotl", template)
     written = dialects.tree(dialects.TRAINERS["axolotl"], run.config.model_copy(update={"origin": None}), set())
-    assert written["datasets"][0].get("chat_template") == template
+    [entry] = cast(list[dict[str, Any]], written["datasets"])
+    assert entry.get("chat_template") == template
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,8 @@ def test_conversations_are_written_and_learned_as_axolotl_does_it(tmp_path: Path
     tokenizer = AutoTokenizer.from_pretrained(str(BASE))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<think>", "</think>"], special_tokens=True)
     tokenizer.bos_token, tokenizer.chat_template = "<|im_start|>", None
-    draw, cases = random.Random(0), []
+    draw = random.Random(0)
+    cases: list[dict[str, Any]] = []
     for template in (*TEMPLATES, "tokenizer_default_fallback_chatml"):
         for number in range(60):
             role, content = ("from", "value") if number % 2 else ("role", "content")
@@ -182,7 +183,12 @@ def test_conversations_are_written_and_learned_as_axolotl_does_it(tmp_path: Path
         theirs = run_in("axolotl", "encode_axolotl.py", tmp_path / "tokenizer", tmp_path / "cases.json")
         for case, found in zip(cases, theirs, strict=True):
             columns = {name: case[name] for name in ("role", "content") if case[name] != name}
-            data = {"format": "axolotl", "template": case["template"], "columns": columns, "on_bad_row": "refuse"}
+            data: dict[str, Any] = {
+                "format": "axolotl",
+                "template": case["template"],
+                "columns": columns,
+                "on_bad_row": "refuse",
+            }
             encoder = Encoder.of(tokenizer, DataConfig(path="d", max_length=9999, **data))
             learns = found is not None and any(label != IGNORED for label in found[1][1:])
             try:

@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-found = []
+found: list[list[list[int]] | None] = []
 with open(sys.argv[2], encoding="utf-8") as file:
     for case in json.load(file):
         entry = {"message_property_mappings": {"role": case["role"], "content": case["content"]}}

@@ -62,7 +62,12 @@ OWN = re.compile(
     r"|overwrite_output_dir|push_to_hub|hub_\w+|load_best_model_at_end|\w*resume\w*|do_eval|add_version|split_dataset_ratio"
     r"|max_epochs|create_checkpoint_symlink|dataset_name|dataset_config|dataset_train_split|dataset_test_split|datasets"
 )
-ALIKE = re.compile(r"vl\b|vision|video|audio|image|multimodal|mm\b|llava|pixtral|voxtral|omni", re.IGNORECASE)
+ALIKE = re.compile(
+    r"vl\b|vision|video|audio|image|multimodal|mm\b|llava|pixtral|voxtral|omni|ocr\b|tts\b", re.IGNORECASE
+)
+# What a script's shell would do before the trainer sees the command line.
+NUMBER = re.compile(r"^\s*(?:export\s+)?(\w+)=(\d+)\s*$", re.MULTILINE)
+QUOTIENT = re.compile(r"\$\(expr (\d+)((?: / \d+)+)\)")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def _configs(file: Path, where: str) -> Iterator[Example]:
 
 
 def _command_lines(dialect: str, file: Path, where: str) -> Iterator[Example]:
-    text = file.read_text(errors="replace").replace("\\\n", " ")
+    text = _evaluated(file.read_text(errors="replace").replace("\\\n", " "))
     for number, found in enumerate(re.finditer(COMMANDS[dialect], text, re.MULTILINE), start=1):
         try:
             words = shlex.split(found[0], comments=True)
@@ -108,12 +113,28 @@ def _command_lines(dialect: str, file: Path, where: str) -> Iterator[Example]:
         yield Example(f"{where}#{number}", tree, command)
 
 
+def _evaluated(text: str) -> str:
+    """A script with its numbers in the place of their names, and quotients of them worked out."""
+    for name, number in NUMBER.findall(text):
+        text = re.sub(rf"\$(?:{name}\b|{{{name}}})", number, text)
+
+    def quotient(match: re.Match[str]) -> str:
+        whole = int(match[1])
+        for part in re.findall(r"\d+", match[2]):
+            whole //= int(part)
+        return str(whole)
+
+    return QUOTIENT.sub(quotient, text)
+
+
 def supervised_on_text(dialect: str, tree: Tree, command: str | None) -> bool:
     """Whether a config is supervised LoRA or full fine-tuning of a model on text alone, as its own keys say."""
     names = " ".join(str(tree.get(name, "")) for name in (*MODEL, "dataset", "datasets", "dataset_name", "template"))
     if ALIKE.search(names) or tree.get("processor_type") or tree.get("image_max_pixels"):
         return False
-    if any(tree.get(name) for name in ("pretraining_dataset", "train_dataset", "processor_type")):
+    if any(tree.get(name) for name in ("pretraining_dataset", "train_dataset", "processor_type", "sampler_type")):
+        return False
+    if tree.get("task_type") not in (None, "causal_lm"):
         return False
     if dialects.TRAINERS[dialect].their_run(tree, command).method is not None or tree.get("stage") == "pt":
         return False

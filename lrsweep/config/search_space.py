@@ -142,7 +142,14 @@ def axes(config: SweepConfig) -> tuple[Axis, ...]:
 
 def declared(config: SweepConfig) -> tuple[Axis, ...]:
     """The axes as `space` has them. Raises InputError if one is invalid."""
-    return tuple(_axes(config, config.space, ""))
+    found = tuple(_axes(config, config.space, ""))
+    keys = [axis.key for axis in found]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        section, name = twice.rsplit(".", 1)
+        raise InputError(
+            f"space: has {twice} twice, as {{{twice}: ...}} and as {{{section}: {{{name}: ...}}}}; give one of them"
+        )
+    return found
 
 
 def refinable(axes: Sequence[Axis]) -> bool:

@@ -58,7 +58,7 @@ SchedulerName = Literal[
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]
-DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory", "axolotl"]
+DataFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text", "llamafactory", "axolotl", "tokens"]
 
 # What the keys below affect, in the combinations that occur.
 _BASE = trial_key(in_pack="same", comparable=False)
@@ -90,8 +90,8 @@ class ModelConfig(Section):
     """The model to fine-tune."""
 
     path: Annotated[str, _BASE]
-    """A local folder or a hub id; `embedded` is the small model that ships with lrsweep, and `smollm2_135m` comes from
-    a Python package."""
+    """A local folder, an id on Hugging Face's hub, or `modelscope:` and an id on ModelScope; `embedded` is the small
+    model that ships with lrsweep, and `smollm2_135m` comes from a Python package."""
     revision: Annotated[str | None, _BASE] = None
     """The branch, tag or commit of a hub model."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float64"], _NUMERICS] = "auto"
@@ -158,6 +158,21 @@ class DataConfig(Section):
     """Joins short rows into blocks of up to `max_length` tokens; rows in a block do not attend to each other."""
     columns: Annotated[Mapping[str, str], Strict(False), _ROWS] = Field(default_factory=dict)
     """Names of columns that differ from the format's, such as {instruction: question}."""
+    tokenized_by: Annotated[Literal["ms-swift"] | None, _LATER] = None
+    """For `tokens`: the trainer that reads and tokenises the rows with its own code, once; `path` is then only a name.
+    Null: the rows of `path` are tokens."""
+    trainer_config: Annotated[dict[str, Any], _LATER] = Field(default_factory=dict)
+    """For `tokenized_by`: that trainer's own keys of model, data and template."""
+    python: Annotated[str | None, _LATER] = None
+    """For `tokenized_by`: the Python of that trainer's environment; null is the one beside its program on the PATH."""
+
+    @model_validator(mode="after")
+    def _tokenized_rows_are_tokens(self) -> Self:
+        if self.tokenized_by is not None and self.format != "tokens":
+            raise ValueError(f"tokenized_by={self.tokenized_by} makes rows of tokens: set data.format=tokens")
+        if (self.tokenized_by is None) != (not self.trainer_config):
+            raise ValueError("tokenized_by and trainer_config belong together: give both or neither")
+        return self
 
 
 class FinetuneConfig(Section):
@@ -188,9 +203,14 @@ class FinetuneConfig(Section):
     """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
     """How many of the last layers mode `freeze` trains."""
+    pure_bf16: Annotated[bool, _LATER_SHAPE] = False
+    """For `full` and `freeze`: keeps the trained weights and the optimizer's moments in bfloat16, as TRL, Axolotl and
+    ms-swift may do. Updates below the rounding of a weight, some 0.4 %, are lost. False keeps them in float32."""
 
     @model_validator(mode="after")
     def _can_start(self) -> Self:
+        if self.pure_bf16 and self.mode == "lora":
+            raise ValueError("pure_bf16=true is for mode full and freeze: adapters are trained in float32")
         init = str(self.init_lora_weights)
         if init == "orthogonal" and self.r % 2:
             raise ValueError(f"init_lora_weights=orthogonal needs an even r, and r is {self.r}")

@@ -39,6 +39,34 @@ def _read_precision(tree: Tree) -> Tree:
     return {"model.dtype": "auto" if bf16 == "auto" else "bfloat16" if flag("bf16", bf16) else "float32"}
 
 
+# Attention that Axolotl runs without casting norms and embeddings, which it has loaded in float32, to bf16.
+_UNCAST = (None, "sdpa", "eager")
+_CASTS = (
+    "plugins",
+    "attn_implementation",
+    "flash_attention",
+    "xformers_attention",
+    "flex_attention",
+    "sage_attention",
+    "sdp_attention",
+    "eager_attention",
+)
+
+
+def _pure_bf16(tree: Tree) -> bool:
+    """Whether whole weights are trained in bf16, as Axolotl loads them. Raises InputError if some are in float32."""
+    if not given(tree, "bf16", "auto") or training_arguments.sharded(tree):
+        return False
+    older = {name for name in _CASTS[2:] if tree.get(name)}
+    casts = older - {"sdp_attention", "eager_attention"} or "cut_cross_entropy" in str(tree.get("plugins"))
+    if tree.get("attn_implementation") in _UNCAST and not casts:
+        raise InputError(
+            "attn_implementation: without flash attention, Axolotl trains norms and embeddings in float32 and all else "
+            "in bf16; trials train all weights alike"
+        )
+    return True
+
+
 def _write_precision(config: SweepConfig) -> Tree:
     return {"bf16": {"auto": "auto", "bfloat16": True}.get(config.model.dtype, False)}
 
@@ -47,7 +75,7 @@ def _read_finetune(tree: Tree) -> Tree:
     adapter = tree.get("adapter")
     bits = [name for name in ("4bit", "8bit") if flag(f"load_in_{name}", given(tree, f"load_in_{name}", False))]
     if adapter is None:
-        return {"finetune.mode": "full", "model.quantization": None}
+        return {"finetune.mode": "full", "model.quantization": None, "finetune.pure_bf16": _pure_bf16(tree)}
     if adapter not in ("lora", "qlora"):
         raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
     targets = lora_keys.read_targets(tree, "lora_target_modules", None)
@@ -90,7 +118,7 @@ def _read_long_rows(tree: Tree) -> Tree:
 def _write_finetune(config: SweepConfig) -> Tree:
     finetune, bits = config.finetune, config.model.quantization
     if finetune.mode != "lora":
-        return {}
+        return {"attn_implementation": "flash_attention_2"} if finetune.pure_bf16 else {}
     targets = finetune.target_modules
     named: Tree = {} if targets is None else {"lora_target_linear": True}
     if targets not in (None, "all-linear"):
@@ -231,8 +259,13 @@ _ROWS = (
             "peft_use_rslora",
             "loraplus_lr_ratio",
             "peft_init_lora_weights",
+            "bf16",
+            *_CASTS,
+            "deepspeed",
+            "fsdp",
+            "fsdp_config",
         ),
-        (*(f"finetune.{name}" for name in lora_keys.OURS), "model.quantization"),
+        ("finetune.pure_bf16", *(f"finetune.{name}" for name in lora_keys.OURS), "model.quantization"),
         _read_finetune,
         _write_finetune,
     ),
@@ -305,6 +338,15 @@ _ROWS = (
 
 def _rows(version: Version | None) -> Sequence[Row]:
     return _ROWS
+
+
+def _not_here(config: SweepConfig) -> str:
+    """Comments on rows, and on whole weights that trials kept in float32, for which Axolotl has no key."""
+    in_float32 = config.finetune.mode == "full" and not config.finetune.pure_bf16 and config.model.dtype != "float32"
+    comment = (
+        "# Trials kept the trained weights in float32, as Axolotl does with DeepSpeed or FSDP. Else its are in bf16.\n"
+    )
+    return rows_are_ours(config) + (comment if in_float32 else "")
 
 
 def _check(config: SweepConfig, version: Version | None) -> None:
@@ -410,7 +452,7 @@ DIALECT = Dialect(
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     _notes,
-    rows_are_ours,
+    _not_here,
     epochs=("num_epochs", 1.0),
     does_not_train=_does_not_train,
     relocated=_relocated,

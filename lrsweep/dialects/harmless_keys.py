@@ -56,9 +56,8 @@ AXOLOTL = """
     use_swanlab swanlab_project swanlab_workspace swanlab_experiment_name swanlab_description swanlab_mode
     swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_log_model
     gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature
-    use_ray ray_run_name resources_per_worker ray_num_workers attn_implementation flash_attention sdp_attention
-    xformers_attention flex_attention sage_attention eager_attention flash_attn_cross_entropy
-    flash_attn_rms_norm flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs fused_attn_kernel
+    use_ray ray_run_name resources_per_worker ray_num_workers flash_attn_cross_entropy flash_attn_rms_norm
+    flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs fused_attn_kernel
     lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels cut_cross_entropy
     chunked_cross_entropy chunked_cross_entropy_num_chunks tiled_mlp tiled_mlp_num_shards liger_rope
     liger_rms_norm liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy liger_cross_entropy
@@ -85,12 +84,12 @@ TRL = """
 
 MS_SWIFT = """
     trust_remote_code load_args load_data_args ignore_args_error dataset_num_proc load_from_cache_file
-    dataset_shuffle val_dataset_shuffle download_mode strict custom_dataset_info model_author model_name add_version
+    val_dataset_shuffle download_mode add_version
     create_checkpoint_symlink padding_side padding_free packing_num_proc packing_strategy attn_impl experts_impl
-    device_map max_memory local_repo_path template_backend
+    device_map max_memory local_repo_path
     bnb_4bit_quant_storage zero_hpz_partition_size deepspeed_autotp_size
     sequence_parallel_size vit_gradient_checkpointing safe_serialization max_shard_size predict_with_generate
-    resume_only_model early_stop_interval eval_limit eval_datasets eval_generation_config
+    use_logits_to_keep resume_only_model early_stop_interval eval_limit eval_datasets eval_generation_config
     use_ray ray_exp_name device_groups max_new_tokens temperature top_k top_p repetition_penalty num_beams stream
     stop_words lazy_tokenize swanlab_project swanlab_mode swanlab_exp_name swanlab_workspace
 """

@@ -48,7 +48,7 @@ def imported(dialect: str, tree: Tree, file: str, request: Request = AS_GIVEN) -
                 raise faults[0]
             run = theirs([_reason(fault) for fault in faults])
         else:
-            run = from_tree(trainer, tree, file, count=True)
+            run = _with_python(from_tree(trainer, tree, file, count=True), request.python)
     except InputError as fault:
         # Only reading the data shows some obstacles.
         if request.engine != "auto" or _obstacles(trainer, tree, request):
@@ -58,6 +58,20 @@ def imported(dialect: str, tree: Tree, file: str, request: Request = AS_GIVEN) -
     if guess := _guess(trainer, tree, request):
         notes.append(guess)
     return dataclasses.replace(run, notes=(*notes, *run.notes))
+
+
+def _with_python(run: Imported, python: str | None) -> Imported:
+    """The run with the Python of the trainer that makes its rows, or with a note if that is not to be found."""
+    from lrsweep.training.data.trainer_rows import python_of
+
+    if run.config.data.tokenized_by is None:
+        return run
+    config = replace(run.config, {"data.python": python})
+    try:
+        python_of(config.data)
+    except InputError as fault:
+        return dataclasses.replace(run, config=config, notes=(*run.notes, str(fault)))
+    return dataclasses.replace(run, config=config)
 
 
 def _reason(fault: InputError) -> str:
@@ -144,7 +158,7 @@ def from_tree(dialect: Dialect, tree: Tree, file: str, count: bool = False) -> I
     except InputError as fault:
         raise _with_their_keys(dialect, tree, fault) from None
     notes = list(dialect.notes(tree))
-    if count and "data.path" not in missing:
+    if count and "data.path" not in missing and config.data.tokenized_by is None:
         try:
             config, missing = _look_at_data(dialect, tree, config, missing)
         except NotFoundError as fault:
@@ -154,7 +168,10 @@ def from_tree(dialect: Dialect, tree: Tree, file: str, count: bool = False) -> I
     if steps is None:
         times = epochs(tree, *dialect.epochs)
         unknown = not count or config.data.packing or {"data.path", "data.format"} & set(missing)
-        rows = None if unknown else _rows(config, own_share="data.eval_fraction" in from_file)
+        if config.data.tokenized_by is not None:
+            rows = None if config.data.packing else dialect.rows_of(tree)
+        else:
+            rows = None if unknown else _rows(config, own_share="data.eval_fraction" in from_file)
         if rows is None:
             notes.append("the run's length in steps is not known: set training.horizon to it")
         else:

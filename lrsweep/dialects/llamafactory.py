@@ -64,8 +64,16 @@ def _write_model(config: SweepConfig) -> Tree:
 
 
 def _read_precision(tree: Tree) -> Tree:
+    pure = flag("pure_bf16", tree.get("pure_bf16") or False)
+    if pure and (tree.get("finetuning_type") or "lora") == "lora":
+        raise InputError("pure_bf16=True: trials keep adapters in float32; set bf16: true instead")
     # fp16 too keeps what is trained in float32, and differs from bf16 in rounding alone.
-    return {"model.dtype": "bfloat16" if flag("bf16", tree.get("bf16") or False) else "auto"}
+    dtype = "bfloat16" if pure or flag("bf16", tree.get("bf16") or False) else "auto"
+    return {"model.dtype": dtype, "finetune.pure_bf16": pure and not training_arguments.sharded(tree)}
+
+
+def _write_precision(config: SweepConfig) -> Tree:
+    return {"pure_bf16": True} if config.finetune.pure_bf16 else training_arguments.write_precision(config)
 
 
 def _read_quantization(tree: Tree) -> Tree:
@@ -171,7 +179,12 @@ _ROWS = (
         _read_model,
         _write_model,
     ),
-    Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(
+        ("bf16", "pure_bf16", "deepspeed", "fsdp", "fsdp_config"),
+        ("model.dtype", "finetune.pure_bf16"),
+        _read_precision,
+        _write_precision,
+    ),
     Row(
         ("quantization_bit",),
         ("model.quantization",),
@@ -363,7 +376,6 @@ DIALECT = Dialect(
             "remove it",
         ),
         Refusal("mix_strategy", "trials concatenate data sets", "set it to concat", ("concat",)),
-        Refusal("pure_bf16", "trials keep trained parameters in float32", "set bf16: true instead"),
         Refusal("quantization_method", "trials quantize with bitsandbytes", "set it to bnb", ("bnb",)),
         Refusal("quantization_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
         Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),

@@ -44,6 +44,8 @@ def write_data(config: SweepConfig) -> Tree:
         raise InputError(
             "data.format=text: LLaMA-Factory's sft stage trains on answers to prompts; export to transformers or trl"
         )
+    if data.format == "tokens":
+        raise InputError("data.format=tokens: LLaMA-Factory reads rows of text; export to the trainer that made them")
     if data.format == "axolotl":
         raise InputError("data.format=axolotl: LLaMA-Factory writes such conversations otherwise; export to axolotl")
     if data.path == "embedded":

@@ -204,6 +204,8 @@ class Dialect:
         does_not_train: Returns why the trainer itself would not train a file; None if it would.
         relocated: Returns a file with another place of the model or of the data, each None to leave it.
         config_argument: How the trainer's command takes its config file.
+        rows_of: Returns how many rows a file trains on, where the trainer itself makes them; None if that is not known
+            here.
     """
 
     name: str
@@ -223,6 +225,7 @@ class Dialect:
     does_not_train: Callable[[Tree], str | None] = lambda tree: None
     relocated: Callable[[Tree, str | None, str | None], Tree] = with_model
     config_argument: str = "{config}"
+    rows_of: Callable[[Tree], int | None] = lambda tree: None
 
 
 def changed(base: Tree, changes: Tree) -> dict[str, Any]:

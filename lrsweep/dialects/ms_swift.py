@@ -18,7 +18,6 @@ from lrsweep.dialects.mapping import (
     TheirRun,
     Tree,
     Version,
-    brief,
     evaluated,
     saved_at_evaluations,
 )
@@ -26,38 +25,82 @@ from lrsweep.dialects.model_keys import model_folder
 from lrsweep.dialects.rows import exact, fixed, flag, given, key, number, whole, word
 from lrsweep.errors import InputError
 from lrsweep.files.paths import expanded
+from lrsweep.training import modelscope
+from lrsweep.training.data.reading import Source
 
-_FILES = (".json", ".jsonl", ".csv")
+NAME = "ms-swift"
+# The length of rows in tokens where the file gives none: ms-swift has cut them to the model's.
+_LONGEST = 10**9
 # ms-swift accumulates gradients up to this many rows if the file does not say how many.
 _ROWS_PER_STEP = 16
-# Columns by which ms-swift tells the format of a row, and ours.
+# The formats whose rows ms-swift reads too, by their columns.
 _COLUMNS: Mapping[str, frozenset[str]] = {
     "messages": frozenset({"messages"}),
     "sharegpt": frozenset({"conversations"}),
     "alpaca": frozenset({"instruction", "output"}),
 }
+# Keys that decide which tokens are trained on, and nothing else. ms-swift itself makes the rows by them.
+_ROW_KEYS = (
+    "use_hf",
+    "dataset",
+    "val_dataset",
+    "cached_dataset",
+    "cached_val_dataset",
+    "columns",
+    "disable_auto_column_mapping",
+    "custom_dataset_info",
+    "model_name",
+    "model_author",
+    "data_seed",
+    "dataset_shuffle",
+    "interleave_prob",
+    "stopping_strategy",
+    "strict",
+    "template",
+    "use_chat_template",
+    "template_backend",
+    "system",
+    "agent_template",
+    "loss_scale",
+    "enable_thinking",
+    "preserve_thinking",
+    "add_non_thinking_prefix",
+    "max_length",
+    "truncation_strategy",
+)
+# Keys of the model that its tokenizer and template depend on.
+_MODEL_KEYS = ("model", "model_type", "model_revision")
+# Names of models and data sets that are not of text alone.
+_NOT_TEXT = re.compile(
+    r"(?i)vl\b|vl[-_]|ocr\b|ocr[-_]|tts\b|omni|audio|vision|video|image|llava|janus|ovis|internvl|minicpm-v"
+)
+# The weights of `loss_scale` that are 0 or 1. Others weigh some tokens more.
+_SCALES = frozenset({"default", "last_round", "all", "ignore_empty_think", "ignore_think_prefix"})
 
 
 def _read_model(tree: Tree) -> Tree:
     if not tree.get("model"):
         raise InputError("model: missing; give the model")
     path = word("model", tree["model"])
-    local = expanded(path).exists() or path.startswith((".", "/", "~"))
-    if not local and not flag("use_hf", given(tree, "use_hf", False)):
-        raise InputError(f"model={path}: it is on ModelScope; trials load from folders and Hugging Face's hub")
+    on_modelscope = not _is_folder(path) and not flag("use_hf", given(tree, "use_hf", False))
     revision, attention = tree.get("model_revision"), tree.get("attn_impl")
     return {
-        "model.path": path,
+        "model.path": f"{modelscope.PREFIX}{path}" if on_modelscope else path,
         "model.revision": None if revision is None else word("model_revision", revision),
         "model.attn_implementation": "flash_attention_2" if attention == "flash_attn" else attention,
     }
 
 
+def _is_folder(path: str) -> bool:
+    return expanded(path).exists() or path.startswith((".", "/", "~"))
+
+
 def _write_model(config: SweepConfig) -> Tree:
     model = config.model
+    place = model_folder(model.path.removeprefix(modelscope.PREFIX))
     return {
-        "model": model_folder(model.path),
-        "use_hf": True,
+        "model": place,
+        **({} if place != model.path or _is_folder(place) else {"use_hf": True}),
         **({"model_revision": model.revision} if model.revision else {}),
         **({"attn_impl": model.attn_implementation} if model.attn_implementation else {}),
     }
@@ -71,10 +114,10 @@ def _read_tuner(tree: Tree) -> Tree:
     dtype = tree.get("torch_dtype") or ("bfloat16" if flag("bf16", given(tree, "bf16", False)) else None)
     if dtype not in (None, "bfloat16", "float32"):
         raise InputError(f"torch_dtype={dtype}: trials train in bf16 or float32; choose one of them")
-    if mode == "full" and dtype != "float32":
+    if mode == "full" and dtype is None:
         raise InputError(
-            f"torch_dtype={dtype}: ms-swift then trains the weights in it, and trials keep them in float32; set it to "
-            "float32"
+            "torch_dtype=None: ms-swift then trains the weights in the checkpoint's dtype, which is not known here; "
+            "give it"
         )
     bits = tree.get("quant_bits")
     if bits is not None and (tree.get("quant_method") != "bnb" or bits not in (4, 8)):
@@ -83,6 +126,7 @@ def _read_tuner(tree: Tree) -> Tree:
         "model.dtype": dtype or "auto",
         "model.quantization": None if bits is None else f"{bits}bit",
         "finetune.mode": mode,
+        "finetune.pure_bf16": mode == "full" and dtype == "bfloat16" and not training_arguments.sharded(tree),
     }
     if mode == "full":
         return found
@@ -95,10 +139,14 @@ def _read_tuner(tree: Tree) -> Tree:
 
 def _write_tuner(config: SweepConfig) -> Tree:
     finetune, model = config.finetune, config.model
-    found: dict[str, Any] = {"tuner_type": finetune.mode} | (
-        {} if model.dtype == "auto" else {"torch_dtype": model.dtype}
-    )
+    dtype = "bfloat16" if finetune.pure_bf16 else model.dtype
+    found: dict[str, Any] = {"tuner_type": finetune.mode} | ({} if dtype == "auto" else {"torch_dtype": dtype})
     if finetune.mode == "full":
+        if model.dtype != "float32" and not finetune.pure_bf16:
+            raise InputError(
+                f"model.dtype={model.dtype}: ms-swift would train the weights in it; set finetune.pure_bf16=true, or "
+                "model.dtype=float32"
+            )
         return found
     if model.quantization:
         found |= {"quant_method": "bnb", "quant_bits": int(model.quantization[0])}
@@ -115,44 +163,99 @@ def _sets(tree: Tree, name: str) -> list[str]:
     return [word(name, part) for part in (value if isinstance(value, list) else [value])]
 
 
-def _read_data(tree: Tree) -> Tree:
-    sets = _sets(tree, "dataset")
-    if len(sets) != 1 or not sets[0].lower().endswith(_FILES):
-        raise InputError(
-            f"dataset={brief(tree.get('dataset'))}: trials read one local file here; give one ({', '.join(_FILES)})"
-        )
-    if columns := training_arguments.mapping_of("columns", given(tree, "columns", {})):
-        raise InputError(f"columns={brief(columns)}: trials read ms-swift's usual columns; rename them in the file")
-    if given(tree, "truncation_strategy", "delete") not in ("delete", "right"):
-        raise InputError(f"truncation_strategy={tree['truncation_strategy']}: trials drop long rows or cut their end")
-    if tree.get("max_length") is None:
-        raise InputError("max_length: missing, so it is the model's; give the rows' length in tokens")
+def _read_rows(tree: Tree) -> Tree:
+    """The rows, which ms-swift reads and tokenises itself: a trial must not do so by another template."""
+    sets = [*_sets(tree, "dataset"), *_sets(tree, "cached_dataset")]
+    _sets(tree, "val_dataset")
+    named = [word("model", given(tree, "model", "")), *sets]
+    if other := next((name for name in named if _NOT_TEXT.search(name.rpartition("/")[2])), None):
+        raise InputError(f"{other}: it is not of text alone, and trials learn from text; remove it")
+    scale = word("loss_scale", given(tree, "loss_scale", "default"))
+    if not _SCALES.issuperset(scale.split("+")):
+        raise InputError(f"loss_scale={scale}: trials learn the answers, each token alike; set it to default")
+    if given(tree, "truncation_strategy", "delete") == "split":
+        raise InputError("truncation_strategy=split: it makes several rows of one; set it to delete or right")
+    length = tree.get("max_length")
+    if length is None and flag("packing", given(tree, "packing", False)):
+        raise InputError("max_length: missing, so blocks have the model's own length; give it")
     return {
-        "data.path": sets[0],
-        "data.max_length": whole("max_length", tree["max_length"]),
+        "data.path": ", ".join(sets),
+        "data.format": "tokens",
+        "data.tokenized_by": NAME,
+        "data.trainer_config": {name: tree[name] for name in (*_MODEL_KEYS, *_ROW_KEYS) if tree.get(name) is not None},
+        "data.max_length": _LONGEST if length is None else whole("max_length", length),
         "data.drop_long_rows": given(tree, "truncation_strategy", "delete") == "delete",
     }
 
 
-def _write_data(config: SweepConfig) -> Tree:
+def _rows_of(tree: Tree) -> int | None:
+    """How many rows a run trains on: those of its files, and as many as `DATASET#500` says."""
+    count = 0
+    for name in _sets(tree, "dataset"):
+        path, _, sample = name.partition("#")
+        if sample.isdecimal():
+            count += int(sample)
+            continue
+        source = Source("dataset", path, None, "train")
+        try:
+            rows = None if source.local is None else len(source.open())
+        except InputError:
+            return None
+        if rows is None:
+            return None
+        count += rows
+    share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
+    held_out = max(int(count * share), 1) if share > 0 and not tree.get("val_dataset") else 0
+    return max(1, count - held_out) if count else None
+
+
+def _rows_differ(config: SweepConfig) -> str:
+    """A comment for a sweep whose rows ms-swift did not make: it writes conversations by a template of its own."""
+    if config.data.tokenized_by == NAME or config.data.path == "embedded":
+        return rows_are_ours(config)
+    learned = "whole conversations" if config.data.train_on_prompt else "their answers"
+    return (
+        f"# ms-swift writes conversations by its own template of the model. The trials learned {learned} as the "
+        "tokenizer's\n# chat template writes them: where the two differ, so do the losses.\n"
+    )
+
+
+def _write_rows(config: SweepConfig) -> Tree:
     data = config.data
+    if data.tokenized_by == NAME:
+        if data.max_length != data.trainer_config.get("max_length", _LONGEST):
+            raise InputError(
+                f"data.max_length={data.max_length}: ms-swift made the rows with another; set max_length in its file "
+                "and import that again"
+            )
+        return {name: value for name, value in data.trainer_config.items() if name in _ROW_KEYS}
     if data.format not in _COLUMNS:
         raise InputError(
             f"data.format={data.format}: the export to ms-swift supports {', '.join(_COLUMNS)}; convert the rows"
         )
     if data.columns:
         raise InputError(f"data.columns={dict(data.columns)}: ms-swift needs the format's own names; rename them")
-    strategy = "delete" if data.drop_long_rows else "right"
-    return {"dataset": [data.path], "max_length": data.max_length, "truncation_strategy": strategy}
+    return {
+        "dataset": [data.path],
+        **({} if Source("data.path", data.path, None, "train").local else {"use_hf": True}),
+        "max_length": data.max_length,
+        "truncation_strategy": "delete" if data.drop_long_rows else "right",
+        **({"loss_scale": "all"} if data.train_on_prompt else {}),
+        **({"val_dataset": [data.eval_path]} if data.eval_path else {}),
+    }
 
 
-def _read_template(tree: Tree) -> Tree:
-    if tree.get("template_backend") != "jinja":
-        raise InputError(
-            f"template={tree.get('template') or 'by the model'}: ms-swift writes conversations by its own template, "
-            "trials by the tokenizer's; set template_backend: jinja to use that there too"
-        )
-    return {}
+def _read_held_out(tree: Tree) -> Tree:
+    """The share of the rows to hold out, by our own choice of them: which ones, makes no difference to a sweep."""
+    share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
+    return {"data.eval_fraction": share} if share > 0 and not tree.get("val_dataset") else {}
+
+
+def _write_held_out(config: SweepConfig) -> Tree:
+    data = config.data
+    if data.eval_path or data.trainer_config.get("val_dataset"):
+        return {}
+    return {"split_dataset_ratio": share_only(data.eval_fraction, "ms-swift")}
 
 
 def _read_rate(tree: Tree) -> Tree:
@@ -169,23 +272,6 @@ def _read_accumulation(tree: Tree) -> Tree:
             "gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", usual)
         ),
     }
-
-
-def _read_evaluation_set(tree: Tree) -> Tree:
-    sets = _sets(tree, "val_dataset")
-    if len(sets) > 1:
-        raise InputError(f"val_dataset={brief(sets)}: trials evaluate on one file; give one")
-    if sets:
-        return {"data.eval_path": sets[0]}
-    share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
-    return {"data.eval_fraction": share} if share > 0 else {}
-
-
-def _write_evaluation_set(config: SweepConfig) -> Tree:
-    data = config.data
-    if data.eval_path:
-        return {"val_dataset": [data.eval_path]}
-    return {"split_dataset_ratio": share_only(data.eval_fraction, "ms-swift")}
 
 
 _ROWS = (
@@ -209,23 +295,34 @@ _ROWS = (
             "target_modules",
             "use_dora",
             "use_rslora",
+            "init_weights",
+            "deepspeed",
+            "fsdp",
+            "fsdp_config",
         ),
-        ("model.dtype", "model.quantization", *(f"finetune.{name}" for name in lora_keys.OURS)),
+        ("model.dtype", "model.quantization", "finetune.pure_bf16", *(f"finetune.{name}" for name in lora_keys.OURS)),
         _read_tuner,
         _write_tuner,
     ),
     Row(
-        ("dataset", "columns", "max_length", "truncation_strategy"),
-        ("data.path", "data.format", "data.max_length", "data.drop_long_rows"),
-        _read_data,
-        _write_data,
+        (*_ROW_KEYS, "model_type"),
+        (
+            "data.path",
+            "data.format",
+            "data.tokenized_by",
+            "data.trainer_config",
+            "data.max_length",
+            "data.drop_long_rows",
+            "data.eval_path",
+        ),
+        _read_rows,
+        _write_rows,
     ),
-    Row(("template", "template_backend"), (), _read_template, lambda config: {"template_backend": "jinja"}),
     Row(
-        ("val_dataset", "split_dataset_ratio"),
-        ("data.eval_path", "data.eval_fraction"),
-        _read_evaluation_set,
-        _write_evaluation_set,
+        ("split_dataset_ratio", "val_dataset"),
+        ("data.eval_fraction",),
+        _read_held_out,
+        _write_held_out,
         keep_file_value=True,
     ),
     key("packing", "data.packing", False, flag),
@@ -246,7 +343,7 @@ _ROWS = (
             lambda config: {"enable_dft_loss": True} if config.training.loss == "dft" else {},
         ),
     ),
-    fixed("ms-swift", {"model.special_tokens": {}, "data.train_on_prompt": False}),
+    fixed("ms-swift", {"model.special_tokens": {}}),
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler_type", "cosine"),
@@ -274,10 +371,6 @@ def _rows(version: Version | None) -> Sequence[Row]:
 def _check(config: SweepConfig, version: Version | None) -> None:
     if config.finetune.mode == "freeze":
         raise InputError("finetune.mode=freeze: ms-swift freezes by parameter names; sweep with finetune=lora or full")
-    if config.finetune.mode == "full" and config.model.dtype != "float32":
-        raise InputError(
-            f"model.dtype={config.model.dtype}: ms-swift would train the weights in it; set model.dtype=float32"
-        )
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
@@ -329,7 +422,7 @@ def _evaluation_keys(tree: Tree, config: SweepConfig) -> Tree:
 
 _METHOD = "trials train plain LoRA or all weights"
 DIALECT = Dialect(
-    "ms-swift",
+    NAME,
     _rows,
     (
         Refusal("rlhf_type", "trials do supervised fine-tuning only", "remove it"),
@@ -347,15 +440,11 @@ DIALECT = Dialect(
         ),
         Refusal("freeze_parameters_ratio", _METHOD, "set it to 0", (0, 0.0)),
         Refusal("freeze_llm freeze_vit freeze_aligner max_pixels", "trials learn from text alone", "remove it"),
-        Refusal("system", "trials add no system message", "put it into the rows"),
-        Refusal("enable_thinking preserve_thinking", "trials render rows as the template does", "remove it"),
-        Refusal("loss_scale", "trials learn the answers, each token alike", "set it to default", ("default",)),
-        Refusal("streaming interleave_prob cached_dataset", "trials draw whole rows at random", "remove it"),
+        Refusal("streaming", "trials draw whole rows at random", "remove it"),
         Refusal("rope_scaling new_special_tokens router_aux_loss_coef", "it changes the model", "remove it", ([], 0)),
         Refusal("train_dataloader_shuffle", "trials draw rows at random", "set it to true", (True,), off=False),
         Refusal("bnb_4bit_quant_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
         Refusal("bnb_4bit_compute_dtype", "trials compute in bf16", "set it to bfloat16", ("bfloat16",)),
-        Refusal("agent_template", "trials write tools as the tokenizer's template does", "remove it"),
         Refusal("enable_channel_loss", "trials report one loss", "set it to false"),
         *training_arguments.REFUSALS,
     ),
@@ -364,10 +453,11 @@ DIALECT = Dialect(
     lambda config: {"output_dir": f"{config.name}-run"},
     _check,
     training_arguments.notes,
-    not_here=rows_are_ours,
+    not_here=_rows_differ,
     formats=_COLUMNS,
     trial_keys=lambda tree, config, output: {**saved_at_evaluations(tree, config, output), "add_version": False},
     evaluation_keys=_evaluation_keys,
     does_not_train=_does_not_train,
+    rows_of=_rows_of,
     relocated=_relocated,
 )

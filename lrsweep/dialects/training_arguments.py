@@ -207,6 +207,11 @@ def epochs(tree: Tree, name: str, default: float) -> float:
     return found
 
 
+def sharded(tree: Tree) -> bool:
+    """Returns whether DeepSpeed or FSDP trains a file, which keep a float32 copy of weights in bf16 and train that."""
+    return any(tree.get(name) for name in ("deepspeed", "fsdp", "fsdp_config"))
+
+
 def write_precision(config: SweepConfig) -> Tree:
     """Writes bf16 on or off; nothing for `auto`, which depends on the machine."""
     return {} if config.model.dtype == "auto" else {"bf16": config.model.dtype == "bfloat16"}
@@ -224,7 +229,7 @@ def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
         found.append("fp16 stays; trials train in bf16 or float32, and weights and optimizer are float32 in both")
     if (name := tree.get(key_of_optimizer)) in PAGED_OR_LOW_BIT_ADAMW:
         found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
-    if tree.get("deepspeed") or tree.get("fsdp") or tree.get("fsdp_config"):
+    if sharded(tree):
         found.append(
             "deepspeed and fsdp stay; if the run uses N devices, multiply training.gradient_accumulation_steps by N"
         )

@@ -80,6 +80,7 @@ def not_here(config: SweepConfig) -> str:
     else:
         comment += f", {finetune.mode} fine-tuning"
         comment += f" of the last {finetune.trainable_layers} layers" if finetune.mode == "freeze" else ""
+        comment += " with weights and moments in bfloat16" if finetune.pure_bf16 else ""
     if model.dtype == "auto":
         comment += ".\n# Trials ran in bf16 if their GPU supports it: add `bf16: true` on such a machine"
     return comment + ".\n"

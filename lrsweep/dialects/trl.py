@@ -34,11 +34,23 @@ _FORMATS = ("messages", "prompt_completion", "text")
 
 def _read_precision(tree: Tree) -> Tree:
     bf16, dtype = tree.get("bf16"), tree.get("dtype")
-    if dtype not in (None, "float32", "auto") and not flag("use_peft", given(tree, "use_peft", False)):
+    full = not flag("use_peft", given(tree, "use_peft", False))
+    if full and dtype not in (None, "float32", "bfloat16"):
         raise InputError(
-            f"dtype={dtype}: the trained weights are in it, and trials keep them in float32; set it to float32"
+            f"dtype={dtype}: the trained weights are in it, and trials keep them in float32 or bfloat16; choose one of "
+            "them"
         )
-    return {"model.dtype": "bfloat16" if bf16 is None or flag("bf16", bf16) else "float32"}
+    in_bf16 = bf16 is None or flag("bf16", bf16)
+    pure = full and dtype == "bfloat16" and not training_arguments.sharded(tree)
+    if pure and not in_bf16:
+        raise InputError("bf16=False: with dtype=bfloat16, trials compute in bf16 too; set it to true")
+    return {"model.dtype": "bfloat16" if in_bf16 else "float32", "finetune.pure_bf16": pure}
+
+
+def _write_precision(config: SweepConfig) -> Tree:
+    if config.finetune.pure_bf16:
+        return {"bf16": True, "dtype": "bfloat16"}
+    return training_arguments.write_precision(config)
 
 
 def _read_quantization(tree: Tree) -> Tree:
@@ -217,7 +229,12 @@ _ROWS = (
     fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
-    Row(("bf16", "dtype"), ("model.dtype",), _read_precision, training_arguments.write_precision),
+    Row(
+        ("bf16", "dtype", "use_peft", "deepspeed", "fsdp", "fsdp_config"),
+        ("model.dtype", "finetune.pure_bf16"),
+        _read_precision,
+        _write_precision,
+    ),
     Row(
         ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
         ("model.quantization", "model.double_quantization"),

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from lrsweep.config.trial_schema import FinetuneConfig, ModelConfig, OptimizerConfig
 from lrsweep.embedded import folder_of
 from lrsweep.errors import InputError
+from lrsweep.training import modelscope
 from lrsweep.training.lora_init import takes_from_base, with_adapter
 from lrsweep.training.model_fit import (
     check_attention,
@@ -74,8 +75,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
     """The base model on its device; `make_trainable` selects the parameters to train.
 
-    Parameters that will be trained are float32 (float64 if the config says so), because bfloat16 loses small updates; a
-    LoRA base has the dtype of the computation.
+    Parameters that will be trained are float32, because bfloat16 loses small updates, unless the config says otherwise;
+    a LoRA base has the dtype of the computation.
 
     Args:
         model: Which model, its dtype and its quantization.
@@ -104,6 +105,8 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
 
 
 def _stored_dtype(model: ModelConfig, finetune: FinetuneConfig) -> torch.dtype:
+    if finetune.pure_bf16:
+        return torch.bfloat16
     compute = resolve_dtype(model)
     return compute if finetune.mode == "lora" or compute == torch.float64 else torch.float32
 
@@ -268,10 +271,10 @@ def _no_load_report() -> Iterator[None]:
 
 def _loaded(auto: Any, model: ModelConfig, **options: Any) -> Any:
     """What one of transformers' Auto classes loads from `model.path`. Raises InputError."""
-    path = folder_of(model.path)
     try:
+        path = modelscope.folder(model) if model.path.startswith(modelscope.PREFIX) else folder_of(model.path)
         return auto.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     # A folder may contain anything, and the libraries that read it raise errors of any type.
     except Exception as fault:

@@ -9,6 +9,7 @@ from lrsweep.config.trial_schema import ModelConfig
 from lrsweep.embedded import smollm2
 from lrsweep.errors import InputError
 from lrsweep.files.paths import expanded
+from lrsweep.training import modelscope
 
 # safetensors' own limit for the header, in bytes.
 _LONGEST_HEADER = 100_000_000
@@ -28,6 +29,9 @@ def check_path(model: ModelConfig) -> None:
     """
     if model.path == smollm2.NAME:
         smollm2.check()
+        return
+    if model.path.startswith(modelscope.PREFIX):
+        modelscope.check(model)
         return
     path = expanded(model.path)
     if not os.path.exists(path):  # False for a name that is too long

@@ -108,6 +108,10 @@ def test_trials_that_can_share_a_pack_follow_each_other() -> None:
     ("override", "said"),
     [
         ("space={}", "space is empty"),
+        (
+            "space={optimizer.lr: [1e-3], optimizer: {lr: [1e-4]}}",
+            "space: has optimizer.lr twice, as {optimizer.lr: ...} and as {optimizer: ",
+        ),
         ("space.optimizer.lr=[]", "space.optimizer.lr=[]: an axis needs at least one value"),
         ("space.optimizer.lr=[1e-4,1e-4]", "space.optimizer.lr: 0.0001 is listed twice"),
         ("space.optimizer.lr=[1e-4,-1]", "space.optimizer.lr=-1: input should be greater than 0"),

@@ -152,6 +152,7 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "lora_r": _counts,
             "lora_alpha": _counts,
             "lora_target_linear": st.just(True),
+            "attn_implementation": st.sampled_from(["flash_attention_2", "xformers"]),
             "datasets": st.sampled_from(
                 [
                     [{"path": "org/data", "type": "chat_template"}],

@@ -1,6 +1,7 @@
 """Nothing that changes training is imported as without effect, dropped, or written as something else."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ FILES: dict[str, dict[str, Any]] = {
         ("ms-swift", "train_dataloader_shuffle", True, False),
         ("ms-swift", "bnb_4bit_quant_type", "nf4", "fp4"),
         ("ms-swift", "bnb_4bit_compute_dtype", "bfloat16", "float16"),
-        ("ms-swift", "agent_template", None, "hermes"),
+        ("ms-swift", "loss_scale", "last_round+ignore_empty_think", "default+react"),
     ],
 )
 def test_a_key_that_changes_training_is_no_harmless_one(dialect: str, name: str, same: Any, other: Any) -> None:
@@ -176,7 +177,7 @@ def test_what_the_command_line_changes_reaches_their_file() -> None:
     [
         ("llamafactory", {}, "data.max_train_rows", 5),
         ("llamafactory", {"quantization_bit": 3}, "model.quantization", "4bit"),
-        ("ms-swift", {"model": "hub/id"}, "model.path", "other"),
+        ("ms-swift", {"loss_scale": "react"}, "data.max_length", 77),
     ],
 )
 def test_what_cannot_reach_their_file_is_refused(dialect: str, keys: dict[str, Any], name: str, value: Any) -> None:
@@ -250,6 +251,7 @@ def test_lora_plus_is_not_dropped_by_who_has_none() -> None:
 )
 def test_a_start_of_lora_is_ours_and_comes_back(dialect: str, keys: dict[str, Any], init: bool | str) -> None:
     run = imported(dialect, FILES[dialect] | keys, "f.yaml")
+    assert not run.reasons
     assert run.config.finetune.init_lora_weights == init
     row = next(row for row in TRAINERS[dialect].rows(None) if "finetune.init_lora_weights" in row.ours)
     assert row.read({**FILES[dialect], **keys, **row.write(run.config)})["finetune.init_lora_weights"] == init
@@ -275,3 +277,167 @@ def test_a_start_is_not_dropped_by_who_has_none() -> None:
         row = next(row for row in TRAINERS[name].rows(None) if "finetune.init_lora_weights" in row.ours)
         with pytest.raises(InputError, match=r"^finetune\.init_lora_weights=olora: "):
             row.write(config)
+
+
+FLASH = {"attn_implementation": "flash_attention_2"}
+SHARDED = {"deepspeed": "zero2.json"}
+FULL_TRL = {"model_name_or_path": "m", "dataset_name": "d", "assistant_only_loss": True}
+FULL_SWIFT = FILES["ms-swift"] | {"tuner_type": "full", "torch_dtype": "bfloat16", "learning_rate": 1e-5}
+FULL_LLAMAFACTORY = FILES["llamafactory"] | {"finetuning_type": "full"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "file", "pure"),
+    [
+        ("axolotl", FILES["axolotl"] | FLASH, True),
+        ("axolotl", FILES["axolotl"] | {"flash_attention": True, "bf16": True}, True),
+        ("axolotl", FILES["axolotl"] | {"plugins": ["axolotl.integrations.cut_cross_entropy.X"]}, True),
+        ("axolotl", FILES["axolotl"] | FLASH | {"bf16": False}, False),
+        ("axolotl", FILES["axolotl"] | FLASH | {"fsdp_config": {"offload_params": True}}, False),
+        ("axolotl", FILES["axolotl"] | SHARDED, False),
+        ("trl", FULL_TRL | {"dtype": "bfloat16"}, True),
+        ("trl", FULL_TRL | {"dtype": "bfloat16"} | SHARDED, False),
+        ("trl", FULL_TRL, False),
+        ("trl", FULL_TRL | {"dtype": "bfloat16", "use_peft": True, "lora_target_modules": "all-linear"}, False),
+        ("ms-swift", FULL_SWIFT, True),
+        ("ms-swift", FULL_SWIFT | SHARDED, False),
+        ("ms-swift", FULL_SWIFT | {"torch_dtype": "float32"}, False),
+        ("llamafactory", FULL_LLAMAFACTORY | {"pure_bf16": True}, True),
+        ("llamafactory", FULL_LLAMAFACTORY | {"bf16": True}, False),
+    ],
+)
+def test_whole_weights_are_trained_in_the_dtype_that_their_trainer_keeps_them_in(
+    dialect: str, file: dict[str, Any], pure: bool
+) -> None:
+    """PyTorch trains a weight in the dtype it was loaded in; DeepSpeed and FSDP train a float32 copy."""
+    run = imported(dialect, file, "f.yaml")
+    assert not run.reasons
+    assert run.config.finetune.pure_bf16 == pure
+    assert tree(TRAINERS[dialect], run.config, set()) == file
+    if pure:
+        without = run.config.model_copy(update={"origin": None})
+        again = imported(dialect, tree(TRAINERS[dialect], without, set()), "f.yaml")
+        assert again.config.finetune == run.config.finetune
+
+
+@pytest.mark.parametrize(
+    ("dialect", "file", "said"),
+    [
+        ("axolotl", FILES["axolotl"], "attn_implementation: without flash attention, Axolotl trains norms"),
+        ("axolotl", FILES["axolotl"] | {"sdp_attention": True}, "attn_implementation: without flash attention"),
+        ("trl", FULL_TRL | {"dtype": "auto"}, "dtype=auto: the trained weights are in it"),
+        ("trl", FULL_TRL | {"dtype": "bfloat16", "bf16": False}, "bf16=False: with dtype=bfloat16"),
+        ("ms-swift", FULL_SWIFT | {"torch_dtype": None}, "torch_dtype=None: ms-swift then trains the weights in"),
+        (
+            "llamafactory",
+            FILES["llamafactory"] | {"pure_bf16": True},
+            "pure_bf16=True: trials keep adapters in float32",
+        ),
+    ],
+)
+def test_weights_in_a_dtype_that_trials_do_not_train_are_theirs(dialect: str, file: dict[str, Any], said: str) -> None:
+    assert [reason for reason in imported(dialect, file, "f.yaml").reasons if reason.startswith(said)]
+
+
+def test_an_export_says_that_its_weights_were_in_float32() -> None:
+    file = FILES["axolotl"] | FLASH | SHARDED
+    config = imported("axolotl", file, "f.yaml").config
+    assert "Trials kept the trained weights in float32" in TRAINERS["axolotl"].not_here(config)
+    pure = replace(config, {"finetune.pure_bf16": True})
+    assert "float32" not in TRAINERS["axolotl"].not_here(pure)
+    row = next(row for row in TRAINERS["ms-swift"].rows(None) if "finetune.pure_bf16" in row.ours)
+    with pytest.raises(InputError, match=r"^model\.dtype=auto: ms-swift would train the weights in it"):
+        row.write(config)
+
+
+SWIFT = FILES["ms-swift"]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"system": "Be brief.", "template": "qwen2_5"},
+        {"dataset": ["AI-ModelScope/alpaca-gpt4-data-zh#500", "swift/self-cognition#500"], "model_name": ["a", "b"]},
+        {"agent_template": "hermes", "loss_scale": "last_round+ignore_empty_think"},
+        {"columns": {"text1": "query"}, "val_dataset": ["held_out.jsonl"]},
+        {"max_length": None},
+    ],
+)
+def test_rows_of_ms_swift_are_made_by_ms_swift(keys: dict[str, Any]) -> None:
+    """Its templates and data sets are its own code: trials learn the tokens that this code makes."""
+    file = {name: value for name, value in (SWIFT | keys).items() if value is not None}
+    run = imported("ms-swift", file, "f.yaml")
+    assert not run.reasons
+    data = run.config.data
+    assert (data.format, data.tokenized_by) == ("tokens", "ms-swift")
+    # The run's length is not a matter of its rows.
+    assert data.trainer_config == {name: value for name, value in file.items() if name != "max_steps"}
+    assert tree(TRAINERS["ms-swift"], run.config, set()) == file
+    changed = replace(run.config, {"data.max_length": 5})
+    row = next(row for row in TRAINERS["ms-swift"].rows(None) if "data.tokenized_by" in row.ours)
+    with pytest.raises(InputError, match=r"^data\.max_length=5: ms-swift made the rows with another"):
+        row.write(changed)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"loss_scale": "react"}, "loss_scale=react: trials learn the answers, each token alike"),
+        ({"truncation_strategy": "split"}, "truncation_strategy=split: it makes several rows of one"),
+        ({"packing": True, "max_length": None}, "max_length: missing, so blocks have the model's own length"),
+        ({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, "Qwen/Qwen2.5-VL-7B-Instruct: it is not of text alone"),
+        ({"dataset": ["AI-ModelScope/LaTeX_OCR:human_handwrite#2000"]}, "AI-ModelScope/LaTeX_OCR"),
+        ({"streaming": True}, "streaming=True: trials draw whole rows at random"),
+    ],
+)
+def test_rows_that_trials_cannot_learn_are_theirs(keys: dict[str, Any], said: str) -> None:
+    file = {name: value for name, value in (SWIFT | keys).items() if value is not None}
+    assert [reason for reason in imported("ms-swift", file, "f.yaml").reasons if reason.startswith(said)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows"),
+    [
+        ({"dataset": ["a/b#500", "c/d#20"]}, 520),
+        ({"dataset": ["a/b#500"], "split_dataset_ratio": 0.1}, 450),
+        ({"dataset": ["a/b#500"], "split_dataset_ratio": 0.1, "val_dataset": ["v.jsonl"]}, 500),
+        ({"dataset": ["three.jsonl", "a/b#7"]}, 10),
+        ({"dataset": ["a/b"]}, None),
+        ({"dataset": ["missing.jsonl"]}, None),
+    ],
+)
+def test_a_run_of_ms_swift_is_as_long_as_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], rows: int | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("three.jsonl").write_text('{"query": "a", "response": "b"}\n' * 3)
+    file = {name: value for name, value in (SWIFT | keys).items() if name != "max_steps"}
+    run = imported("ms-swift", file | {"num_train_epochs": 1, "gradient_accumulation_steps": 1}, "f.yaml")
+    assert not run.reasons
+    assert run.config.training.horizon == rows
+    assert any("length in steps is not known" in note for note in run.notes) == (rows is None)
+
+
+def test_a_trainer_that_is_not_there_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = imported("ms-swift", SWIFT, "f.yaml")
+    assert not run.reasons
+    assert any("swift is not on PATH" in note for note in run.notes)
+    found = imported("ms-swift", SWIFT, "f.yaml", Request(python=sys.executable))
+    assert found.config.data.python == sys.executable
+    assert not any("swift" in note for note in found.notes)
+
+
+def test_an_export_of_other_rows_says_whose_template_it_is() -> None:
+    config = replace(
+        imported("ms-swift", SWIFT | {"torch_dtype": "bfloat16"}, "f.yaml").config,
+        {"data": {"path": "rows.jsonl", "format": "messages", "train_on_prompt": True}},
+    )
+    config = config.model_copy(update={"origin": None})
+    found = tree(TRAINERS["ms-swift"], config, set())
+    assert (found["dataset"], found["loss_scale"]) == (["rows.jsonl"], "all")
+    assert "by its own template of the model. The trials learned whole" in TRAINERS["ms-swift"].not_here(config)
+    of_tokens = imported("ms-swift", SWIFT, "f.yaml").config
+    row = next(row for row in TRAINERS["llamafactory"].rows(None) if "data.path" in row.ours)
+    with pytest.raises(InputError, match=r"^data\.format=tokens: LLaMA-Factory reads rows of text"):
+        row.write(of_tokens)

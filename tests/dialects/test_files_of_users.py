@@ -96,8 +96,8 @@ def axolotl(**changes: Any) -> Imported:
         ("axolotl", AXOLOTL | {"model_config": {"output_router_logits": True}}, "model_config="),
         (
             "trl",
-            TRL | {"dtype": "bfloat16", "datasets": [{"path": "json", "data_files": "train.jsonl"}]},
-            "dtype=bfloat16",
+            TRL | {"dtype": "float16", "datasets": [{"path": "json", "data_files": "train.jsonl"}]},
+            "dtype=float16",
         ),
     ],
     ids=lambda value: str(value)[:20],

@@ -14,8 +14,13 @@ LEAST: dict[str, dict[str, Any]] = {
     "llamafactory": {"model_name_or_path": "m", "dataset": "d"},
     "transformers": {},
     "trl": {"model_name_or_path": "m", "dataset_name": "d", "assistant_only_loss": True},
-    "ms-swift": {"model": "./m", "dataset": "d.jsonl", "max_length": 99, "template_backend": "jinja"},
-    "axolotl": {"base_model": "m", "learning_rate": 1e-4, "datasets": [{"path": "d", "type": "chat_template"}]},
+    "ms-swift": {"model": "./m", "dataset": "d.jsonl", "max_length": 99},
+    "axolotl": {
+        "base_model": "m",
+        "learning_rate": 1e-4,
+        "datasets": [{"path": "d", "type": "chat_template"}],
+        "attn_implementation": "flash_attention_2",
+    },
 }
 BY_TABLE = [
     (name, key, refusal)

@@ -21,12 +21,15 @@ from lrsweep.config import search_space
 from lrsweep.config.config_files import CONF, SWEEPS
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.search_method import settle
+from lrsweep.config.trial_schema import DataConfig
 from lrsweep.dialects import TRAINERS
 from lrsweep.embedded import BASE
 from lrsweep.orchestration.executors.factory import EXECUTORS, build_executor
 from lrsweep.search.samplers import SAMPLERS, check_search
 from lrsweep.training.data.formats import FIELDS, parse
 from lrsweep.training.data.loading import check_paths
+from lrsweep.training.data.reading import TableRows
+from lrsweep.training.data.tokens import TokenRows
 from lrsweep.training.engines.factory import ENGINES, check_engine
 from tests.conftest import FinishedSweep, lrsweep
 from tests.dialects.examples import TRANSFORMERS, write_data
@@ -266,8 +269,11 @@ def test_the_rows_of_each_format_are_read() -> None:
             return {key: filled(inner) for key, inner in value.items()}
         return [filled(inner) for inner in value] if isinstance(value, list) else "text" if value is ... else value
 
+    of_tokens = DataConfig(path="d", format="tokens")
+    tokens = TableRows("d", [ast.literal_eval(shown["tokens"])])
+    assert TokenRows(of_tokens, 1000).encode(tokens, [0], "train")[1:] == (0, 0)
     for name in FIELDS:
-        if name != "llamafactory":
+        if name not in ("llamafactory", "tokens"):
             parse(filled(ast.literal_eval(shown[name])), name, {}, has_template=True)
 
 

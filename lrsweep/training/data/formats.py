@@ -16,6 +16,7 @@ FIELDS: dict[DataFormat, tuple[str, ...]] = {
     "text": ("text",),
     "llamafactory": (),  # its dataset_info.json names the columns
     "axolotl": ("messages", "role", "content", "system", "tools"),
+    "tokens": ("input_ids", "labels"),
 }
 SHAREGPT_ROLES = {
     "human": "user",
@@ -111,6 +112,8 @@ def parse(
             return _prompt_completion(fields, has_template)
         case "text":
             return Plain("", _answer(fields, "text"))
+        case "tokens":
+            raise AssertionError("rows of tokens have no text")  # `TokenRows` reads them
 
 
 @dataclass(frozen=True)

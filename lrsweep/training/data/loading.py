@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from lrsweep.config.trial_schema import DataConfig
 from lrsweep.errors import InputError
-from lrsweep.training.data import dataset_info
+from lrsweep.training.data import dataset_info, trainer_rows
 from lrsweep.training.data.axolotl_chat import TOKENIZERS_OWN, check_name
 from lrsweep.training.data.collate import IGNORED, Example, collate, pack
 from lrsweep.training.data.encoding import Encoder
 from lrsweep.training.data.formats import ALPACA_TEMPLATES, check_columns
 from lrsweep.training.data.reading import Rows, Source, TableRows
+from lrsweep.training.data.tokens import TokenRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,9 @@ def check_paths(config: DataConfig) -> None:
         InputError: A file is missing or of an unknown type, keys contradict each other, or there are no eval rows.
     """
     check_columns(config.format, config.columns)
+    if config.tokenized_by is not None:
+        trainer_rows.python_of(config)
+        return
     if config.format == "llamafactory":
         _check_dataset_info(config)
         return
@@ -102,7 +106,11 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
         InputError: The config, a file or a row (FILE:LINE) is bad, or nothing is left to learn.
     """
     check_paths(config)
-    encoder = Encoder.of(tokenizer, config)
+    source = config.path if config.eval_path is None else f"{config.path}, eval {config.eval_path}"
+    if config.tokenized_by is not None:
+        config = trainer_rows.made(config, tokenizer)
+        check_paths(config)
+    encoder = (TokenRows if config.format == "tokens" else Encoder).of(tokenizer, config)
     train, train_rows, evaluation, eval_rows = _split(config)
     train_examples, train_dropped, train_cut = encoder.encode(train, train_rows[: config.max_train_rows], "train")
     eval_examples, eval_dropped, eval_cut = encoder.encode(evaluation, eval_rows[: config.max_eval_rows], "eval")
@@ -112,7 +120,7 @@ def load(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> FinetuneDa
         train=tuple(train_examples),
         evaluation=tuple(eval_examples),
         fingerprint=_fingerprint(train_examples, eval_examples),
-        source=config.path if config.eval_path is None else f"{config.path}, eval {config.eval_path}",
+        source=source,
         dropped=train_dropped + eval_dropped,
         cut=train_cut + eval_cut,
     )
@@ -125,7 +133,7 @@ def held_out_rows(config: DataConfig, rows: int) -> int:
 
 
 def count_rows(config: DataConfig) -> int | None:
-    """How many rows `data.path` has in all. None if they are on the hub.
+    """How many rows `data.path` has in all. None if they are on the hub, or another trainer has yet to make them.
 
     Args:
         config: The data's config.
@@ -133,6 +141,8 @@ def count_rows(config: DataConfig) -> int | None:
     Raises:
         InputError: The file is missing or bad.
     """
+    if config.tokenized_by is not None:
+        return None
     if config.format == "llamafactory":
         if config.path.startswith(dataset_info.ON_HUB):
             return None

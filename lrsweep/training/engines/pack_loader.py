@@ -83,6 +83,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
     """
     if config.training.loss == "asft":
         raise Unpackable("training.loss=asft: each batch needs a pass of the base too, and its own mean")
+    if config.finetune.pure_bf16:
+        raise Unpackable("finetune.pure_bf16=true: packs keep the trained weights in float32")
     tokenizer, data = inputs(config.model, config.data)
     model = load_model(config.model, config.finetune)
     if config.finetune.dora:

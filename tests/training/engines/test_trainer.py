@@ -51,7 +51,9 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
             for n, p in model.named_parameters()
             if p.requires_grad
         ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps)
+    # In bfloat16, the fused form rounds less often, and Trainer uses it.
+    fused = config.finetune.pure_bf16
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, eps=o.eps, fused=fused)
     t = config.training
     schedule = get_scheduler(
         config.scheduler.name, optimizer, config.scheduler.warmup(t.schedule_steps), t.schedule_steps
@@ -67,7 +69,9 @@ def plain_loop(config: SweepConfig) -> tuple[list[float], list[float]]:
         for start in range(0, per_step, t.batch_size):
             batch = collate(rows[start : start + t.batch_size], tokenizer.pad_token_id)
             labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
+                logits = model(**batch).logits[:, :-1]
+            logits = logits.float() if config.model.dtype == "bfloat16" else logits
             per_token = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
             )
@@ -117,6 +121,22 @@ def test_a_trial_is_what_a_plain_loop_gives(tmp_path: Path, overrides: tuple[str
     assert list(host.curve("loss").values()) == pytest.approx(losses, abs=1e-6)  # Trainer sums what it logs in float32
     assert list(host.curve("grad_norm").values()) == pytest.approx(norms, rel=1e-10)
     assert host.outcomes == [Outcome(0, 6, "complete")]
+
+
+@pytest.mark.parametrize("mode", ["full", "freeze"])
+def test_weights_in_bf16_lose_what_a_plain_loop_in_bf16_loses(tmp_path: Path, mode: str) -> None:
+    both = ("model.dtype=bfloat16", f"finetune={mode}")
+    trials = [config(*both, "finetune.pure_bf16=true"), config(*both)]
+    host = train(tmp_path, *trials)
+    pure, usual = (list(host.curve("loss", number).values()) for number in (0, 1))
+    assert pure == pytest.approx(plain_loop(trials[0])[0], rel=1e-6)
+    assert usual == pytest.approx(plain_loop(trials[1])[0], rel=1e-6)
+    assert pure != pytest.approx(usual, rel=1e-3)
+
+
+def test_adapters_are_not_in_bf16(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pure_bf16=true is for mode full and freeze"):
+        config("finetune.pure_bf16=true")
 
 
 def test_every_step_is_heard_and_the_last_is_evaluated(tmp_path: Path) -> None:

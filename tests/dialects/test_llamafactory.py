@@ -15,8 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from lrsweep.dialects.importer import imported
+from lrsweep.dialects.yaml_reader import load_yaml
 from lrsweep.embedded import BASE, corpus
+from lrsweep.training.engines.trainer import TrainerEngine
 from tests.dialects.examples import put
+from tests.recorder import train
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "llamafactory"
 CLI = ENVIRONMENT / "bin" / "llamafactory-cli"
@@ -149,3 +153,33 @@ def started_with(mark: dict[str, str]) -> list[list[str]]:
             if mark.items() <= process.environ().items():
                 found.append(process.cmdline())
     return found
+
+
+def test_whole_weights_are_trained_as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step sees all rows, so that their order makes no difference; losses to the four digits that it logs.
+
+    Its `pure_bf16` needs a GPU.
+    """
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BASE, tmp_path / "model")
+    for name, rows in zip(("train", "held_out"), corpus.rows(), strict=True):
+        answers = [{"instruction": r["prompt"].strip(), "input": "", "output": r["completion"].strip()} for r in rows]
+        put(tmp_path / "data", name, answers[:8])
+    text = RUN.replace("finetuning_type: lora", "finetuning_type: full").replace("lora_target", "# lora_target")
+    text = text.replace(f"max_steps: {STEPS}", "max_steps: 9")
+    text = text.replace("per_device_eval_batch_size: 48", "logging_steps: 1")
+    text += "eval_strategy: steps\neval_steps: 3\n"
+    Path("run.yaml").write_text(text)
+    done = subprocess.run(
+        [CLI, "train", "run.yaml"], env={**os.environ, **ON_THE_CPU, "PYTHONPATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = json.loads(Path("saves/run/trainer_state.json").read_text())["log_history"]
+    read = imported("llamafactory", load_yaml(text, "run.yaml"), "run.yaml")
+    assert not read.reasons
+    host = train(TrainerEngine(), tmp_path, read.config)
+    for name, count in (("loss", 9), ("eval_loss", 3)):
+        theirs = [row[name] for row in history if name in row][:count]
+        assert len(theirs) == count
+        found = [value for step, value in host.curve(name).items() if step]
+        assert found == pytest.approx(theirs, rel=2e-3), name

@@ -1,6 +1,8 @@
 """The real `trl sft` as the engine."""
 
+import ast
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from lrsweep.embedded import BASE, corpus
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines import Trial
 from lrsweep.training.engines.external import ExternalEngine
+from lrsweep.training.engines.trainer import TrainerEngine
 from tests.recorder import train
 from tests.training.engines.test_external import running
 
@@ -88,3 +91,53 @@ def test_an_export_of_a_sweep_on_a_file_trains_and_evaluates(tmp_path: Path, mon
     done = subprocess.run([CLI, "sft", "--config", tmp_path / "run.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("eval_loss") == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whole_weights_are_trained_in_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Every step sees all rows, so that their order makes no difference; losses to the four digits that it prints."""
+    monkeypatch.setenv("PYTHONPATH", "")
+    train_rows, held_out = corpus.rows()
+    for name, part in (("train", train_rows[:8]), ("test", held_out[:8])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    run = {
+        "model_name_or_path": str(BASE),
+        "dataset_name": str(tmp_path),
+        "completion_only_loss": True,
+        "dtype": dtype,
+        "bf16": True,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "max_steps": 9,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "gradient_checkpointing": False,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    done = subprocess.run([CLI, "sft", "--config", tmp_path / "run.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [ast.literal_eval(line) for line in re.findall(r"\{'(?:eval_)?loss': [^}]*\}", done.stdout)]
+    read = from_tree(dialects.TRAINERS["trl"], run, "run.yaml").config
+    assert read.finetune.pure_bf16 == (dtype == "bfloat16")
+    ours = replace(
+        read,
+        {
+            "data.path": str(tmp_path / "train.jsonl"),
+            "data.eval_path": str(tmp_path / "test.jsonl"),
+            "data.eval_split": None,
+            "data.format": "prompt_completion",
+        },
+    )
+    host = train(TrainerEngine(), tmp_path, ours)
+    for name, count in (("loss", 9), ("eval_loss", 3)):
+        theirs = [float(row[name]) for row in rows if name in row]
+        assert len(theirs) == count
+        found = [value for step, value in host.curve(name).items() if step]
+        assert found == pytest.approx(theirs, rel=1e-2 if dtype == "bfloat16" else 2e-3), name

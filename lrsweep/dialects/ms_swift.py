@@ -164,7 +164,7 @@ def _sets(tree: Tree, name: str) -> list[str]:
 
 
 def _read_rows(tree: Tree) -> Tree:
-    """The rows, which ms-swift reads and tokenises itself: a trial must not do so by another template."""
+    """The rows, which ms-swift itself reads and tokenises, as no other template writes exactly the same."""
     sets = [*_sets(tree, "dataset"), *_sets(tree, "cached_dataset")]
     _sets(tree, "val_dataset")
     named = [word("model", given(tree, "model", "")), *sets]
@@ -223,7 +223,7 @@ def _rows_differ(config: SweepConfig) -> str:
 def _write_rows(config: SweepConfig) -> Tree:
     data = config.data
     if data.tokenized_by == NAME:
-        if data.max_length != data.trainer_config.get("max_length", _LONGEST):
+        if data.max_length != whole("max_length", data.trainer_config.get("max_length", _LONGEST)):
             raise InputError(
                 f"data.max_length={data.max_length}: ms-swift made the rows with another; set max_length in its file "
                 "and import that again"
@@ -246,7 +246,7 @@ def _write_rows(config: SweepConfig) -> Tree:
 
 
 def _read_held_out(tree: Tree) -> Tree:
-    """The share of the rows to hold out, by our own choice of them: which ones, makes no difference to a sweep."""
+    """The share of the rows to hold out. Trials draw them otherwise than ms-swift, which makes no other sweep."""
     share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
     return {"data.eval_fraction": share} if share > 0 and not tree.get("val_dataset") else {}
 

@@ -43,6 +43,7 @@ def _read_precision(tree: Tree) -> Tree:
 _UNCAST = (None, "sdpa", "eager")
 _CASTS = (
     "plugins",
+    "cut_cross_entropy",
     "attn_implementation",
     "flash_attention",
     "xformers_attention",
@@ -55,10 +56,11 @@ _CASTS = (
 
 def _pure_bf16(tree: Tree) -> bool:
     """Whether whole weights are trained in bf16, as Axolotl loads them. Raises InputError if some are in float32."""
-    if not given(tree, "bf16", "auto") or training_arguments.sharded(tree):
+    if not given(tree, "bf16", "auto") or training_arguments.sharded(tree) or tree.get("fsdp_config"):
         return False
-    older = {name for name in _CASTS[2:] if tree.get(name)}
-    casts = older - {"sdp_attention", "eager_attention"} or "cut_cross_entropy" in str(tree.get("plugins"))
+    older = {name for name in _CASTS[3:] if tree.get(name)}
+    plugin = "cut_cross_entropy" in str(tree.get("plugins")) and tree.get("cut_cross_entropy") is not False
+    casts = older - {"sdp_attention", "eager_attention"} or plugin
     if tree.get("attn_implementation") in _UNCAST and not casts:
         raise InputError(
             "attn_implementation: without flash attention, Axolotl trains norms and embeddings in float32 and all else "
@@ -344,7 +346,8 @@ def _not_here(config: SweepConfig) -> str:
     """Comments on rows, and on whole weights that trials kept in float32, for which Axolotl has no key."""
     in_float32 = config.finetune.mode == "full" and not config.finetune.pure_bf16 and config.model.dtype != "float32"
     comment = (
-        "# Trials kept the trained weights in float32, as Axolotl does with DeepSpeed or FSDP. Else its are in bf16.\n"
+        "# Trials kept the trained weights in float32, as Axolotl does with DeepSpeed or FSDP. Without them,\n"
+        "# it trains weights in bf16.\n"
     )
     return rows_are_ours(config) + (comment if in_float32 else "")
 

@@ -58,7 +58,7 @@ AXOLOTL = """
     gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature
     use_ray ray_run_name resources_per_worker ray_num_workers flash_attn_cross_entropy flash_attn_rms_norm
     flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs fused_attn_kernel
-    lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels cut_cross_entropy
+    lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels
     chunked_cross_entropy chunked_cross_entropy_num_chunks tiled_mlp tiled_mlp_num_shards liger_rope
     liger_rms_norm liger_glu_activation liger_layer_norm liger_fused_linear_cross_entropy liger_cross_entropy
     liger_rms_norm_gated activation_offloading layer_offloading selective_checkpointing

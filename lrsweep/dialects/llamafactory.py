@@ -180,7 +180,7 @@ _ROWS = (
         _write_model,
     ),
     Row(
-        ("bf16", "pure_bf16", "deepspeed", "fsdp", "fsdp_config"),
+        ("bf16", "pure_bf16", "deepspeed", "fsdp"),
         ("model.dtype", "finetune.pure_bf16"),
         _read_precision,
         _write_precision,

@@ -5,6 +5,7 @@ from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import word
 from lrsweep.embedded import NO_HUB, folder_of
 from lrsweep.errors import InputError
+from lrsweep.training import modelscope
 
 
 def read_model(tree: Tree) -> Tree:
@@ -27,5 +28,11 @@ def write_model(config: SweepConfig) -> Tree:
 
 
 def model_folder(path: str) -> str:
-    """Returns the model's path or hub id; for the models that need no hub, their folder."""
+    """Returns the model's path or hub id; for the models that need no hub, their folder.
+
+    Raises:
+        InputError: The model is on ModelScope, from which only ms-swift takes it by its id.
+    """
+    if path.startswith(modelscope.PREFIX):
+        raise InputError(f"model.path={path}: only ms-swift takes models from ModelScope; give the model's folder")
     return folder_of(path) if path in NO_HUB else path

@@ -111,7 +111,8 @@ def _read_tuner(tree: Tree) -> Tree:
     mode = word("tuner_type", given(tree, "tuner_type", given(tree, "train_type", "lora")))
     if mode not in ("lora", "full"):
         raise InputError(f"tuner_type={mode}: trials train lora or full; choose one of them")
-    dtype = tree.get("torch_dtype") or ("bfloat16" if flag("bf16", given(tree, "bf16", False)) else None)
+    in_bf16 = flag("bf16", given(tree, "bf16", False))
+    dtype = tree.get("torch_dtype") or ("bfloat16" if in_bf16 and mode == "lora" else None)
     if dtype not in (None, "bfloat16", "float32"):
         raise InputError(f"torch_dtype={dtype}: trials train in bf16 or float32; choose one of them")
     if mode == "full" and dtype is None:
@@ -123,7 +124,7 @@ def _read_tuner(tree: Tree) -> Tree:
     if bits is not None and (tree.get("quant_method") != "bnb" or bits not in (4, 8)):
         raise InputError(f"quant_bits={bits}: trials quantize with bitsandbytes to 4 or 8 bits; set quant_method: bnb")
     found = {
-        "model.dtype": dtype or "auto",
+        "model.dtype": "bfloat16" if mode == "full" and in_bf16 else dtype or "auto",
         "model.quantization": None if bits is None else f"{bits}bit",
         "finetune.mode": mode,
         "finetune.pure_bf16": mode == "full" and dtype == "bfloat16" and not training_arguments.sharded(tree),
@@ -142,12 +143,13 @@ def _write_tuner(config: SweepConfig) -> Tree:
     dtype = "bfloat16" if finetune.pure_bf16 else model.dtype
     found: dict[str, Any] = {"tuner_type": finetune.mode} | ({} if dtype == "auto" else {"torch_dtype": dtype})
     if finetune.mode == "full":
-        if model.dtype != "float32" and not finetune.pure_bf16:
-            raise InputError(
-                f"model.dtype={model.dtype}: ms-swift would train the weights in it; set finetune.pure_bf16=true, or "
-                "model.dtype=float32"
-            )
-        return found
+        if finetune.pure_bf16 or model.dtype == "float32":
+            return found
+        if model.dtype == "bfloat16":
+            return {**found, "torch_dtype": "float32", "bf16": True}
+        raise InputError(
+            f"model.dtype={model.dtype}: ms-swift needs to know it for whole weights; set it to bfloat16 or float32"
+        )
     if model.quantization:
         found |= {"quant_method": "bnb", "quant_bits": int(model.quantization[0])}
     targets = finetune.target_modules
@@ -175,6 +177,8 @@ def _read_rows(tree: Tree) -> Tree:
         raise InputError(f"loss_scale={scale}: trials learn the answers, each token alike; set it to default")
     if given(tree, "truncation_strategy", "delete") == "split":
         raise InputError("truncation_strategy=split: it makes several rows of one; set it to delete or right")
+    if tree.get("cached_val_dataset") and tree.get("split_dataset_ratio"):
+        raise InputError("split_dataset_ratio: beside cached_val_dataset it holds out more rows; remove one of them")
     length = tree.get("max_length")
     if length is None and flag("packing", given(tree, "packing", False)):
         raise InputError("max_length: missing, so blocks have the model's own length; give it")
@@ -190,6 +194,8 @@ def _read_rows(tree: Tree) -> Tree:
 
 def _rows_of(tree: Tree) -> int | None:
     """How many rows a run trains on: those of its files, and as many as `DATASET#500` says."""
+    if tree.get("cached_dataset") or tree.get("interleave_prob"):
+        return None
     count = 0
     for name in _sets(tree, "dataset"):
         path, _, sample = name.partition("#")
@@ -205,7 +211,7 @@ def _rows_of(tree: Tree) -> int | None:
             return None
         count += rows
     share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
-    held_out = max(int(count * share), 1) if share > 0 and not tree.get("val_dataset") else 0
+    held_out = max(int(count * share), 1) if share > 0 and not _has_eval_set(tree) else 0
     return max(1, count - held_out) if count else None
 
 
@@ -228,16 +234,22 @@ def _write_rows(config: SweepConfig) -> Tree:
                 f"data.max_length={data.max_length}: ms-swift made the rows with another; set max_length in its file "
                 "and import that again"
             )
-        return {name: value for name, value in data.trainer_config.items() if name in _ROW_KEYS}
+        return {name: value for name, value in data.trainer_config.items() if name in (*_ROW_KEYS, "model_type")}
     if data.format not in _COLUMNS:
         raise InputError(
             f"data.format={data.format}: the export to ms-swift supports {', '.join(_COLUMNS)}; convert the rows"
         )
     if data.columns:
         raise InputError(f"data.columns={dict(data.columns)}: ms-swift needs the format's own names; rename them")
+    on_hub = Source("data.path", data.path, None, "train").local is None
+    if on_hub and config.model.path.startswith(modelscope.PREFIX):
+        raise InputError(
+            f"data.path={data.path}: it is on Hugging Face's hub and the model on ModelScope, and ms-swift takes both "
+            "from one; give a folder for one of them"
+        )
     return {
         "dataset": [data.path],
-        **({} if Source("data.path", data.path, None, "train").local else {"use_hf": True}),
+        **({"use_hf": True} if on_hub else {}),
         "max_length": data.max_length,
         "truncation_strategy": "delete" if data.drop_long_rows else "right",
         **({"loss_scale": "all"} if data.train_on_prompt else {}),
@@ -245,15 +257,19 @@ def _write_rows(config: SweepConfig) -> Tree:
     }
 
 
+def _has_eval_set(tree: Tree) -> bool:
+    return bool(tree.get("val_dataset") or tree.get("cached_val_dataset"))
+
+
 def _read_held_out(tree: Tree) -> Tree:
-    """The share of the rows to hold out. Trials draw them otherwise than ms-swift, which makes no other sweep."""
+    """The share of the rows to hold out. Trials hold out other rows than ms-swift, but as many."""
     share = number("split_dataset_ratio", given(tree, "split_dataset_ratio", 0))
-    return {"data.eval_fraction": share} if share > 0 and not tree.get("val_dataset") else {}
+    return {"data.eval_fraction": share} if share > 0 and not _has_eval_set(tree) else {}
 
 
 def _write_held_out(config: SweepConfig) -> Tree:
     data = config.data
-    if data.eval_path or data.trainer_config.get("val_dataset"):
+    if data.eval_path or _has_eval_set(data.trainer_config):
         return {}
     return {"split_dataset_ratio": share_only(data.eval_fraction, "ms-swift")}
 
@@ -298,7 +314,6 @@ _ROWS = (
             "init_weights",
             "deepspeed",
             "fsdp",
-            "fsdp_config",
         ),
         ("model.dtype", "model.quantization", "finetune.pure_bf16", *(f"finetune.{name}" for name in lora_keys.OURS)),
         _read_tuner,
@@ -413,7 +428,7 @@ def _relocated(tree: Tree, model: str | None, data_dir: str | None) -> Tree:
 
 
 def _evaluation_keys(tree: Tree, config: SweepConfig) -> Tree:
-    held_out = tree.get("val_dataset") or tree.get("split_dataset_ratio")
+    held_out = _has_eval_set(tree) or tree.get("split_dataset_ratio")
     return {
         **({} if held_out else {"split_dataset_ratio": share_only(config.data.eval_fraction, "ms-swift") or 0.1}),
         **evaluated(tree, config),

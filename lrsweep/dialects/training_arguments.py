@@ -209,7 +209,7 @@ def epochs(tree: Tree, name: str, default: float) -> float:
 
 def sharded(tree: Tree) -> bool:
     """Returns whether DeepSpeed or FSDP trains a file, which keep a float32 copy of weights in bf16 and train that."""
-    return any(tree.get(name) for name in ("deepspeed", "fsdp", "fsdp_config"))
+    return bool(tree.get("deepspeed") or tree.get("fsdp"))
 
 
 def write_precision(config: SweepConfig) -> Tree:
@@ -229,7 +229,7 @@ def notes(tree: Tree, key_of_optimizer: str = "optim") -> list[str]:
         found.append("fp16 stays; trials train in bf16 or float32, and weights and optimizer are float32 in both")
     if (name := tree.get(key_of_optimizer)) in PAGED_OR_LOW_BIT_ADAMW:
         found.append(f"{key_of_optimizer}: {name} stays; trials use 32-bit AdamW with the same hyperparameters")
-    if sharded(tree):
+    if sharded(tree) or tree.get("fsdp_config"):
         found.append(
             "deepspeed and fsdp stay; if the run uses N devices, multiply training.gradient_accumulation_steps by N"
         )

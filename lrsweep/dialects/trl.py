@@ -41,10 +41,20 @@ def _read_precision(tree: Tree) -> Tree:
             "them"
         )
     in_bf16 = bf16 is None or flag("bf16", bf16)
-    pure = full and dtype == "bfloat16" and not training_arguments.sharded(tree)
+    pure = full and dtype == "bfloat16" and not _sharded(tree)
     if pure and not in_bf16:
         raise InputError("bf16=False: with dtype=bfloat16, trials compute in bf16 too; set it to true")
     return {"model.dtype": "bfloat16" if in_bf16 else "float32", "finetune.pure_bf16": pure}
+
+
+def _sharded(tree: Tree) -> bool:
+    """Whether DeepSpeed or FSDP trains a file, also by Accelerate's config, which TRL names."""
+    config = str(given(tree, "accelerate_config", "single_gpu"))
+    if config.startswith(("zero", "fsdp")):
+        return True
+    if config not in ("single_gpu", "multi_gpu"):
+        raise InputError(f"accelerate_config={config}: it may train a float32 copy of the weights; set dtype: float32")
+    return training_arguments.sharded(tree)
 
 
 def _write_precision(config: SweepConfig) -> Tree:
@@ -230,7 +240,7 @@ _ROWS = (
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),
     Row(
-        ("bf16", "dtype", "use_peft", "deepspeed", "fsdp", "fsdp_config"),
+        ("bf16", "dtype", "use_peft", "deepspeed", "fsdp", "accelerate_config"),
         ("model.dtype", "finetune.pure_bf16"),
         _read_precision,
         _write_precision,

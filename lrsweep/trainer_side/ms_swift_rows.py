@@ -49,8 +49,13 @@ def main(config: str, folder: str) -> None:
         folder: Where to write.
     """
     place = Path(folder)
-    export = ExportCachedDataset(_arguments(json.loads(Path(config).read_text()), place))
+    given = json.loads(Path(config).read_text())
+    export = ExportCachedDataset(_arguments(given, place))
+    export._show_dataset = lambda *sets: None  # it fails where no row is left
     train, evaluation = export._prepare_dataset()
+    for rows, keys in ((train, ("dataset", "cached_dataset")), (evaluation, ("val_dataset", "cached_val_dataset"))):
+        if rows is None and any(given.get(key) for key in keys):
+            sys.exit(f"{keys[0]}: no row of it is left within max_length={given.get('max_length')}")
     for name, rows in (("train", train), ("eval", evaluation)):
         if rows is not None:
             write(place / f"{name}.parquet", _encoded(rows, export.template))

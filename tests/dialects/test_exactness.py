@@ -298,6 +298,9 @@ FULL_LLAMAFACTORY = FILES["llamafactory"] | {"finetuning_type": "full"}
         ("trl", FULL_TRL | {"dtype": "bfloat16"}, True),
         ("trl", FULL_TRL | {"dtype": "bfloat16"} | SHARDED, False),
         ("trl", FULL_TRL, False),
+        ("trl", FULL_TRL | {"dtype": "bfloat16", "accelerate_config": "zero2"}, False),
+        ("trl", FULL_TRL | {"dtype": "bfloat16", "accelerate_config": "multi_gpu"}, True),
+        ("ms-swift", FULL_SWIFT | {"torch_dtype": "float32", "bf16": True}, False),
         ("trl", FULL_TRL | {"dtype": "bfloat16", "use_peft": True, "lora_target_modules": "all-linear"}, False),
         ("ms-swift", FULL_SWIFT, True),
         ("ms-swift", FULL_SWIFT | SHARDED, False),
@@ -325,7 +328,14 @@ def test_whole_weights_are_trained_in_the_dtype_that_their_trainer_keeps_them_in
     [
         ("axolotl", FILES["axolotl"], "attn_implementation: without flash attention, Axolotl trains norms"),
         ("axolotl", FILES["axolotl"] | {"sdp_attention": True}, "attn_implementation: without flash attention"),
+        (
+            "axolotl",
+            FILES["axolotl"] | {"plugins": ["axolotl.integrations.cut_cross_entropy.X"], "cut_cross_entropy": False},
+            "attn_implementation: without flash attention",
+        ),
         ("trl", FULL_TRL | {"dtype": "auto"}, "dtype=auto: the trained weights are in it"),
+        ("trl", FULL_TRL | {"dtype": "bfloat16", "accelerate_config": "my.yaml"}, "accelerate_config=my.yaml: it may"),
+        ("ms-swift", FULL_SWIFT | {"torch_dtype": None, "bf16": True}, "torch_dtype=None: ms-swift then trains"),
         ("trl", FULL_TRL | {"dtype": "bfloat16", "bf16": False}, "bf16=False: with dtype=bfloat16"),
         ("ms-swift", FULL_SWIFT | {"torch_dtype": None}, "torch_dtype=None: ms-swift then trains the weights in"),
         (
@@ -346,7 +356,7 @@ def test_an_export_says_that_its_weights_were_in_float32() -> None:
     pure = replace(config, {"finetune.pure_bf16": True})
     assert "float32" not in TRAINERS["axolotl"].not_here(pure)
     row = next(row for row in TRAINERS["ms-swift"].rows(None) if "finetune.pure_bf16" in row.ours)
-    with pytest.raises(InputError, match=r"^model\.dtype=auto: ms-swift would train the weights in it"):
+    with pytest.raises(InputError, match=r"^model\.dtype=auto: ms-swift needs to know it"):
         row.write(config)
 
 
@@ -360,6 +370,7 @@ SWIFT = FILES["ms-swift"]
         {"dataset": ["AI-ModelScope/alpaca-gpt4-data-zh#500", "swift/self-cognition#500"], "model_name": ["a", "b"]},
         {"agent_template": "hermes", "loss_scale": "last_round+ignore_empty_think"},
         {"columns": {"text1": "query"}, "val_dataset": ["held_out.jsonl"]},
+        {"model_type": "qwen3", "cached_dataset": ["c"], "cached_val_dataset": ["v"]},
         {"max_length": None},
     ],
 )
@@ -373,6 +384,9 @@ def test_rows_of_ms_swift_are_made_by_ms_swift(keys: dict[str, Any]) -> None:
     # The run's length is not a matter of its rows.
     assert data.trainer_config == {name: value for name, value in file.items() if name != "max_steps"}
     assert tree(TRAINERS["ms-swift"], run.config, set()) == file
+    alone = tree(TRAINERS["ms-swift"], run.config.model_copy(update={"origin": None}), set())
+    assert {name: alone.get(name) for name in data.trainer_config} == data.trainer_config
+    assert "split_dataset_ratio" not in alone or not keys.keys() & {"val_dataset", "cached_val_dataset"}
     changed = replace(run.config, {"data.max_length": 5})
     row = next(row for row in TRAINERS["ms-swift"].rows(None) if "data.tokenized_by" in row.ours)
     with pytest.raises(InputError, match=r"^data\.max_length=5: ms-swift made the rows with another"):
@@ -388,6 +402,7 @@ def test_rows_of_ms_swift_are_made_by_ms_swift(keys: dict[str, Any]) -> None:
         ({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, "Qwen/Qwen2.5-VL-7B-Instruct: it is not of text alone"),
         ({"dataset": ["AI-ModelScope/LaTeX_OCR:human_handwrite#2000"]}, "AI-ModelScope/LaTeX_OCR"),
         ({"streaming": True}, "streaming=True: trials draw whole rows at random"),
+        ({"cached_val_dataset": ["v"], "split_dataset_ratio": 0.1}, "split_dataset_ratio: beside cached_val_dataset"),
     ],
 )
 def test_rows_that_trials_cannot_learn_are_theirs(keys: dict[str, Any], said: str) -> None:
@@ -404,6 +419,7 @@ def test_rows_that_trials_cannot_learn_are_theirs(keys: dict[str, Any], said: st
         ({"dataset": ["three.jsonl", "a/b#7"]}, 10),
         ({"dataset": ["a/b"]}, None),
         ({"dataset": ["missing.jsonl"]}, None),
+        ({"dataset": ["three.jsonl"], "cached_dataset": ["c"]}, None),
     ],
 )
 def test_a_run_of_ms_swift_is_as_long_as_its_rows(
@@ -441,3 +457,16 @@ def test_an_export_of_other_rows_says_whose_template_it_is() -> None:
     row = next(row for row in TRAINERS["llamafactory"].rows(None) if "data.path" in row.ours)
     with pytest.raises(InputError, match=r"^data\.format=tokens: LLaMA-Factory reads rows of text"):
         row.write(of_tokens)
+
+
+def test_a_model_on_modelscope_goes_to_ms_swift_alone() -> None:
+    config = imported("ms-swift", SWIFT | {"model": "org/model"}, "f.yaml").config
+    assert config.model.path == "modelscope:org/model"
+    for name in ("axolotl", "trl", "llamafactory"):
+        row = next(row for row in TRAINERS[name].rows(None) if "model.path" in row.ours)
+        with pytest.raises(InputError, match=r"only ms-swift takes models from ModelScope"):
+            row.write(config)
+    on_hub = replace(config, {"data": {"path": "org/rows", "format": "messages"}})
+    row = next(row for row in TRAINERS["ms-swift"].rows(None) if "data.path" in row.ours)
+    with pytest.raises(InputError, match=r"takes both from one"):
+        row.write(on_hub)

@@ -62,6 +62,8 @@ class TokenRows:
         """A row's tokens and labels. Raises InputError."""
         columns = {name: self.config.columns.get(name, name) for name in ("input_ids", "labels")}
         ids = self._numbers(row, columns["input_ids"], where)
+        if IGNORED in ids:
+            raise InputError(f"{where}: {IGNORED} is a label and no token; give the token, and {IGNORED} in labels")
         if not isinstance(row, Mapping) or row.get(columns["labels"]) is None:
             return ids, ids
         labels = self._numbers(row, columns["labels"], where)

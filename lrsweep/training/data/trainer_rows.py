@@ -97,11 +97,17 @@ def made(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> DataConfig
 
 
 def _folder(config: DataConfig) -> Path:
-    """Where the rows are: a folder for each config, each state of the local files that it names, and each program."""
-    program = Path(trainer_side.__file__).parent / _PROGRAMS[str(config.tokenized_by)][1]
-    parts = [config.tokenized_by, config.trainer_config, config.python, list(_files(config.trainer_config))]
-    content = json.dumps(parts, sort_keys=True).encode() + program.read_bytes()
+    """Where the rows are: a folder for each config, Python, and state of the local files that the config names."""
+    python = str(python_of(config).absolute())
+    parts = [config.tokenized_by, config.trainer_config, python, os.getcwd(), list(_files(config.trainer_config))]
+    programs = [file.read_bytes() for file in sorted(_program(config).parent.glob("*.py"))]
+    content = json.dumps(parts, sort_keys=True).encode() + b"".join(programs)
     return platformdirs.user_cache_path("lrsweep") / "rows" / hashlib.sha256(content).hexdigest()[:32]
+
+
+def _program(config: DataConfig) -> Path:
+    """The program that the trainer's Python runs."""
+    return Path(trainer_side.__file__).parent / _PROGRAMS[str(config.tokenized_by)][1]
 
 
 def _files(value: Any) -> Iterator[tuple[str, int, int]]:
@@ -123,7 +129,6 @@ def _files(value: Any) -> Iterator[tuple[str, int, int]]:
 
 def _make(config: DataConfig, python: Path, folder: Path) -> None:
     """Runs the trainer's side, and moves what it wrote to `folder`. Raises InputError."""
-    program = Path(trainer_side.__file__).parent / _PROGRAMS[str(config.tokenized_by)][1]
     new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     output = folder.with_name(f"{folder.name}.log")
     try:
@@ -132,7 +137,7 @@ def _make(config: DataConfig, python: Path, folder: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         with open(output, "wb") as log:
             code = subprocess.run(
-                [str(python), str(program), str(new / "config.json"), str(new)],
+                [str(python), str(_program(config)), str(new / "config.json"), str(new)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

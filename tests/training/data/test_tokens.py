@@ -105,6 +105,7 @@ def test_columns_may_have_other_names(tmp_path: Path, tokenizer: PreTrainedToken
         ({"input_ids": [1, 2], "labels": [-100]}, "rows.jsonl:2: 1 labels for 2 tokens"),
         ({"input_ids": [1, 2], "labels": [-100, 3]}, "rows.jsonl:2: the label 3 is neither the row's token 2 nor -100"),
         ({"input_ids": [1, 10**6]}, "rows.jsonl:2: the token 1000000 is not one of the tokenizer's"),
+        ({"input_ids": [1, -100]}, "rows.jsonl:2: -100 is a label and no token"),
         ({"input_ids": [1, -5]}, "rows.jsonl:2: the token -5 is not one of the tokenizer's"),
         ([1, 2], "rows.jsonl:2: field 'input_ids' is not a list of token numbers (the row has: list)"),
     ],

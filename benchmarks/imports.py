@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +79,9 @@ class Example:
     command: str | None
 
 
-def examples(dialect: str, checkout: Path) -> Iterator[Example]:
+def examples(dialect: str, checkout: Path, places: Sequence[str]) -> Iterator[Example]:
     """The training configs of a repository, by path."""
-    for place in PLACES[dialect]:
+    for place in places:
         for file in sorted((checkout / place).rglob("*")):
             where = str(file.relative_to(checkout))
             if file.suffix in (".yaml", ".yml", ".json") and file.stat().st_size < 100_000:
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("dialect", choices=list(PLACES))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--half", choices=("tune", "held_out", "all"), default="all")
+    parser.add_argument("--place", help="another folder of the checkout; its table is printed and not kept")
     parser.add_argument("--commit", help="the checkout's commit, for the result")
     parser.add_argument("--verbose", action="store_true", help="print each file")
     arguments = parser.parse_args()
@@ -171,7 +172,8 @@ def main() -> None:
     halves = {"tune": (0,), "held_out": (1,), "all": (0, 1)}[arguments.half]
     rows, reasons = [], Counter[str]()
     with chdir(arguments.checkout):
-        for example in examples(dialect, Path()):
+        places = (arguments.place,) if arguments.place else PLACES[dialect]
+        for example in examples(dialect, Path(), places):
             if hashlib.sha256(example.where.partition("#")[0].encode()).digest()[0] % 2 not in halves:
                 continue
             tree, command = example.tree, example.command
@@ -206,7 +208,7 @@ def main() -> None:
     }
     print(table(list(summary), [list(summary.values())]))
     print("why supervised runs on text go their way:", reasons.most_common(40))
-    if arguments.half == "all":
+    if arguments.half == "all" and not arguments.place:
         save(RESULTS / "imports" / f"{dialect}.json", {**about(), **summary}, rows=rows)
 
 

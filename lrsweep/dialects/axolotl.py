@@ -39,28 +39,20 @@ def _read_precision(tree: Tree) -> Tree:
     return {"model.dtype": "auto" if bf16 == "auto" else "bfloat16" if flag("bf16", bf16) else "float32"}
 
 
-# Attention that Axolotl runs without casting norms and embeddings, which it has loaded in float32, to bf16.
+# Attention that Axolotl runs without casting norms and embeddings, which it has loaded in float32, to bf16; the older
+# keys for that; the older keys for attention that it casts for; and all keys that decide it.
 _UNCAST = (None, "sdpa", "eager")
-_CASTS = (
-    "plugins",
-    "cut_cross_entropy",
-    "attn_implementation",
-    "flash_attention",
-    "xformers_attention",
-    "flex_attention",
-    "sage_attention",
-    "sdp_attention",
-    "eager_attention",
-)
+_UNCAST_FLAGS = ("sdp_attention", "eager_attention")
+_CAST_FLAGS = ("flash_attention", "xformers_attention", "flex_attention", "sage_attention")
+_CASTS = ("plugins", "cut_cross_entropy", "attn_implementation", *_CAST_FLAGS, *_UNCAST_FLAGS)
 
 
 def _pure_bf16(tree: Tree) -> bool:
     """Whether whole weights are trained in bf16, as Axolotl loads them. Raises InputError if some are in float32."""
     if not given(tree, "bf16", "auto") or training_arguments.sharded(tree) or tree.get("fsdp_config"):
         return False
-    older = {name for name in _CASTS[3:] if tree.get(name)}
     plugin = "cut_cross_entropy" in str(tree.get("plugins")) and tree.get("cut_cross_entropy") is not False
-    casts = older - {"sdp_attention", "eager_attention"} or plugin
+    casts = plugin or any(tree.get(name) for name in _CAST_FLAGS)
     if tree.get("attn_implementation") in _UNCAST and not casts:
         raise InputError(
             "attn_implementation: without flash attention, Axolotl trains norms and embeddings in float32 and all else "

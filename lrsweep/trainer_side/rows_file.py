@@ -18,23 +18,17 @@ _SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa
 _CHUNK = 1000
 
 
-def write(file: Path, rows: Iterable[tuple[list[int], list[int]]]) -> int:
+def write(file: Path, rows: Iterable[tuple[list[int], list[int]]]) -> None:
     """Writes rows, a chunk at a time.
 
     Args:
         file: The Parquet file.
         rows: Each row's tokens and labels, -100 where nothing is learned.
-
-    Returns:
-        How many rows there were.
     """
-    count = 0
     with pq.ParquetWriter(file, _SCHEMA) as writer:
         for chunk in _chunks(rows):
             columns = [[row[column] for row in chunk] for column in range(2)]
             writer.write_table(pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA))
-            count += len(chunk)
-    return count
 
 
 def write_sample(folder: Path, tokenizer: Any) -> None:

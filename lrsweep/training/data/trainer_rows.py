@@ -129,6 +129,8 @@ def _files(value: Any) -> Iterator[tuple[str, int, int]]:
 
 def _make(config: DataConfig, python: Path, folder: Path) -> None:
     """Runs the trainer's side, and moves what it wrote to `folder`. Raises InputError."""
+    for left_over in folder.parent.glob(f"{folder.name}.*/"):  # of a run that was killed: this one has the lock
+        shutil.rmtree(left_over, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     output = folder.with_name(f"{folder.name}.log")
     try:

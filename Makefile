@@ -33,11 +33,11 @@ INTEROP := .tmp/interop
 interop: .venv/.installed-test $(INTEROP)/llamafactory/.installed $(INTEROP)/trl/.installed $(INTEROP)/axolotl/.installed \
 		$(INTEROP)/ms-swift/.installed
 	$(BIN)/python -m pytest tests/dialects/test_tools.py tests/dialects/test_llamafactory.py tests/dialects/test_trl.py \
-		tests/dialects/test_preferences.py tests/dialects/test_ms_swift.py tests/training/test_loss.py
+		tests/dialects/test_preferences.py tests/dialects/test_axolotl.py tests/dialects/test_ms_swift.py tests/training/test_loss.py
 
 $(INTEROP)/llamafactory/.installed: TOOL = llamafactory==0.9.5 torchaudio==2.11.0
 $(INTEROP)/trl/.installed: TOOL = trl==1.16.0
-$(INTEROP)/axolotl/.installed: TOOL = axolotl==0.19.0
+$(INTEROP)/axolotl/.installed: TOOL = axolotl==0.19.0 axolotl-contribs-lgpl==0.0.7 axolotl-contribs-mit==0.0.6
 $(INTEROP)/ms-swift/.installed: TOOL = ms-swift==4.6.0
 
 $(INTEROP)/%/.installed: tests/dialects/tools/%.txt

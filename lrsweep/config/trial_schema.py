@@ -104,6 +104,9 @@ class ModelConfig(Section):
     """For 4bit: quantizes the quantization's own constants too."""
     special_tokens: Annotated[dict[str, str], _LATER] = Field(default_factory=dict)
     """Other bos, eos or unk tokens of the tokenizer's vocabulary, such as {eos_token: <|im_end|>}."""
+    pad_embeddings_to_multiple_of: Annotated[Count | None, _LATER_NUMERICS] = None
+    """Adds rows to the embeddings of a model that has fewer than the tokenizer has tokens, rounded up to a multiple of
+    this. Null adds none."""
     trust_remote_code: Annotated[bool, _BASE] = False
     """Runs the model repository's own code. Needs `revision` pinned to a commit."""
 
@@ -158,7 +161,7 @@ class DataConfig(Section):
     """Joins short rows into blocks of up to `max_length` tokens; rows in a block do not attend to each other."""
     columns: Annotated[Mapping[str, str], Strict(False), _ROWS] = Field(default_factory=dict)
     """Names of columns that differ from the format's, such as {instruction: question}."""
-    tokenized_by: Annotated[Literal["ms-swift"] | None, _LATER] = None
+    tokenized_by: Annotated[Literal["axolotl", "ms-swift"] | None, _LATER] = None
     """For `tokens`: the trainer that reads and tokenises the rows with its own code, once; `path` is then only a name.
     Null: the rows of `path` are tokens."""
     trainer_config: Annotated[dict[str, Any], _LATER] = Field(default_factory=dict)

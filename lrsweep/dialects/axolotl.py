@@ -7,7 +7,15 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
-from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
+from lrsweep.dialects.axolotl_data import (
+    DATA_KEYS,
+    LENGTH,
+    read_data,
+    read_evaluation_set,
+    rows_of,
+    write_data,
+    write_evaluation_set,
+)
 from lrsweep.dialects.data_keys import NO_EVALUATION, moved, rows_are_ours, share_held_out
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
 from lrsweep.dialects.model_keys import model_folder
@@ -34,8 +42,13 @@ def _write_model(config: SweepConfig) -> Tree:
     return {"base_model": model_folder(model.path)} | ({"revision_of_model": model.revision} if model.revision else {})
 
 
+def _bf16(tree: Tree) -> Any:
+    """`auto`, or whether weights are loaded in bf16: `bfloat16` is another name for `bf16`."""
+    return True if flag("bfloat16", given(tree, "bfloat16", False)) else given(tree, "bf16", "auto")
+
+
 def _read_precision(tree: Tree) -> Tree:
-    bf16 = given(tree, "bf16", "auto")
+    bf16 = _bf16(tree)
     return {"model.dtype": "auto" if bf16 == "auto" else "bfloat16" if flag("bf16", bf16) else "float32"}
 
 
@@ -49,7 +62,7 @@ _CASTS = ("plugins", "cut_cross_entropy", "attn_implementation", *_CAST_FLAGS, *
 
 def _pure_bf16(tree: Tree) -> bool:
     """Whether whole weights are trained in bf16, as Axolotl loads them. Raises InputError if some are in float32."""
-    if not given(tree, "bf16", "auto") or training_arguments.sharded(tree) or tree.get("fsdp_config"):
+    if not _bf16(tree) or training_arguments.sharded(tree) or tree.get("fsdp_config"):
         return False
     plugin = "cut_cross_entropy" in str(tree.get("plugins")) and tree.get("cut_cross_entropy") is not False
     casts = plugin or any(tree.get(name) for name in _CAST_FLAGS)
@@ -150,11 +163,19 @@ def _write_optimizer(config: SweepConfig) -> Tree:
 
 def _read_warmup(tree: Tree) -> Tree:
     if tree.get("warmup_steps") is not None:
-        return {"scheduler.warmup_steps": whole("warmup_steps", tree["warmup_steps"]), "scheduler.warmup_ratio": None}
+        steps = whole("warmup_steps", tree["warmup_steps"])
+        # Axolotl makes two of one.
+        return {"scheduler.warmup_steps": 2 if steps == 1 else steps, "scheduler.warmup_ratio": None}
     return {
         "scheduler.warmup_steps": None,
         "scheduler.warmup_ratio": number("warmup_ratio", given(tree, "warmup_ratio", _DEFAULT_WARMUP)),
     }
+
+
+def _write_warmup(config: SweepConfig) -> Tree:
+    if config.scheduler.warmup_steps == 1:
+        raise InputError("scheduler.warmup_steps=1: Axolotl makes two of one; set it to 2")
+    return training_arguments.write_warmup(config)
 
 
 _SCHEDULE = training_arguments.scheduler("lr_scheduler", "cosine")
@@ -209,6 +230,12 @@ def _read_evaluation(tree: Tree) -> Tree:
 _PLUGINS = ("cut_cross_entropy", "liger", "kernels", "swanlab")
 
 
+def _write_multiple(multiple: int) -> bool:
+    if multiple != 32:
+        raise InputError(f"model.pad_embeddings_to_multiple_of={multiple}: Axolotl has 32 only; set it to 32 or null")
+    return True
+
+
 def _write_loading(config: SweepConfig) -> Tree:
     return {"special_tokens": dict(config.model.special_tokens)} if config.model.special_tokens else {}
 
@@ -238,7 +265,14 @@ _ROWS = (
         _read_loading,
         _write_loading,
     ),
-    Row(("bf16",), ("model.dtype",), _read_precision, _write_precision),
+    key(
+        "resize_token_embeddings_to_32x",
+        "model.pad_embeddings_to_multiple_of",
+        None,
+        lambda name, value: 32 if flag(name, value) else None,
+        _write_multiple,
+    ),
+    Row(("bf16", "bfloat16"), ("model.dtype",), _read_precision, _write_precision),
     Row(
         (
             "adapter",
@@ -254,6 +288,7 @@ _ROWS = (
             "loraplus_lr_ratio",
             "peft_init_lora_weights",
             "bf16",
+            "bfloat16",
             *_CASTS,
             "deepspeed",
             "fsdp",
@@ -265,8 +300,17 @@ _ROWS = (
     ),
     Row(("bnb_config_kwargs",), ("model.double_quantization",), _read_double, _write_double),
     Row(
-        ("datasets", "chat_template"),
-        ("data.path", "data.name", "data.split", "data.format", "data.columns", "data.template"),
+        DATA_KEYS,
+        (
+            "data.path",
+            "data.name",
+            "data.split",
+            "data.format",
+            "data.columns",
+            "data.template",
+            "data.tokenized_by",
+            "data.trainer_config",
+        ),
         read_data,
         write_data,
     ),
@@ -274,10 +318,10 @@ _ROWS = (
         ("test_datasets", "val_set_size"),
         ("data.eval_path", "data.eval_split", "data.eval_fraction"),
         read_evaluation_set,
-        lambda config: {"val_set_size": config.data.eval_fraction},
+        write_evaluation_set,
         keep_file_value=True,
     ),
-    key("sequence_len", "data.max_length", 512, whole),
+    key("sequence_len", "data.max_length", LENGTH, whole),
     Row(
         ("excess_length_strategy",),
         ("data.drop_long_rows",),
@@ -303,7 +347,7 @@ _ROWS = (
         ("warmup_steps", "warmup_ratio"),
         training_arguments.WARMUP_OURS,
         _read_warmup,
-        training_arguments.write_warmup,
+        _write_warmup,
         exclusive=True,
     ),
     Row(
@@ -413,27 +457,20 @@ DIALECT = Dialect(
             "trials have transformers' schedules",
             "remove it",
         ),
-        Refusal("train_on_inputs", "trials train on the answers only", "set it to false"),
         Refusal(
             "pretraining_dataset streaming curriculum_sampling sample_packing_sequentially use_pose",
             "trials draw whole rows in random order",
             "remove it",
         ),
         Refusal("optim_args", "trials support AdamW's betas and eps only", "remove it"),
-        Refusal("float16 bfloat16 torch_dtype", "trials keep trained parameters in float32", "set bf16: true instead"),
-        Refusal(
-            "tokens added_tokens_overrides chat_template_jinja default_system_message chat_template_kwargs",
-            "it changes the tokenizer or its chat template",
-            "make the change in the model's folder",
-        ),
-        Refusal("tokenizer_legacy", "it changes the tokens of rows", "remove it", off=False),
-        Refusal("tokenizer_use_fast", "trials use the fast tokenizer", "set it to true", (True,), off=False),
+        Refusal("float16 torch_dtype", "trials keep trained parameters in float32", "set bf16: true instead"),
+        Refusal("tokens", "it adds tokens to the model", "make the change in the model's folder"),
         Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(
             "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "
             "model_quantization_config_kwargs quantize_moe_experts reinit_weights cls_model_config rope_scaling "
-            "scaling_softmax fp32_norms resize_token_embeddings_to_32x",
+            "scaling_softmax fp32_norms",
             "it changes the model",
             "remove it",
         ),
@@ -451,6 +488,7 @@ DIALECT = Dialect(
     epochs=("num_epochs", 1.0),
     does_not_train=_does_not_train,
     relocated=_relocated,
+    rows_of=rows_of,
     evaluation_keys=lambda tree, config: {
         **share_held_out(tree, config, "test_datasets", "val_set_size"),
         **evaluated(tree, config),

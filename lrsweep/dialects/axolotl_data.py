@@ -1,17 +1,49 @@
-"""Axolotl's data keys: which data sets trials can read."""
+"""Axolotl's data keys: which rows trials read themselves, and which Axolotl itself reads and tokenises for them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.data_keys import held_out
 from lrsweep.dialects.mapping import Tree, brief
-from lrsweep.dialects.rows import given, word
+from lrsweep.dialects.rows import given, number, whole, word
 from lrsweep.dialects.training_arguments import mapping_of
 from lrsweep.errors import InputError
 from lrsweep.training.data.axolotl_chat import TOKENIZERS_OWN, check_name
 from lrsweep.training.data.formats import ALPACA_TEMPLATES, AXOLOTL_ROLES
+from lrsweep.training.data.reading import Source
 
+NAME = "axolotl"
+# Keys that decide which tokens rows have and which of them are learned. A file with one of them has its rows made by
+# Axolotl itself.
+ROW_KEYS = (
+    "train_on_inputs",
+    "min_sample_len",
+    "chat_template_jinja",
+    "chat_template_kwargs",
+    "default_system_message",
+    "added_tokens_overrides",
+    "tokenizer_config",
+    "tokenizer_legacy",
+    "tokenizer_use_fast",
+    "tokenizer_use_mistral_common",
+    "dataset_shard_num",
+    "dataset_shard_idx",
+    "dataset_exact_deduplication",
+    "shuffle_before_merging_datasets",
+)
+# The value that is the same as none, where that is not false.
+_NO_EFFECT = {"tokenizer_use_fast": True, "tokenizer_legacy": None}
+DATA_KEYS = ("datasets", "chat_template", "eot_tokens", *ROW_KEYS)
+# All keys that its rows depend on; those of the second line have rows of their own in the dialect's table.
+_KEYS = (
+    *DATA_KEYS,
+    *("test_datasets", "sequence_len", "excess_length_strategy", "special_tokens", "seed"),
+    *("base_model", "revision_of_model", "tokenizer_type", "trust_remote_code"),
+)
+# Axolotl's default for `sequence_len`.
+LENGTH = 512
 _ENTRY = (
     "path",
     "type",
@@ -38,8 +70,37 @@ _MESSAGES = {"role": "role", "content": "content"}
 
 
 def read_data(tree: Tree) -> Tree:
-    """Reads the data set. Raises InputError for several data sets, and for rows that trials cannot read."""
-    return _one_set(tree, "datasets")
+    """Reads the data sets. Raises InputError for what Axolotl cannot read."""
+    if not _made_by_axolotl(tree):
+        return {**_one_set(tree, "datasets"), "data.tokenized_by": None, "data.trainer_config": {}}
+    for name in ("datasets", "test_datasets"):
+        sets = given(tree, name, [])
+        if not isinstance(sets, list) or not all(isinstance(entry, Mapping) for entry in sets):
+            raise InputError(f"{name}={brief(sets)}: not a list of data sets; correct it")
+    if not tree.get("datasets"):
+        raise InputError("datasets: missing; give the rows")
+    return {
+        "data.path": ", ".join(word("datasets.path", given(entry, "path", "")) for entry in tree["datasets"]),
+        "data.name": None,
+        "data.split": "train",
+        "data.format": "tokens",
+        "data.columns": {},
+        "data.template": None,
+        "data.tokenized_by": NAME,
+        "data.trainer_config": {name: tree[name] for name in _KEYS if tree.get(name) is not None},
+    }
+
+
+def _made_by_axolotl(tree: Tree) -> bool:
+    """Whether Axolotl itself has to read the rows, as trials would read others or cannot read them."""
+    if any(tree.get(name) not in (None, {}, _NO_EFFECT.get(name, False)) for name in ROW_KEYS):
+        return True
+    try:
+        train = _one_set(tree, "datasets")
+        held = _one_set(tree, "test_datasets") if tree.get("test_datasets") else train
+    except InputError:
+        return True
+    return any(held[name] != train[name] for name in ("data.format", "data.columns", "data.template"))
 
 
 def _one_set(tree: Tree, name: str) -> Tree:
@@ -51,6 +112,10 @@ def _one_set(tree: Tree, name: str) -> Tree:
         if field not in _ENTRY and value is not None and (field, value) not in _USUAL:
             raise InputError(f"{name}: {field}={brief(value)}: trials do not change or select rows; remove it")
     kind = entry.get("type")
+    if kind == "chat_template" and tree.get("eot_tokens"):
+        raise InputError(
+            f"eot_tokens={brief(tree['eot_tokens'])}: trials learn the EOS token as a turn's end; remove it"
+        )
     roles = given(entry, "roles_to_train", ["assistant"])
     if kind == "chat_template" and (
         roles not in (["assistant"], ["gpt"]) or given(entry, "train_on_eos", "turn") != "turn"
@@ -112,6 +177,13 @@ def _format(entry: Tree, kind: Any) -> Tree:
 def write_data(config: SweepConfig) -> Tree:
     """Writes the data set as an entry of `datasets`. Raises InputError for a format that Axolotl cannot express."""
     data = config.data
+    if data.tokenized_by == NAME:
+        if data.max_length != whole("sequence_len", given(data.trainer_config, "sequence_len", LENGTH)):
+            raise InputError(
+                f"data.max_length={data.max_length}: Axolotl made the rows with another; set sequence_len in its file "
+                "and import that again"
+            )
+        return {name: value for name, value in data.trainer_config.items() if name in DATA_KEYS}
     entry: dict[str, Any] = {"path": data.path}
     if data.format in ("messages", "sharegpt"):
         column = "messages" if data.format == "messages" else "conversations"
@@ -144,9 +216,34 @@ def write_data(config: SweepConfig) -> Tree:
 def read_evaluation_set(tree: Tree) -> Tree:
     """Reads the held-out rows: an evaluation set, or a share of the rows."""
     if tree.get("test_datasets"):
-        found, train = _one_set(tree, "test_datasets"), _one_set(tree, "datasets")
-        for name in ("data.format", "data.columns", "data.template"):
-            if found[name] != train[name]:
-                raise InputError("test_datasets: its rows have another form than those of datasets; write both alike")
+        if _made_by_axolotl(tree):
+            return {}
+        found = _one_set(tree, "test_datasets")
         return {"data.eval_path": found["data.path"], "data.eval_split": found["data.split"]}
     return held_out(tree, "val_set_size")
+
+
+def write_evaluation_set(config: SweepConfig) -> Tree:
+    """Writes how many rows are held out, or the evaluation set whose rows Axolotl made."""
+    sets = config.data.trainer_config.get("test_datasets") if config.data.tokenized_by == NAME else None
+    return {"test_datasets": sets} if sets else {"val_set_size": config.data.eval_fraction}
+
+
+def rows_of(tree: Tree) -> int | None:
+    """How many rows a run trains on where Axolotl makes them; None unless they are the lines of local files."""
+    count = 0
+    for entry in given(tree, "datasets", []):
+        # A completion may become several rows, and other fields select some.
+        if entry.get("type") == "completion" or not {"path", "type", "ds_type", "chat_template"}.issuperset(entry):
+            return None
+        source = Source("datasets.path", word("path", entry.get("path", "")), None, "train")
+        try:
+            rows = None if source.local is None else len(source.open())
+        except InputError:
+            return None
+        if rows is None:
+            return None
+        count += rows
+    share = number("val_set_size", given(tree, "val_set_size", 0))
+    held = 0 if tree.get("test_datasets") else int(share if share > 1 else math.ceil(count * share))
+    return max(1, count - held) if count else None

@@ -41,9 +41,9 @@ LLAMAFACTORY = """
     eval_num_beams buffer_size create_new_adapter
 """
 
-# `lora_fan_in_fan_out`: PEFT sets it by the kind of each layer, whatever it is told.
+# PEFT sets `lora_fan_in_fan_out` by the kind of each layer, whatever it is told. Axolotl has never read `eta_min`.
 AXOLOTL = """
-    eot_tokens experimental_skip_move_to_device use_wandb provider gpu gpu_count node_count volumes memory timeout
+    experimental_skip_move_to_device use_wandb provider gpu gpu_count node_count volumes memory timeout
     memory_preprocess timeout_preprocess secrets use_scattermoe use_sonicmoe
     experts_implementation expert_parallel_size hub_model_id
     strict trust_remote_code hf_use_auth_token low_cpu_mem_usage
@@ -73,7 +73,7 @@ AXOLOTL = """
     is_llama_derived_model is_mistral_derived_model is_qwen_derived_model eval_table_size eval_max_new_tokens
     do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split generate_samples
     num_generation_samples dynamic_checkpoint full_finetune merge_lora lora_fan_in_fan_out fp8
-    fp8_enable_fsdp_float8_all_gather
+    fp8_enable_fsdp_float8_all_gather eta_min
 """
 
 TRL = """

@@ -172,7 +172,10 @@ def _write_loss(config: SweepConfig) -> Tree:
 
 
 _ROWS = (
-    fixed("LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False}),
+    fixed(
+        "LLaMA-Factory",
+        {"model.special_tokens": {}, "model.pad_embeddings_to_multiple_of": None, "data.drop_long_rows": False},
+    ),
     Row(
         ("model_name_or_path", "model_revision", "flash_attn"),
         ("model.path", "model.revision", "model.attn_implementation"),

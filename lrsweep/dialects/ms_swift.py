@@ -209,7 +209,7 @@ _ROWS = (
             lambda config: {"enable_dft_loss": True} if config.training.loss == "dft" else {},
         ),
     ),
-    fixed("ms-swift", {"model.special_tokens": {}}),
+    fixed("ms-swift", {"model.special_tokens": {}, "model.pad_embeddings_to_multiple_of": None}),
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
     training_arguments.scheduler("lr_scheduler_type", "cosine"),

@@ -70,6 +70,8 @@ def not_here(config: SweepConfig) -> str:
     comment += " (longer ones are left out)" if data.drop_long_rows else ""
     comment += ", learning prompts too" if data.train_on_prompt else ""
     comment += f", special tokens {format_value(dict(model.special_tokens))}" if model.special_tokens else ""
+    multiple = model.pad_embeddings_to_multiple_of
+    comment += "" if multiple is None else f", embeddings padded to a multiple of {multiple}"
     if finetune.mode == "lora":
         kind = ("rs" if finetune.rslora else "") + ("DoRA" if finetune.dora else "LoRA")
         comment += f", {kind} r={finetune.r} alpha={finetune.alpha:g} dropout={finetune.dropout:g}"

@@ -236,6 +236,7 @@ _ROWS = (
         ),
     ),
     exact("TRL", Row(("eos_token",), ("model.special_tokens",), _read_eos, _write_eos)),
+    fixed("TRL", {"model.pad_embeddings_to_multiple_of": None}),
     fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
     key("attn_implementation", "model.attn_implementation", None, word),

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -101,7 +102,18 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
             "random; download it again, or use a causal language model"
         )
     loaded.config.use_cache = False
+    if model.pad_embeddings_to_multiple_of is not None:
+        _pad_embeddings(loaded, len(load_tokenizer(model)), model.pad_embeddings_to_multiple_of)
     return loaded if model.quantization else loaded.to(device())
+
+
+def _pad_embeddings(model: PreTrainedModel, tokens: int, multiple: int) -> None:
+    """Adds rows to the embeddings up to a multiple of tokens, drawn around the mean as transformers does."""
+    rows = math.ceil(tokens / multiple) * multiple
+    if model.get_input_embeddings().num_embeddings < rows:
+        with torch.random.fork_rng(), _no_load_report():
+            torch.manual_seed(0)  # the base is the same for all trials
+            model.resize_token_embeddings(rows)
 
 
 def _stored_dtype(model: ModelConfig, finetune: FinetuneConfig) -> torch.dtype:

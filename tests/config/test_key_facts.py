@@ -94,6 +94,7 @@ def test_tuned_keys_and_comparable_losses() -> None:
         "model.quantization",
         "model.double_quantization",
         "model.attn_implementation",
+        "model.pad_embeddings_to_multiple_of",
     }
     other_rows = {key for key in keys() if key.startswith(("data.", "model."))} - same_rows
     assert {key for key in keys() if not key_facts(key).comparable} == other_rows

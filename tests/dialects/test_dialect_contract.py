@@ -112,6 +112,7 @@ CHANGES: dict[str, Any] = {
     "finetune.loraplus_lr_ratio": 16.0,
     "finetune.init_lora_weights": "pissa",
     "model.special_tokens": {"eos_token": "<|im_end|>"},
+    "model.pad_embeddings_to_multiple_of": 32,
     "data.drop_long_rows": True,
     "data.train_on_prompt": True,
     "optimizer.lr_groups": {"lora_B": 4.0},

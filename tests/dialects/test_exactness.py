@@ -43,9 +43,6 @@ FILES: dict[str, dict[str, Any]] = {
     [
         ("llamafactory", "ignore_pad_token_for_loss", True, False),
         ("llamafactory", "use_fast_tokenizer", True, False),
-        ("axolotl", "tokenizer_use_fast", True, False),
-        ("axolotl", "tokenizer_legacy", None, False),
-        ("axolotl", "tokenizer_legacy", None, True),
         ("axolotl", "bnb_config_kwargs", {"bnb_4bit_quant_type": "nf4"}, {"bnb_4bit_quant_type": "fp4"}),
         ("axolotl", "liger_use_token_scaling", False, True),
         ("ms-swift", "train_dataloader_shuffle", True, False),

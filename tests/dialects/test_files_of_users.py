@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from lrsweep import dialects
+from lrsweep.config.schema import replace
 from lrsweep.config.trial_schema import DataConfig, ModelConfig
 from lrsweep.dialects.imported_run import Imported, Request
 from lrsweep.dialects.importer import imported
@@ -306,35 +308,69 @@ def test_axolotls_chat_templates_are_written_by_our_engines(keys: Any, template:
     assert entry.get("chat_template") == template
 
 
-@pytest.mark.parametrize(
-    ("entry", "why"),
-    [
-        ({"roles": {"assistant": ["model"]}}, "roles: assistant=['model']: trials do not take 'model' for the assis"),
-        ({"message_property_mappings": {"weight": "w"}}, "message_property_mappings: weight: "),
-        ({"drop_system_message": True}, "drop_system_message=True"),
-        ({"field_thinking": "thinking"}, "field_thinking='thinking': trials do not rename it"),
-        ({"field_tools": ["tools"]}, "field_tools=['tools']: "),
-        ({"roles_to_train": ["user"]}, "roles_to_train=['user']: "),
-        ({"chat_template": "jinja"}, "chat_template=jinja: "),
-    ],
-)
-def test_conversations_that_our_engines_would_write_otherwise_go_their_way(entry: Any, why: str) -> None:
-    run = axolotl(datasets=[{"path": "m.jsonl", "ds_type": "json", "type": "chat_template", **entry}])
-    assert why in " ".join(run.reasons)
+AXOLOTLS_ROWS: list[dict[str, Any]] = [
+    *(
+        {"datasets": entry}
+        for entry in (
+            {"roles": {"assistant": ["model"]}},
+            {"message_property_mappings": {"weight": "w"}},
+            {"drop_system_message": True},
+            {"field_thinking": "thinking"},
+            {"field_tools": ["tools"]},
+            {"roles_to_train": ["user"]},
+            {"chat_template": "jinja", "chat_template_jinja": "t.jinja"},
+            {"type": "alpaca:other"},
+            {"type": {"field_instruction": "q", "format": "{instruction}"}},
+            {"shards": 10},
+            {"data_files": ["m.jsonl", "n.jsonl"]},
+        )
+    ),
+    {"eot_tokens": ["<|im_end|>"]},
+    {"train_on_inputs": True},
+    {"min_sample_len": 20},
+    {"chat_template": "jamba"},
+    {"default_system_message": "Be brief."},
+    {"tokenizer_use_fast": False},
+    {"tokenizer_legacy": True},
+    {"tokenizer_use_mistral_common": True},
+    {"dataset_exact_deduplication": True},
+    {"test_datasets": [{"path": "sg.jsonl", "type": "chat_template", "field_messages": "turns"}], "val_set_size": None},
+]
 
 
-def test_an_evaluation_set_of_another_form_goes_their_way() -> None:
-    lines("sg.jsonl", SHAREGPT)
-    entry = {
-        "path": "sg.jsonl",
-        "ds_type": "json",
-        "type": "chat_template",
-        "field_messages": "conversations",
-        "message_property_mappings": {"role": "from", "content": "value"},
+@pytest.mark.parametrize("keys", AXOLOTLS_ROWS, ids=str)
+def test_rows_that_our_engines_would_read_otherwise_are_made_by_axolotl(keys: dict[str, Any]) -> None:
+    entry = {"path": "m.jsonl", "ds_type": "json", "type": "chat_template"}
+    file = keys | {"datasets": [entry | keys.get("datasets", {})]}
+    assert axolotl(datasets=[entry]).config.data.format == "axolotl", "without the keys they are ours"
+    run = axolotl(**file)
+    data = run.config.data
+    assert (run.reasons, data.path, data.format, data.tokenized_by) == ((), "m.jsonl", "tokens", "axolotl")
+    assert {name: data.trainer_config[name] for name, value in file.items() if value is not None}.items() >= {
+        name: value for name, value in file.items() if value is not None
+    }.items()
+    assert "data.python" in " ".join(run.notes) or shutil.which("axolotl")
+    written = dialects.tree(dialects.TRAINERS["axolotl"], run.config.model_copy(update={"origin": None}), set())
+    assert {name: written[name] for name in file if file[name] is not None} == {
+        name: value for name, value in file.items() if value is not None
     }
-    assert (
-        axolotl(test_datasets=[entry], val_set_size=None).reasons[0].startswith("test_datasets: its rows have another")
-    )
+
+
+def test_rows_of_several_data_sets_are_counted_where_they_are_files() -> None:
+    lines("one.jsonl", [{"instruction": "a", "output": "b"}] * 30)
+    lines("two.jsonl", [{"instruction": "a", "output": "b"}] * 10)
+    both = [{"path": f"{name}.jsonl", "type": "alpaca"} for name in ("one", "two")]
+    run = axolotl(datasets=both, val_set_size=0.1, num_epochs=2, micro_batch_size=4, gradient_accumulation_steps=1)
+    assert (run.config.data.tokenized_by, run.config.training.horizon) == ("axolotl", 18)
+    unknown = axolotl(datasets=[*both, {"path": "org/rows", "type": "alpaca"}])
+    assert "the run's length in steps is not known" in " ".join(unknown.notes)
+
+
+def test_axolotls_rows_have_one_length() -> None:
+    run = axolotl(min_sample_len=20, sequence_len=256)
+    longer = replace(run.config, {"data.max_length": 512})
+    with pytest.raises(InputError, match=r"^data.max_length=512: Axolotl made the rows with another; "):
+        dialects.tree(dialects.TRAINERS["axolotl"], longer.model_copy(update={"origin": None}), set())
 
 
 # The data
@@ -530,7 +566,6 @@ def test_axolotls_styles_of_the_alpaca_prompt(kind: str, begins: str, with_input
 
 
 def test_a_style_that_is_not_axolotls_is_refused() -> None:
-    assert axolotl(datasets=[{"path": "d", "type": "alpaca:other"}]).reasons
     with pytest.raises(InputError, match=r"^data.template=alpaca:other: for format alpaca it is one of alpaca, "):
         load(data("data/demo.json", "alpaca", template="alpaca:other"), tokenizer_with(CHATML))
 
@@ -543,5 +578,5 @@ def test_the_files_that_an_entry_names_move_with_data_dir() -> None:
 
 def test_some_files_of_a_data_set_are_read_by_axolotl() -> None:
     entry = {"path": "org/rows", "data_files": ["a.jsonl"], "type": "chat_template"}
-    assert [reason.partition("=")[0] for reason in axolotl(datasets=[entry]).reasons] == ["datasets: data_files"]
-    assert axolotl(datasets=[entry | {"path": "json", "data_files": ["train.jsonl"]}]).reasons == ()
+    assert axolotl(datasets=[entry]).config.data.tokenized_by == "axolotl"
+    assert axolotl(datasets=[entry | {"path": "json", "data_files": ["train.jsonl"]}]).config.data.tokenized_by is None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Each trainer's own program, beside which its Python is, and ours.
-_PROGRAMS = {"ms-swift": ("swift", "ms_swift_rows.py")}
+_PROGRAMS = {"axolotl": ("axolotl", "axolotl_rows.py"), "ms-swift": ("swift", "ms_swift_rows.py")}
 # What ends the output of a program that failed, at most.
 _LAST = 300
 

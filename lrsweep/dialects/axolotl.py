@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, router_keys, training_arguments
 from lrsweep.dialects.axolotl_data import read_data, read_evaluation_set, write_data
 from lrsweep.dialects.data_keys import NO_EVALUATION, moved, rows_are_ours, share_held_out
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version, brief, evaluated
@@ -285,6 +285,7 @@ _ROWS = (
         lambda config: {} if config.data.drop_long_rows else {"excess_length_strategy": "truncate"},
     ),
     key("sample_packing", "data.packing", False, flag),
+    router_keys.AXOLOTL,
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     Row(
         ("optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -431,9 +432,8 @@ DIALECT = Dialect(
         Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(
-            "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "
-            "model_quantization_config_kwargs quantize_moe_experts reinit_weights cls_model_config rope_scaling "
-            "scaling_softmax fp32_norms resize_token_embeddings_to_32x",
+            "overrides_of_model_kwargs model_quantization_config model_quantization_config_kwargs quantize_moe_experts "
+            "reinit_weights cls_model_config rope_scaling scaling_softmax fp32_norms resize_token_embeddings_to_32x",
             "it changes the model",
             "remove it",
         ),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import harmless_keys, training_arguments
+from lrsweep.dialects import harmless_keys, router_keys, training_arguments
 from lrsweep.dialects.mapping import OWN_SCRIPT, Dialect, Refusal, Row, TheirRun, Tree, Version
 from lrsweep.dialects.rows import fixed, flag, word
 from lrsweep.formatting import format_value
@@ -22,7 +22,7 @@ def _names_model(tree: Tree) -> bool:
 
 
 PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
-_LOSS = fixed("transformers", training_arguments.PLAIN_LOSS)
+_LOSS = fixed("transformers", {**training_arguments.PLAIN_LOSS, **router_keys.OF_TOKENS})
 # This is not in TrainingArguments, but often in a script's own dataclass.
 _MODEL = Row(
     ("model_name_or_path",),
@@ -69,6 +69,9 @@ def not_here(config: SweepConfig) -> str:
     comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
     comment += " (longer ones are left out)" if data.drop_long_rows else ""
     comment += ", learning prompts too" if data.train_on_prompt else ""
+    if model.output_router_logits:
+        weight = model.router_aux_loss_coef
+        comment += " with output_router_logits=true" + ("" if weight is None else f", router_aux_loss_coef={weight:g}")
     comment += f", special tokens {format_value(dict(model.special_tokens))}" if model.special_tokens else ""
     if finetune.mode == "lora":
         kind = ("rs" if finetune.rslora else "") + ("DoRA" if finetune.dora else "LoRA")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    JetMoeConfig,
     MixtralConfig,
     Qwen3MoeConfig,
     Trainer,
@@ -48,6 +49,10 @@ KINDS = {
     "mixtral": MIXTRAL,
     "qwen3_moe": Qwen3MoeConfig(
         **SIZES, num_experts=4, moe_intermediate_size=16, head_dim=8, router_aux_loss_coef=0.7, norm_topk_prob=True
+    ),
+    # The experts of the others take no float64. It calls the weight by another name.
+    "jetmoe": JetMoeConfig(
+        **SIZES, kv_channels=8, num_local_experts=4, aux_loss_coef=0.7, bos_token_id=1, eos_token_id=1
     ),
 }
 ROUTED = ("model.output_router_logits=true", "training.gradient_accumulation_steps=2", "training.max_grad_norm=0.5")
@@ -138,7 +143,7 @@ def check_same(host: Recorder, trainer: Trainer) -> None:
     assert [evals[3], evals[6]] == pytest.approx(curve(trainer, "eval_loss"), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_trial_is_what_stock_trainer_gives(
     tmp_path: Path, folder: Callable[[str], Path], mode: str, kind: str
@@ -181,20 +186,18 @@ def test_in_float64_and_in_the_plain_loop_it_is_the_same(
     tmp_path: Path, folder: Callable[[str], Path], mean: str
 ) -> None:
     overrides = (*ROUTED, "finetune=full", f"training.mean_over={mean}")
-    config = trial(folder("mixtral"), *overrides)
+    config = trial(folder("jetmoe"), *overrides)
     single = train(TrainerEngine(), tmp_path, config)
-    double = train(TrainerEngine(), tmp_path / "64", trial(folder("mixtral"), *overrides, "model.dtype=float64"))
+    double = train(TrainerEngine(), tmp_path / "64", trial(folder("jetmoe"), *overrides, "model.dtype=float64"))
     assert list(double.curve("loss").values()) == pytest.approx(list(single.curve("loss").values()), rel=1e-5)
     assert list(double.curve("grad_norm").values()) == pytest.approx(list(single.curve("grad_norm").values()), rel=1e-4)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
     loop = PlainLoop(config)
+    assert loop.evaluate().mean == pytest.approx(single.curve("eval_loss")[0], rel=1e-6)
     loss = loop.gradients([order[:2], order[2:4]])
     assert loss == pytest.approx(single.curve("loss")[1], rel=1e-5)
     assert loop.measure([order[:2], order[2:4]]) == pytest.approx(loss, rel=1e-6)
     assert loop.step() == pytest.approx(single.curve("grad_norm")[1], rel=1e-5)
-    assert loop.evaluate().mean == pytest.approx(
-        train(TrainerEngine(), tmp_path / "1", config).curve("eval_loss")[0], rel=1
-    )
 
 
 @pytest.mark.parametrize("head", ["own", "scaled"])

@@ -121,9 +121,9 @@ def stock(config: SweepConfig, folder: Path, as_axolotl: bool = False) -> Traine
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=data.train,  # type: ignore[arg-type]
-        eval_dataset=data.evaluation,  # type: ignore[arg-type]
-        data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),  # type: ignore[arg-type]
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id),
     )
     if as_axolotl:  # its own Trainer does this for models that do not name num_items_in_batch
         trainer.model_accepts_loss_kwargs = False

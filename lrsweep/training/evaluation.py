@@ -57,14 +57,14 @@ def _label_losses(model: Any, head: Head, batch: Mapping[str, Tensor]) -> tuple[
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     of_router: Tensor | float = 0.0
     if has_router_loss(model.config):
-        # Only the whole model knows the router's loss: it runs, with the logits of one token, and the decoder is heard.
-        heard: list[Any] = []
-        hook = model.get_decoder().register_forward_hook(lambda module, given, returned: heard.append(returned))
+        # Only the whole model knows the router's loss: it runs, with the logits of one token, and the decoder shows its output.
+        decoded: list[Any] = []
+        hook = model.get_decoder().register_forward_hook(lambda module, given, returned: decoded.append(returned))
         try:
             of_router = router_loss(model, model(**inputs, use_cache=False, logits_to_keep=1))
         finally:
             hook.remove()
-        hidden = heard[-1].last_hidden_state[:, :-1]
+        hidden = decoded[-1].last_hidden_state[:, :-1]
     else:
         hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]

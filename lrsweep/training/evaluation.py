@@ -57,7 +57,7 @@ def _label_losses(model: Any, head: Head, batch: Mapping[str, Tensor]) -> tuple[
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
     of_router: Tensor | float = 0.0
     if has_router_loss(model.config):
-        # Only the whole model knows the router's loss. It runs, for the logits of one token; the decoder's output is kept.
+        # Only the whole model knows the router's loss: it runs, for one token's logits; the decoder's output is kept.
         decoded: list[Any] = []
         hook = model.get_decoder().register_forward_hook(lambda module, given, returned: decoded.append(returned))
         try:

@@ -234,6 +234,15 @@ class SweepConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _routers_loss_is_the_models_own(self) -> Self:
+        if self.model.output_router_logits and self.training.loss != "cross_entropy":
+            raise ValueError(
+                "model: output_router_logits=true adds to the model's own loss, which training.loss="
+                f"{self.training.loss} replaces; set one of them back"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trials_outlast_their_warmup(self) -> Self:
         training = self.training
         if self.lengths_searched:

@@ -107,6 +107,11 @@ class ModelConfig(Section):
     pad_embeddings_to_multiple_of: Annotated[Count | None, _LATER_NUMERICS] = None
     """Adds rows to the embeddings of a model that has fewer than the tokenizer has tokens, rounded up to a multiple of
     this. Null adds none."""
+    output_router_logits: Annotated[bool, _LATER] = False
+    """For a mixture of experts: adds the router's load-balancing loss to the losses of training and evaluation, as in
+    transformers; not packed. False is what the model's own config says."""
+    router_aux_loss_coef: Annotated[NonNegative | None, _LATER] = None
+    """For `output_router_logits`: the weight of that loss; null is the model's own."""
     trust_remote_code: Annotated[bool, _BASE] = False
     """Runs the model repository's own code. Needs `revision` pinned to a commit."""
 
@@ -114,6 +119,15 @@ class ModelConfig(Section):
     def _remote_code_is_pinned(self) -> Self:
         if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError("trust_remote_code runs the repository's code: pin model.revision to a 40-digit commit")
+        return self
+
+    @model_validator(mode="after")
+    def _weight_of_a_loss(self) -> Self:
+        if self.router_aux_loss_coef is not None and not self.output_router_logits:
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef:g} is the weight of the router's loss: set "
+                "output_router_logits=true, or it to null"
+            )
         return self
 
 
@@ -294,6 +308,10 @@ class TrainingConfig(Section):
     """For `loss=eaft`: the power of the entropy."""
     asft_alpha: Annotated[NonNegative, _LATER_OBJECTIVE] = 0.1
     """For `loss=asft`: the weight of the divergence from the base."""
+    mean_over: Annotated[Literal["tokens", "batches"], _LATER_OBJECTIVE] = "tokens"
+    """With gradient accumulation, a step's loss is the mean over its label tokens, as in transformers' Trainer, to
+    which each batch adds its router's loss (`tokens`); or it is the mean of the batches' losses, as in Axolotl
+    (`batches`)."""
     horizon: Annotated[Count | None, _OWN] = None
     """Optimizer steps of the real run. Trials follow the real run's schedule and stop after `max_steps`. If `max_steps`
     is searched, each trial has a schedule of its own length, and the best rate for this length follows from theirs."""
@@ -302,6 +320,12 @@ class TrainingConfig(Section):
     checkpoint_seconds: Annotated[NonNegative | None, run_key()] = 60.0
     """Checkpoints a trial at an evaluation if its last checkpoint is this old, or older if writing would take more than
     a tenth of the time; 0 is at every evaluation, null is never."""
+
+    @model_validator(mode="after")
+    def _mean_of_plain_losses(self) -> Self:
+        if self.mean_over == "batches" and self.loss != "cross_entropy":
+            raise ValueError(f"loss={self.loss} has its own mean; set mean_over=tokens, or loss=cross_entropy")
+        return self
 
     @model_validator(mode="after")
     def _horizon_is_at_least_max_steps(self) -> Self:

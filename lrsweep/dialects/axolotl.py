@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, router_keys, training_arguments
 from lrsweep.dialects.axolotl_data import (
     DATA_KEYS,
     LENGTH,
@@ -205,7 +205,9 @@ def _read_batch(tree: Tree) -> Tree:
                 f"batch_size={tree['batch_size']}: Axolotl takes it beside a smaller micro_batch_size, and instead of "
                 "gradient_accumulation_steps; remove it"
             )
-    return {"training.batch_size": rows, "training.gradient_accumulation_steps": steps}
+    # Its trainer takes each batch's mean, and then that of a step's batches.
+    mean = "batches" if steps > 1 else "tokens"
+    return {"training.batch_size": rows, "training.gradient_accumulation_steps": steps, "training.mean_over": mean}
 
 
 def _write_batch(config: SweepConfig) -> Tree:
@@ -329,6 +331,7 @@ _ROWS = (
         lambda config: {} if config.data.drop_long_rows else {"excess_length_strategy": "truncate"},
     ),
     key("sample_packing", "data.packing", False, flag),
+    router_keys.AXOLOTL,
     Row(("learning_rate",), ("optimizer.lr",), _read_rate, lambda config: {"learning_rate": config.optimizer.lr}),
     Row(
         ("optimizer", "adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -352,7 +355,7 @@ _ROWS = (
     ),
     Row(
         ("micro_batch_size", "gradient_accumulation_steps", "batch_size"),
-        ("training.batch_size", "training.gradient_accumulation_steps"),
+        ("training.batch_size", "training.gradient_accumulation_steps", "training.mean_over"),
         _read_batch,
         _write_batch,
     ),
@@ -385,7 +388,9 @@ def _not_here(config: SweepConfig) -> str:
         "# Trials kept the trained weights in float32, as Axolotl does with DeepSpeed or FSDP. Without them,\n"
         "# it trains weights in bf16.\n"
     )
-    return rows_are_ours(config) + (comment if in_float32 else "")
+    of_tokens = config.training.mean_over == "tokens" and config.training.gradient_accumulation_steps > 1
+    mean = "# Trials took the mean over a step's tokens; Axolotl takes that of each batch, and then their mean.\n"
+    return rows_are_ours(config) + (comment if in_float32 else "") + (mean if of_tokens else "")
 
 
 def _check(config: SweepConfig, version: Version | None) -> None:
@@ -468,9 +473,8 @@ DIALECT = Dialect(
         Refusal("use_eaft kd_trainer liger_use_token_scaling", "trials use the cross-entropy loss", "remove it"),
         Refusal("spectrum_top_fraction use_onebitllms diffusion llmcompressor", _METHOD, "remove it"),
         Refusal(
-            "model_config overrides_of_model_config overrides_of_model_kwargs model_quantization_config "
-            "model_quantization_config_kwargs quantize_moe_experts reinit_weights cls_model_config rope_scaling "
-            "scaling_softmax fp32_norms",
+            "overrides_of_model_kwargs model_quantization_config model_quantization_config_kwargs quantize_moe_experts "
+            "reinit_weights cls_model_config rope_scaling scaling_softmax fp32_norms",
             "it changes the model",
             "remove it",
         ),

@@ -10,7 +10,7 @@ from typing import Any
 
 from lrsweep.config.schema import SweepConfig
 from lrsweep.config.trial_schema import FinetuneConfig
-from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, router_keys, training_arguments
 from lrsweep.dialects.data_keys import NO_EVALUATION, share_held_out
 from lrsweep.dialects.llamafactory_data import (
     data_not_here,
@@ -171,11 +171,22 @@ def _write_loss(config: SweepConfig) -> Tree:
     return asked | {name: value for name, usual in _ALPHAS.items() if (value := getattr(training, name)) != usual}
 
 
+def _has_other_loss(tree: Tree) -> bool:
+    """Whether a loss of its own replaces the model's. Raises InputError if rows are packed."""
+    if any(flag(name, tree.get(name) or False) for name in _LOSSES):
+        return True
+    if tree.get("packing") or tree.get("neat_packing"):
+        raise InputError("moe_aux_loss_coef: with packed rows, LLaMA-Factory counts them by their place; do not pack")
+    return False
+
+
 _ROWS = (
+    training_arguments.mean_over("LLaMA-Factory"),
     fixed(
         "LLaMA-Factory",
         {"model.special_tokens": {}, "model.pad_embeddings_to_multiple_of": None, "data.drop_long_rows": False},
     ),
+    router_keys.row("LLaMA-Factory", "moe_aux_loss_coef", (*_LOSSES, "packing", "neat_packing"), _has_other_loss),
     Row(
         ("model_name_or_path", "model_revision", "flash_attn"),
         ("model.path", "model.revision", "model.attn_implementation"),
@@ -264,6 +275,10 @@ def _check(config: SweepConfig, version: Version | None) -> None:
             "--target-version v1: LLaMA-Factory's v1 engine has no keys for betas, weight decay, schedule and warm-up; "
             "train with its default engine (without USE_V1), and export without --target-version"
         )
+    if config.model.output_router_logits and config.data.packing:
+        raise InputError(
+            "model.output_router_logits=true: LLaMA-Factory counts packed rows by their place; set data.packing=false"
+        )
 
 
 def _complete(config: SweepConfig) -> Tree:
@@ -337,6 +352,12 @@ def _notes(tree: Tree) -> list[str]:
     for name in _LOSSES:
         if tree.get(name):
             found.append(f"{name} stays: {training_arguments.WEIGHTED}")
+    if tree.get("moe_aux_loss_coef"):
+        found.append(
+            "moe_aux_loss_coef has no effect there for other models than mixtral, qwen2_moe, qwen3_moe, olmoe, phimoe, "
+            "granitemoe, jamba and ernie4_5_moe; for those, set model.output_router_logits=false and "
+            "model.router_aux_loss_coef=null"
+        )
     if tree.get("fp8"):
         found.append(training_arguments.COARSE)
     if tree.get("tokenized_path"):
@@ -384,8 +405,7 @@ DIALECT = Dialect(
         Refusal("ignore_pad_token_for_loss", "trials do not learn padding", "set it to true", (True,), off=False),
         Refusal("use_fast_tokenizer", "trials use the fast tokenizer", "set it to true", (True,), off=False),
         Refusal(
-            "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config "
-            "moe_aux_loss_coef",
+            "rope_scaling shift_attn resize_vocab add_tokens add_special_tokens new_special_tokens_config",
             "it changes the model",
             "remove it",
         ),

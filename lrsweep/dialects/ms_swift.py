@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import harmless_keys, lora_keys, optimizer_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, optimizer_keys, router_keys, training_arguments
 from lrsweep.dialects.data_keys import share_only
 from lrsweep.dialects.mapping import (
     OWN_SCRIPT,
@@ -141,6 +141,15 @@ def _read_accumulation(tree: Tree) -> Tree:
     }
 
 
+def _with_dft(tree: Tree) -> bool:
+    if flag("enable_dft_loss", tree.get("enable_dft_loss") or False):
+        raise InputError(
+            "router_aux_loss_coef: with enable_dft_loss, ms-swift adds the router's loss to a loss with weights, and "
+            "trials do not; remove one of them"
+        )
+    return False
+
+
 _ROWS = (
     Row(
         ("model", "use_hf", "model_revision", "attn_impl"),
@@ -209,6 +218,8 @@ _ROWS = (
             lambda config: {"enable_dft_loss": True} if config.training.loss == "dft" else {},
         ),
     ),
+    router_keys.row("ms-swift", "router_aux_loss_coef", ("enable_dft_loss",), _with_dft),
+    training_arguments.mean_over("ms-swift"),
     fixed("ms-swift", {"model.special_tokens": {}, "model.pad_embeddings_to_multiple_of": None}),
     key("weight_decay", "optimizer.weight_decay", 0.1, number),
     key("max_grad_norm", "training.max_grad_norm", 1.0, number),
@@ -307,7 +318,7 @@ DIALECT = Dialect(
         Refusal("freeze_parameters_ratio", _METHOD, "set it to 0", (0, 0.0)),
         Refusal("freeze_llm freeze_vit freeze_aligner max_pixels", "trials learn from text alone", "remove it"),
         Refusal("streaming", "trials draw whole rows at random", "remove it"),
-        Refusal("rope_scaling new_special_tokens router_aux_loss_coef", "it changes the model", "remove it", ([], 0)),
+        Refusal("rope_scaling new_special_tokens", "it changes the model", "remove it", ([], 0)),
         Refusal("train_dataloader_shuffle", "trials draw rows at random", "set it to true", (True,), off=False),
         Refusal("bnb_4bit_quant_type", "trials quantize to nf4", "set it to nf4", ("nf4",)),
         Refusal("bnb_4bit_compute_dtype", "trials compute in bf16", "set it to bfloat16", ("bfloat16",)),

@@ -80,6 +80,23 @@ def _write_warmup_steps(config: SweepConfig) -> Tree:
 LOSS_OURS = ("training.loss", "training.eaft_alpha", "training.asft_alpha")
 # What the trainers always do that have no key for it.
 PLAIN_LOSS = {"training.loss": "cross_entropy", "training.eaft_alpha": 1.0, "training.asft_alpha": 0.1}
+
+
+def mean_over(trainer: str) -> Row:
+    """Returns the row for trainers that take a step's loss as the mean over its label tokens: all but Axolotl."""
+
+    def write(config: SweepConfig) -> Tree:
+        training = config.training
+        if training.mean_over != "tokens" and training.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"training.mean_over={training.mean_over}: with gradient accumulation, {trainer} takes the mean over a "
+                "step's tokens; set it to tokens"
+            )
+        return {}
+
+    return Row((), ("training.mean_over",), lambda tree: {"training.mean_over": "tokens"}, write)
+
+
 COARSE = "fp8 stays: its products are rounded more coarsely; trials train in bf16 or float32"
 WEIGHTED = "trials minimise the same, and report and are ranked by the cross-entropy without its weights"
 WARMUP_OURS = ("scheduler.warmup_steps", "scheduler.warmup_ratio")

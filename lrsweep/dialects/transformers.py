@@ -22,7 +22,7 @@ def _names_model(tree: Tree) -> bool:
 
 
 PRECISION = Row(("bf16",), ("model.dtype",), _read_precision, training_arguments.write_precision)
-_LOSS = fixed("transformers", training_arguments.PLAIN_LOSS)
+_LOSS = (fixed("transformers", training_arguments.PLAIN_LOSS), training_arguments.mean_over("transformers"))
 # This is not in TrainingArguments, but often in a script's own dataclass.
 _MODEL = Row(
     ("model_name_or_path",),
@@ -45,7 +45,7 @@ def _rows(version: Version | None) -> Sequence[Row]:
     return (
         _MODEL,
         PRECISION,
-        _LOSS,
+        *_LOSS,
         *training_arguments.rows(5e-5, warmup(version), training_arguments.checkpointing(False)),
     )
 
@@ -69,6 +69,9 @@ def not_here(config: SweepConfig) -> str:
     comment += f", data {data.path} in {'packed ' if data.packing else ''}rows of up to {data.max_length} tokens"
     comment += " (longer ones are left out)" if data.drop_long_rows else ""
     comment += ", learning prompts too" if data.train_on_prompt else ""
+    if model.output_router_logits:
+        weight = model.router_aux_loss_coef
+        comment += " with output_router_logits=true" + ("" if weight is None else f", router_aux_loss_coef={weight:g}")
     comment += f", special tokens {format_value(dict(model.special_tokens))}" if model.special_tokens else ""
     multiple = model.pad_embeddings_to_multiple_of
     comment += "" if multiple is None else f", embeddings padded to a multiple of {multiple}"

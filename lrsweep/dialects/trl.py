@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects import harmless_keys, lora_keys, training_arguments
+from lrsweep.dialects import harmless_keys, lora_keys, router_keys, training_arguments
 from lrsweep.dialects.data_keys import moved, rows_are_ours, share_only
 from lrsweep.dialects.mapping import (
     OWN_SCRIPT,
@@ -21,7 +21,7 @@ from lrsweep.dialects.mapping import (
     evaluated,
     with_model,
 )
-from lrsweep.dialects.model_keys import read_model, write_model
+from lrsweep.dialects.model_keys import model_folder, read_model, write_model
 from lrsweep.dialects.rows import exact, fixed, flag, given, key, number, whole, word
 from lrsweep.dialects.transformers import warmup
 from lrsweep.errors import InputError
@@ -225,7 +225,32 @@ def _read_loss(tree: Tree) -> Tree:
     return training_arguments.PLAIN_LOSS | {"training.loss": _LOSSES[name]}
 
 
+# The weight of the router's loss that `trl sft` has for every mixture of experts.
+_ROUTER = 0.001
+
+
+def _read_router(tree: Tree) -> Tree:
+    usual = _ROUTER if router_keys.is_mixture(str(tree.get("model_name_or_path") or "")) else 0
+    weight = given(tree, "router_aux_loss_coef", usual)
+    # A loss of TRL's own replaces the model's, in which the router's is.
+    if number("router_aux_loss_coef", weight) == 0 or tree.get("loss_type") == "dft":
+        return router_keys.OFF
+    return router_keys.weighted("router_aux_loss_coef", weight)
+
+
+def _write_router(config: SweepConfig) -> Tree:
+    place = model_folder(config.model.path)
+    if not config.model.output_router_logits:
+        off = config.training.loss == "dft" or not router_keys.is_mixture(place)
+        return {} if off else {"router_aux_loss_coef": 0.0}
+    weight = router_keys.weight_of(config, "TRL")
+    if weight == 0:
+        raise InputError("model.router_aux_loss_coef=0: TRL then has no such loss; set output_router_logits=false")
+    return {} if weight == _ROUTER and router_keys.is_mixture(place) else {"router_aux_loss_coef": weight}
+
+
 _ROWS = (
+    Row(("model_name_or_path", "loss_type", "router_aux_loss_coef"), router_keys.OURS, _read_router, _write_router),
     exact(
         "TRL",
         Row(
@@ -236,6 +261,7 @@ _ROWS = (
         ),
     ),
     exact("TRL", Row(("eos_token",), ("model.special_tokens",), _read_eos, _write_eos)),
+    training_arguments.mean_over("TRL"),
     fixed("TRL", {"model.pad_embeddings_to_multiple_of": None}),
     fixed("TRL", {"data.drop_long_rows": False}),
     Row(("model_name_or_path", "model_revision"), ("model.path", "model.revision"), read_model, write_model),
@@ -389,7 +415,7 @@ DIALECT = Dialect(
         Refusal("streaming dataset_streaming", "trials need all rows", "set it to false"),
         Refusal("max_seq_length", "TRL 0.20 renamed it", "use max_length"),
         Refusal("torch_dtype", "TRL renamed it", "use dtype"),
-        Refusal("model_init_kwargs router_aux_loss_coef", "it changes the model", "remove it", ({},)),
+        Refusal("model_init_kwargs", "it changes the model", "remove it", ({},)),
         Refusal("dataset_kwargs", "trials do not change rows", "remove it", ({},)),
         Refusal("padding_free", "trials pad batches; the loss is the same only with packing", "set it to false"),
         *(

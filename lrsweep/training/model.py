@@ -33,6 +33,7 @@ from lrsweep.training.model_fit import (
 )
 from lrsweep.training.optimizer import lr_factors
 from lrsweep.training.out_of_memory import is_out_of_memory
+from lrsweep.training.router import set_router
 
 # Trials load the base often, and each progress bar would break the terminal's display.
 disable_progress_bar()
@@ -93,6 +94,8 @@ def load_model(model: ModelConfig, finetune: FinetuneConfig) -> PreTrainedModel:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization:
         options |= {"quantization_config": _quantization(model, compute), "device_map": {"": 0}}
+    if model.output_router_logits:
+        options["config"] = _config(model)
     with _no_load_report():
         loaded, info = _loaded(AutoModelForCausalLM, model, output_loading_info=True, **options)
     lacking = sorted(info["missing_keys"])
@@ -114,6 +117,13 @@ def _pad_embeddings(model: PreTrainedModel, tokens: int, multiple: int) -> None:
         with torch.random.fork_rng(), _no_load_report():
             torch.manual_seed(0)  # the base is the same for all trials
             model.resize_token_embeddings(rows)
+
+
+def _config(model: ModelConfig) -> Any:
+    """The model's config of transformers, with what ours changes in it. Raises InputError."""
+    config = _loaded(AutoConfig, model)
+    set_router(model, config)
+    return config
 
 
 def _stored_dtype(model: ModelConfig, finetune: FinetuneConfig) -> torch.dtype:
@@ -179,7 +189,7 @@ def check_trainable(model: ModelConfig, finetune: FinetuneConfig, optimizer: Opt
             language model, is too large, or lacks what its quantized weights need.
     """
     check_attention(model)
-    config = _loaded(AutoConfig, model)
+    config = _config(model)
     check_quantized_weights(model, finetune, config)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from lrsweep.training.loss import anchored_loss, frozen_copy, summed_loss, weigh
 from lrsweep.training.model import enable_checkpointing, load_model, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.out_of_memory import is_out_of_memory
+from lrsweep.training.router import check_padding, router_loss
 from lrsweep.training.weight_decay import decayed_names
 
 
@@ -52,7 +53,9 @@ class PlainLoop:
         self._compute = resolve_dtype(config.model)
         self._max_norm = training.max_grad_norm
         self._weigh = weighing(training)
+        self._of_batches = training.mean_over == "batches"
         base = load_model(config.model, config.finetune)
+        check_padding(config, base.config)
         self._anchor = frozen_copy(base) if training.loss == "asft" else None
         self._alpha = training.asft_alpha
         if training.gradient_checkpointing:
@@ -79,16 +82,14 @@ class PlainLoop:
     @torch.no_grad()
     def measure(self, batches: Sequence[Sequence[int]]) -> float:
         """The loss over the batches of one step, without gradients."""
-        tokens = self._tokens(batches)
-        return sum(self._loss(batch, tokens).item() for batch in batches)
+        return sum(self._loss(batch, batches).item() for batch in batches)
 
     def gradients(self, batches: Sequence[Sequence[int]]) -> float:
         """The loss over the batches of one step. Its gradients, not clipped yet, replace the earlier ones."""
         self.model.zero_grad()
-        tokens = self._tokens(batches)
         total = 0.0
         for batch in batches:
-            loss = self._loss(batch, tokens)
+            loss = self._loss(batch, batches)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
@@ -120,21 +121,25 @@ class PlainLoop:
     def _tokens(self, batches: Sequence[Sequence[int]]) -> int:
         return sum(label != IGNORED for batch in batches for row in batch for label in self.rows[row].labels[1:])
 
-    def _loss(self, rows: Sequence[int], tokens: int) -> Tensor:
-        """These rows' share of the mean over `tokens` label tokens, on the device."""
+    def _loss(self, rows: Sequence[int], step: Sequence[Sequence[int]]) -> Tensor:
+        """The share of these rows in the loss of a step's batches, on the device."""
+        tokens = len(step) * self._tokens([rows]) if self._of_batches else self._tokens(step)
         device = self.weights[0].device
         batch = {key: value.to(device) for key, value in collate([self.rows[row] for row in rows], self._pad).items()}
         labels = batch.pop("labels")[:, 1:]
         # As Trainer does for `bf16=True`.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._compute == torch.bfloat16):
-            logits = self.model(**batch).logits[:, :-1]
+            outputs = self.model(**batch)
+            logits = outputs.logits[:, :-1]
             if self._anchor is not None:
                 with torch.no_grad():
                     anchor = self._anchor(**batch).logits[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._anchor is not None:
             return anchored_loss(logits, labels, anchor, self._alpha, tokens)
-        return summed_loss(logits, labels, self._weigh) / tokens
+        loss = summed_loss(logits, labels, self._weigh) / tokens
+        # As in transformers, a loss with weights replaces the model's own, in which the router's is.
+        return loss if self._weigh else loss + router_loss(self.model, outputs) / (len(step) if self._of_batches else 1)
 
 
 def check_loss(loss: float, config: SweepConfig) -> None:

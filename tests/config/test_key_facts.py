@@ -78,6 +78,7 @@ def test_what_trials_of_a_pack_must_agree_in() -> None:
         "training.loss",
         "training.eaft_alpha",
         "training.asft_alpha",
+        "training.mean_over",
     )
     assert {key for key in keys() if key_facts(key).in_pack == "same"} == {k for k in keys() if k.startswith(same)}
     part = trial_part(sweep_config(["+sweep=lora_lr"]), same_in_pack=True)

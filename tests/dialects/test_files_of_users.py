@@ -95,7 +95,7 @@ def axolotl(**changes: Any) -> Imported:
         ("axolotl", AXOLOTL | {"kd_ce_alpha": 0.1}, "kd_ce_alpha=0.1"),
         ("axolotl", AXOLOTL | {"use_onebitllms": True}, "use_onebitllms=True"),
         ("axolotl", AXOLOTL | {"spectrum_top_fraction": 0.5}, "spectrum_top_fraction=0.5"),
-        ("axolotl", AXOLOTL | {"model_config": {"output_router_logits": True}}, "model_config="),
+        ("axolotl", AXOLOTL | {"model_config": {"num_experts_per_tok": 1}}, "model_config="),
         (
             "trl",
             TRL | {"dtype": "float16", "datasets": [{"path": "json", "data_files": "train.jsonl"}]},

@@ -85,6 +85,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
         raise Unpackable("training.loss=asft: each batch needs a pass of the base too, and its own mean")
     if config.finetune.pure_bf16:
         raise Unpackable("finetune.pure_bf16=true: packs keep the trained weights in float32")
+    if config.model.output_router_logits:
+        raise Unpackable("model.output_router_logits=true: the router's loss is of a whole batch, not of one trial")
     tokenizer, data = inputs(config.model, config.data)
     model = load_model(config.model, config.finetune)
     if config.finetune.dora:

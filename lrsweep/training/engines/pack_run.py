@@ -138,8 +138,8 @@ class PackRun:
         """One optimizer step of every trial in the pack, except of those that owe an evaluation."""
         slots = [slot for slot in self._in_use() if not slot.owes_evaluation]
         rows = {slot.index: next(slot.row_batches) for slot in slots}
-        tokens = {index: sum(self._label_tokens(tuple(batch)) for batch in batches) for index, batches in rows.items()}
-        losses = self._gradients(rows, tokens)
+        divisors = {slot.index: self._divisors(slot, rows[slot.index]) for slot in slots}
+        losses = self._gradients(rows, divisors)
         slots = [slot for slot in slots if slot.index in losses]
         if not slots:
             return
@@ -152,16 +152,16 @@ class PackRun:
             if slot.trial.config.scheduler.name != "reduce_lr_on_plateau":
                 slot.schedule.step()
 
-    def _gradients(self, rows: dict[int, list[list[int]]], tokens: dict[int, int]) -> dict[int, Tensor]:
+    def _gradients(self, rows: dict[int, list[list[int]]], divisors: dict[int, list[int]]) -> dict[int, Tensor]:
         """Adds one step's gradients to the arena; returns the losses by slot.
 
         When out of memory, it halves the passes, then the pack: trials that are swapped out have no loss.
         """
         while rows:
-            size = self._pass_size(rows, tokens)
+            size = self._pass_size(rows, divisors)
             before = self._pack.context.progress()
             try:
-                return self._forward_backward(rows, tokens, size, self._loaded.runner)
+                return self._forward_backward(rows, divisors, size, self._loaded.runner)
             except RuntimeError as fault:
                 if not is_out_of_memory(fault) or (size == 1 and self._pack.arena.slots == 1):
                     raise
@@ -214,7 +214,7 @@ class PackRun:
             self._pack.arena.grads[index].zero_()
 
     def _forward_backward(
-        self, rows: dict[int, list[list[int]]], tokens: dict[int, int], size: int, runner: PassRunner
+        self, rows: dict[int, list[list[int]]], divisors: dict[int, list[int]], size: int, runner: PassRunner
     ) -> dict[int, Tensor]:
         losses: dict[int, Tensor] = {}
         for i in range(max(len(batches) for batches in rows.values())):
@@ -222,23 +222,30 @@ class PackRun:
             for start, stop in runs(taking_part, size):
                 indices = range(start, stop)
                 batch = join([self._loaded.batch(tuple(rows[index][i])) for index in indices], self._loaded.multiple)
-                parts = runner.train(start, stop, batch, [tokens[index] for index in indices])
+                parts = runner.train(start, stop, batch, [divisors[index][i] for index in indices])
                 for index, part in zip(indices, parts, strict=True):
                     losses[index] = losses[index] + part if index in losses else part
         return losses
 
-    def _pass_size(self, rows: dict[int, list[list[int]]], tokens: dict[int, int]) -> int:
+    def _pass_size(self, rows: dict[int, list[list[int]]], divisors: dict[int, list[int]]) -> int:
         """Trials in one pass: measured once for each pack key, on passes whose gradients are discarded."""
 
         def run(size: int) -> None:
             first = {index: rows[index][:1] for index in list(rows)[:size]}
             before = self._pack.context.progress()
             try:
-                self._forward_backward(first, tokens, size, EagerRunner(self._pack))
+                self._forward_backward(first, divisors, size, EagerRunner(self._pack))
             finally:
                 self._undo(first, before)
 
         return self._pass_sizes.fastest(self._loaded.key, len(rows), run)
+
+    def _divisors(self, slot: Slot, batches: list[list[int]]) -> list[int]:
+        """What the summed losses of each of a step's batches are divided by."""
+        tokens = [self._label_tokens(tuple(batch)) for batch in batches]
+        if slot.trial.config.training.mean_over == "batches":
+            return [len(batches) * count for count in tokens]
+        return [sum(tokens)] * len(batches)
 
     def _label_tokens(self, rows: tuple[int, ...]) -> int:
         return int((self._loaded.batch(rows)["labels"] != -100).sum())

@@ -15,6 +15,7 @@ from lrsweep.errors import StorageError
 from lrsweep.files import checkpoint
 from lrsweep.files.atomic import disk_faults
 from lrsweep.files.row_losses import RowLosses
+from lrsweep.training.data.collate import IGNORED
 from lrsweep.training.data.loading import FinetuneData, collate
 from lrsweep.training.engines import Host, Measurement, Outcome, Trial, failed
 from lrsweep.training.engines.adapter_files import write_adapter
@@ -27,6 +28,7 @@ from lrsweep.training.loss import anchored_loss, frozen_copy, summed_loss, weigh
 from lrsweep.training.model import load_model, lora_config, make_trainable, resolve_dtype
 from lrsweep.training.optimizer import optimizer_class, with_own_rates
 from lrsweep.training.phases import NONE, phase
+from lrsweep.training.router import check_padding, router_loss
 
 
 class TrainerEngine:
@@ -55,6 +57,7 @@ class TrainerEngine:
         tokenizer, data = inputs(config.model, config.data)
         phase("loading the model")
         base_model = load_model(config.model, config.finetune)
+        check_padding(config, base_model.config)
         anchor = frozen_copy(base_model) if config.training.loss == "asft" else None
         model = make_trainable(base_model, config.finetune, config.training.seed)
         lora = lora_config(config.finetune)
@@ -195,6 +198,12 @@ class _Trainer(ResumableTrainer):
         self._data = data
         self._reporter = reporter
         self._anchor = anchor
+        training = self._own_trial.config.training
+        self._of_batches = training.mean_over == "batches"
+        self._weighed = training.loss != "cross_entropy"
+        if self._of_batches:
+            # Trainer then has each batch's own mean, and divides it by the batches of a step.
+            self.model_accepts_loss_kwargs = False
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule over `schedule_steps`, not over the run's steps."""
@@ -203,9 +212,15 @@ class _Trainer(ResumableTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss; ASFT's needs the base's logits too."""
+        """The loss; ASFT's needs the base's logits too, and for a loss of ours the router's is added."""
         if self._anchor is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self.compute_loss_func is None or self._weighed:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            batches = self.current_gradient_accumulation_steps if self._of_batches else 1
+            if self._of_batches:
+                num_items_in_batch = batches * (inputs["labels"][:, 1:] != IGNORED).sum()
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return loss + router_loss(self.model, outputs) / batches
         training = self._own_trial.config.training
         labels = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]

@@ -100,6 +100,7 @@ def test_unlike_trials_have_the_curves_of_stock_trainer_and_peft(tmp_path: Path)
         ("optimizer.lr_groups={lora_B: 4}", "optimizer.name=adafactor", "optimizer.lr=1e-2"),
         ("finetune=freeze", "optimizer.weight_decay=0.3"),
         ("training.gradient_accumulation_steps=3",),
+        ("training.gradient_accumulation_steps=3", "training.mean_over=batches"),
         ("training.loss=dft", "training.gradient_accumulation_steps=2"),
         ("training.loss=eaft", "training.eaft_alpha=0.5", "finetune=full"),
         ("data.max_train_rows=10", "training.max_steps=8"),

@@ -172,7 +172,9 @@ def _write_loss(config: SweepConfig) -> Tree:
 
 
 _ROWS = (
-    fixed("LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False}),
+    fixed(
+        "LLaMA-Factory", {"model.special_tokens": {}, "data.drop_long_rows": False, "finetune.unfrozen_parameters": []}
+    ),
     Row(
         ("model_name_or_path", "model_revision", "flash_attn"),
         ("model.path", "model.revision", "model.attn_implementation"),

@@ -111,6 +111,7 @@ CHANGES: dict[str, Any] = {
     "finetune.rslora": True,
     "finetune.loraplus_lr_ratio": 16.0,
     "finetune.init_lora_weights": "pissa",
+    "finetune.unfrozen_parameters": ["^model.layers.1.", "lm_head"],
     "model.special_tokens": {"eos_token": "<|im_end|>"},
     "data.drop_long_rows": True,
     "data.train_on_prompt": True,
@@ -128,11 +129,18 @@ CHANGES: dict[str, Any] = {
 }
 
 
+# What else has to change with a key.
+BESIDE: dict[str, dict[str, Any]] = {
+    "scheduler.warmup_steps": {"scheduler.warmup_ratio": None},
+    "finetune.unfrozen_parameters": {"finetune.mode": "freeze"},
+}
+
+
 @pytest.mark.parametrize("key", CHANGES)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_no_key_is_dropped_silently(name: str, key: str) -> None:
     """A key comes back as it went out, or the export refuses it, or its comments say what the key was."""
-    changes = {key: CHANGES[key]} | ({"scheduler.warmup_ratio": None} if key == "scheduler.warmup_steps" else {})
+    changes = {key: CHANGES[key]} | BESIDE.get(key, {})
     dialect, ours = TRAINERS[name], replace(config(), changes)
     assert ours != config()
     try:

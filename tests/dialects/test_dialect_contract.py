@@ -111,7 +111,7 @@ CHANGES: dict[str, Any] = {
     "finetune.rslora": True,
     "finetune.loraplus_lr_ratio": 16.0,
     "finetune.init_lora_weights": "pissa",
-    "finetune.unfrozen_parameters": ["^model.layers.1.", "lm_head"],
+    "finetune.unfrozen_parameters": ["^model.layers.1.", "^lm_head"],
     "model.special_tokens": {"eos_token": "<|im_end|>"},
     "data.drop_long_rows": True,
     "data.train_on_prompt": True,

@@ -1,4 +1,4 @@
-"""Axolotl's `unfrozen_parameters`: what trials take of it, and where they leave a file to Axolotl."""
+"""Axolotl's `unfrozen_parameters`, and what ms-swift has like it: what trials take, and what is left to them."""
 
 from typing import Any
 
@@ -105,12 +105,63 @@ def test_searched_patterns_change_the_file() -> None:
 
 def test_other_trainers_refuse_or_say_it() -> None:
     config = without_file(axolotl(unfrozen_parameters=PATTERNS))
-    for name in ("llamafactory", "trl", "ms-swift"):
+    for name in ("llamafactory", "trl"):
         with pytest.raises(InputError, match=r"^finetune\.(unfrozen_parameters|mode)=") as refused:
             tree(TRAINERS[name], replace(config, {"data.drop_long_rows": False}), set())
         assert "\n" not in str(refused.value)
     for text in PATTERNS:
         assert text in TRAINERS["transformers"].not_here(config)
+
+
+SWIFT = FILES["ms-swift"] | {"tuner_type": "full", "torch_dtype": "bfloat16", "learning_rate": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("keys", "patterns"),
+    [
+        ({"freeze_parameters_ratio": 1, "trainable_parameters": ["lm_head", "model.layers.3."]}, 2),
+        ({"freeze_parameters_ratio": 0.0, "trainable_parameters": []}, 0),
+        ({}, 0),
+    ],
+)
+def test_ms_swifts_starts_of_names_are_patterns(keys: dict[str, Any], patterns: int) -> None:
+    run = imported("ms-swift", SWIFT | keys, "f.yaml")
+    finetune = run.config.finetune
+    assert not run.reasons
+    assert (finetune.mode, finetune.pure_bf16) == ("freeze" if patterns else "full", True)
+    assert finetune.unfrozen_parameters == ("^lm_head", "^model.layers.3.")[:patterns]
+    assert tree(TRAINERS["ms-swift"], run.config, set()) == SWIFT | keys
+    assert tree(TRAINERS["ms-swift"], without_file(run), set()).get("trainable_parameters", []) == (
+        ["lm_head", "model.layers.3."] if patterns else []
+    )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"freeze_parameters_ratio": 0.5},
+        {"freeze_parameters_ratio": 1},
+        {"freeze_parameters_ratio": 0.5, "trainable_parameters": ["lm_head"]},
+        {"trainable_parameters": ["lm_head"]},
+        {"freeze_parameters_ratio": 1, "trainable_parameters": "lm_head"},
+        {"freeze_parameters_ratio": 1, "trainable_parameters": ["model.(a|b)"]},
+        {"freeze_parameters_ratio": 1, "trainable_parameters": ["model.language_model"]},
+        {"freeze_parameters_ratio": 1, "trainable_parameters": ["lm_head"], "trainable_parameters_regex": "mlp"},
+        {"freeze_parameters_ratio": 1, "trainable_parameters": ["lm_head"], "tuner_type": "lora"},
+        {"freeze_parameters": ["lm_head"]},
+    ],
+)
+def test_other_ways_of_freezing_are_left_to_ms_swift(keys: dict[str, Any]) -> None:
+    (reason,) = imported("ms-swift", SWIFT | keys, "f.yaml").reasons
+    assert "parameters" in reason
+
+
+@pytest.mark.parametrize("pattern", ["lm_head", "^lm_head.weight$", "^layers.[0-7].", "^lm_head[:9]"])
+def test_ms_swift_takes_no_other_patterns(pattern: str) -> None:
+    keys = {"freeze_parameters_ratio": 1, "trainable_parameters": ["lm_head"]}
+    config = replace(imported("ms-swift", SWIFT | keys, "f.yaml").config, {"finetune.unfrozen_parameters": [pattern]})
+    with pytest.raises(InputError, match=r"^finetune\.unfrozen_parameters=.*: ms-swift takes the starts of names only"):
+        tree(TRAINERS["ms-swift"], config, {"finetune.unfrozen_parameters"})
 
 
 def test_llamafactorys_own_file_does_not_lose_the_patterns() -> None:
@@ -121,7 +172,8 @@ def test_llamafactorys_own_file_does_not_lose_the_patterns() -> None:
         tree(TRAINERS["llamafactory"], replace(config, {"finetune.unfrozen_parameters": ["lm_head"]}), set())
 
 
-def test_the_last_layers_have_no_name_in_axolotl() -> None:
+def test_the_last_layers_have_no_name_there() -> None:
     config = replace(without_file(axolotl()), {"finetune.mode": "freeze"})
-    with pytest.raises(InputError, match=r"^finetune\.mode=freeze: .*give finetune\.unfrozen_parameters, or"):
-        tree(TRAINERS["axolotl"], config, set())
+    for name in ("axolotl", "ms-swift"):
+        with pytest.raises(InputError, match=r"^finetune\.mode=freeze: .*give finetune\.unfrozen_parameters, or"):
+            tree(TRAINERS[name], config, set())

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from lrsweep.config.key_facts import run_key, trial_key
+from lrsweep.config.patterns import parameter_pattern, regular_expression
 
 # float32, in which trials compute, has no numbers far beyond these.
 _SMALLEST, _LARGEST = 1e-36, 1e36
@@ -27,20 +28,11 @@ def _not_denormal(value: float) -> float:
     return value
 
 
-def _regular_expression(value: str) -> str:
-    if re.search(r"[+*}][)][+*{]", value):
-        raise ValueError(f"{value!r}: a repeated group that ends in a repetition may take for ever; write it simpler")
-    try:
-        re.compile(value)
-    except re.error as fault:
-        raise ValueError(f"{value!r} is no regular expression: {fault}") from None
-    return value
-
-
 Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False), AfterValidator(_not_denormal)]
 NonNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_regular_expression)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(regular_expression)]
+NamePattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(parameter_pattern)]
 Count = Annotated[int, Field(ge=1, le=_MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -196,7 +188,7 @@ class FinetuneConfig(Section):
     """What is trained."""
 
     mode: Annotated[Literal["lora", "full", "freeze"], _SHAPE]
-    """`lora`: adapters. `full`: all weights. `freeze`: the last layers."""
+    """`lora`: adapters. `full`: all weights. `freeze`: the last layers, or the parameters of `unfrozen_parameters`."""
     r: Annotated[int, Field(ge=1, le=_HIGHEST_RANK), _TUNED] = 8
     """LoRA's rank."""
     alpha: Annotated[Positive, _TUNED] = 16.0
@@ -220,6 +212,10 @@ class FinetuneConfig(Section):
     """LoRA+: the learning rate of B over that of A, which is `optimizer.lr`; null trains both at the same."""
     trainable_layers: Annotated[Count, _SHAPE] = 2
     """How many of the last layers mode `freeze` trains."""
+    unfrozen_parameters: Annotated[tuple[NamePattern, ...], Strict(False), _LATER_SHAPE] = ()
+    """For `freeze`: trains the parameters whose names start with one of these regular expressions, instead of the last
+    layers. As in Axolotl, a dot is a dot except in `.+`, and a range of rows may follow, as in
+    `^model.embed_tokens.weight$[:32000]`: other rows get gradients of zero, though they decay."""
     pure_bf16: Annotated[bool, _LATER_SHAPE] = False
     """For `full` and `freeze`: keeps the trained weights and the optimizer's moments in bfloat16, as TRL, Axolotl and
     ms-swift may do. Updates below the rounding of a weight, some 0.4 %, are lost. False keeps them in float32."""
@@ -228,6 +224,8 @@ class FinetuneConfig(Section):
     def _can_start(self) -> Self:
         if self.pure_bf16 and self.mode == "lora":
             raise ValueError("pure_bf16=true is for mode full and freeze: adapters are trained in float32")
+        if self.unfrozen_parameters and self.mode != "freeze":
+            raise ValueError(f"unfrozen_parameters is for mode freeze, not {self.mode}; set finetune=freeze")
         init = str(self.init_lora_weights)
         if init == "orthogonal" and self.r % 2:
             raise ValueError(f"init_lora_weights=orthogonal needs an even r, and r is {self.r}")

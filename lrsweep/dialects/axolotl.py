@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lrsweep.config.patterns import ParameterPattern
 from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects import harmless_keys, lora_keys, router_keys, training_arguments
 from lrsweep.dialects.axolotl_data import (
@@ -78,11 +79,40 @@ def _write_precision(config: SweepConfig) -> Tree:
     return {"bf16": {"auto": "auto", "bfloat16": True}.get(config.model.dtype, False)}
 
 
+def _read_unfrozen(tree: Tree) -> list[str]:
+    """Reads the patterns that name the parameters to train. Raises InputError for those that trials take otherwise."""
+    patterns = tree.get("unfrozen_parameters") or []
+    shown = f"unfrozen_parameters={brief(patterns)}"
+    if not isinstance(patterns, list) or not all(isinstance(text, str) for text in patterns):
+        raise InputError(f"{shown}: not a list of patterns; write one")
+    for text in patterns:
+        try:
+            pattern = ParameterPattern.parse(text)
+        except ValueError as fault:
+            raise InputError(f"unfrozen_parameters: {fault}") from None
+        if pattern.rows and (training_arguments.sharded(tree) or tree.get("fsdp_config")):
+            raise InputError(f"{shown}: with DeepSpeed or FSDP, Axolotl may train other rows too; remove the range")
+        if "language_model" in text:
+            raise InputError(
+                f"{shown}: names of a model of images too; trials load its text part, whose names may differ; "
+                "name its parameters as trials have them"
+            )
+    if patterns and tree.get("adapter"):
+        raise InputError(f"{shown}: trials train adapters whole; remove it")
+    return patterns
+
+
 def _read_finetune(tree: Tree) -> Tree:
     adapter = tree.get("adapter")
+    patterns = _read_unfrozen(tree)
     bits = [name for name in ("4bit", "8bit") if flag(f"load_in_{name}", given(tree, f"load_in_{name}", False))]
     if adapter is None:
-        return {"finetune.mode": "full", "model.quantization": None, "finetune.pure_bf16": _pure_bf16(tree)}
+        return {
+            "finetune.mode": "freeze" if patterns else "full",
+            "finetune.unfrozen_parameters": patterns,
+            "model.quantization": None,
+            "finetune.pure_bf16": _pure_bf16(tree),
+        }
     if adapter not in ("lora", "qlora"):
         raise InputError(f"adapter={adapter}: trials train lora, qlora or all weights (no adapter); choose one of them")
     targets = lora_keys.read_targets(tree, "lora_target_modules", None)
@@ -125,7 +155,11 @@ def _read_long_rows(tree: Tree) -> Tree:
 def _write_finetune(config: SweepConfig) -> Tree:
     finetune, bits = config.finetune, config.model.quantization
     if finetune.mode != "lora":
-        return {"attn_implementation": "flash_attention_2"} if finetune.pure_bf16 else {}
+        patterns = list(finetune.unfrozen_parameters)
+        return {
+            **({"unfrozen_parameters": patterns} if patterns else {}),
+            **({"attn_implementation": "flash_attention_2"} if finetune.pure_bf16 else {}),
+        }
     targets = finetune.target_modules
     named: Tree = {} if targets is None else {"lora_target_linear": True}
     if targets not in (None, "all-linear"):
@@ -289,6 +323,7 @@ _ROWS = (
             "peft_use_rslora",
             "loraplus_lr_ratio",
             "peft_init_lora_weights",
+            "unfrozen_parameters",
             "bf16",
             "bfloat16",
             *_CASTS,
@@ -296,7 +331,12 @@ _ROWS = (
             "fsdp",
             "fsdp_config",
         ),
-        ("finetune.pure_bf16", *(f"finetune.{name}" for name in lora_keys.OURS), "model.quantization"),
+        (
+            "finetune.pure_bf16",
+            "finetune.unfrozen_parameters",
+            *(f"finetune.{name}" for name in lora_keys.OURS),
+            "model.quantization",
+        ),
         _read_finetune,
         _write_finetune,
     ),
@@ -383,7 +423,7 @@ def _rows(version: Version | None) -> Sequence[Row]:
 
 def _not_here(config: SweepConfig) -> str:
     """Comments on rows, and on whole weights that trials kept in float32, for which Axolotl has no key."""
-    in_float32 = config.finetune.mode == "full" and not config.finetune.pure_bf16 and config.model.dtype != "float32"
+    in_float32 = config.finetune.mode != "lora" and not config.finetune.pure_bf16 and config.model.dtype != "float32"
     comment = (
         "# Trials kept the trained weights in float32, as Axolotl does with DeepSpeed or FSDP. Without them,\n"
         "# it trains weights in bf16.\n"
@@ -396,8 +436,11 @@ def _not_here(config: SweepConfig) -> str:
 def _check(config: SweepConfig, version: Version | None) -> None:
     if config.finetune.loraplus_lr_ratio is not None and config.optimizer.weight_decay:
         raise InputError("optimizer.weight_decay: Axolotl leaves it out with LoRA+; sweep with weight_decay=0")
-    if config.finetune.mode == "freeze":
-        raise InputError("finetune.mode=freeze: Axolotl freezes by parameter names; sweep with finetune=lora or full")
+    if config.finetune.mode == "freeze" and not config.finetune.unfrozen_parameters:
+        raise InputError(
+            "finetune.mode=freeze: Axolotl freezes by parameter names; give finetune.unfrozen_parameters, or sweep "
+            "with finetune=lora or full"
+        )
 
 
 def _notes(tree: Tree) -> list[str]:
@@ -451,7 +494,7 @@ DIALECT = Dialect(
         ),
         Refusal("embedding_lr embedding_lr_scale lr_groups dion_lr", _RATES, "remove it"),
         Refusal(
-            "relora lisa_n_layers unfrozen_parameters lora_modules_to_save lora_model_dir lora_target_parameters gptq "
+            "relora lisa_n_layers lora_modules_to_save lora_model_dir lora_target_parameters gptq "
             "peft_layers_to_transform peft_layer_replication peft_trainable_token_indices qat quantization peft",
             _METHOD,
             "remove it",

@@ -184,7 +184,12 @@ _ROWS = (
     training_arguments.mean_over("LLaMA-Factory"),
     fixed(
         "LLaMA-Factory",
-        {"model.special_tokens": {}, "model.pad_embeddings_to_multiple_of": None, "data.drop_long_rows": False},
+        {
+            "model.special_tokens": {},
+            "model.pad_embeddings_to_multiple_of": None,
+            "data.drop_long_rows": False,
+            "finetune.unfrozen_parameters": [],
+        },
     ),
     router_keys.row("LLaMA-Factory", "moe_aux_loss_coef", (*_LOSSES, "packing", "neat_packing"), _has_other_loss),
     Row(

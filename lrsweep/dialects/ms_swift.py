@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
+from lrsweep.config.trial_schema import FinetuneConfig
 from lrsweep.dialects import harmless_keys, lora_keys, optimizer_keys, router_keys, training_arguments
 from lrsweep.dialects.data_keys import share_only
 from lrsweep.dialects.mapping import (
@@ -18,6 +19,7 @@ from lrsweep.dialects.mapping import (
     TheirRun,
     Tree,
     Version,
+    brief,
     evaluated,
     saved_at_evaluations,
 )
@@ -72,6 +74,36 @@ def _write_model(config: SweepConfig) -> Tree:
     }
 
 
+# A pattern of `finetune.unfrozen_parameters` that is the start of a name and nothing else.
+_START = re.compile(r"\^[\w.]+")
+
+
+def _read_trained(tree: Tree) -> list[str]:
+    """Reads the starts of names of the only parameters that are trained, as patterns; empty if all are trained."""
+    ratio = number("freeze_parameters_ratio", given(tree, "freeze_parameters_ratio", 0))
+    starts = tree.get("trainable_parameters") or []
+    if not ratio and not starts:
+        return []
+    shown = f"freeze_parameters_ratio={ratio:g}, trainable_parameters={brief(starts)}"
+    if ratio != 1 or not starts or not isinstance(starts, list):
+        raise InputError(f"{shown}: trials freeze all but a list of parameters; set the ratio to 1 and list them")
+    patterns = [f"^{word('trainable_parameters', start)}" for start in starts]
+    if not all(_START.fullmatch(pattern) for pattern in patterns) or "language_model" in str(starts):
+        raise InputError(f"{shown}: the names may differ in trials; name parameters of a text model")
+    return patterns
+
+
+def _write_trained(finetune: FinetuneConfig) -> Tree:
+    patterns = finetune.unfrozen_parameters
+    if not all(_START.fullmatch(pattern) for pattern in patterns):
+        raise InputError(
+            f"finetune.unfrozen_parameters={brief(list(patterns))}: ms-swift takes the starts of names only; write "
+            "each as ^model.layers.3. without other signs"
+        )
+    starts = [pattern.removeprefix("^") for pattern in patterns]
+    return {"freeze_parameters_ratio": 1.0, "trainable_parameters": starts} if starts else {}
+
+
 def _read_tuner(tree: Tree) -> Tree:
     """The mode, and the precision: full fine-tuning keeps its weights in the model's dtype there."""
     mode = word("tuner_type", given(tree, "tuner_type", given(tree, "train_type", "lora")))
@@ -89,10 +121,14 @@ def _read_tuner(tree: Tree) -> Tree:
     bits = tree.get("quant_bits")
     if bits is not None and (tree.get("quant_method") != "bnb" or bits not in (4, 8)):
         raise InputError(f"quant_bits={bits}: trials quantize with bitsandbytes to 4 or 8 bits; set quant_method: bnb")
+    patterns = _read_trained(tree)
+    if patterns and mode == "lora":
+        raise InputError(f"trainable_parameters={brief(patterns)}: trials train adapters whole; remove it")
     found = {
         "model.dtype": "bfloat16" if mode == "full" and in_bf16 else dtype or "auto",
         "model.quantization": None if bits is None else f"{bits}bit",
-        "finetune.mode": mode,
+        "finetune.mode": "freeze" if patterns else mode,
+        "finetune.unfrozen_parameters": patterns,
         "finetune.pure_bf16": mode == "full" and dtype == "bfloat16" and not training_arguments.sharded(tree),
     }
     if mode == "full":
@@ -107,8 +143,10 @@ def _read_tuner(tree: Tree) -> Tree:
 def _write_tuner(config: SweepConfig) -> Tree:
     finetune, model = config.finetune, config.model
     dtype = "bfloat16" if finetune.pure_bf16 else model.dtype
-    found: dict[str, Any] = {"tuner_type": finetune.mode} | ({} if dtype == "auto" else {"torch_dtype": dtype})
-    if finetune.mode == "full":
+    tuner = "lora" if finetune.mode == "lora" else "full"
+    found: dict[str, Any] = {"tuner_type": tuner} | ({} if dtype == "auto" else {"torch_dtype": dtype})
+    if finetune.mode != "lora":
+        found |= _write_trained(finetune)
         if finetune.pure_bf16 or model.dtype == "float32":
             return found
         if model.dtype == "bfloat16":
@@ -172,10 +210,18 @@ _ROWS = (
             "use_dora",
             "use_rslora",
             "init_weights",
+            "freeze_parameters_ratio",
+            "trainable_parameters",
             "deepspeed",
             "fsdp",
         ),
-        ("model.dtype", "model.quantization", "finetune.pure_bf16", *(f"finetune.{name}" for name in lora_keys.OURS)),
+        (
+            "model.dtype",
+            "model.quantization",
+            "finetune.pure_bf16",
+            "finetune.unfrozen_parameters",
+            *(f"finetune.{name}" for name in lora_keys.OURS),
+        ),
         _read_tuner,
         _write_tuner,
     ),
@@ -246,8 +292,11 @@ def _rows(version: Version | None) -> Sequence[Row]:
 
 
 def _check(config: SweepConfig, version: Version | None) -> None:
-    if config.finetune.mode == "freeze":
-        raise InputError("finetune.mode=freeze: ms-swift freezes by parameter names; sweep with finetune=lora or full")
+    if config.finetune.mode == "freeze" and not config.finetune.unfrozen_parameters:
+        raise InputError(
+            "finetune.mode=freeze: ms-swift freezes by parameter names; give finetune.unfrozen_parameters, or sweep "
+            "with finetune=lora or full"
+        )
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:
@@ -310,12 +359,11 @@ DIALECT = Dialect(
         Refusal("lora_bias", _METHOD, "set it to none", ("none",)),
         Refusal(
             "modules_to_save target_regex target_parameters freeze_parameters freeze_parameters_regex "
-            "trainable_parameters trainable_parameters_regex lisa_activated_layers",
+            "trainable_parameters_regex lisa_activated_layers",
             _METHOD,
             "remove it",
             ([], 0),
         ),
-        Refusal("freeze_parameters_ratio", _METHOD, "set it to 0", (0, 0.0)),
         Refusal("freeze_llm freeze_vit freeze_aligner max_pixels", "trials learn from text alone", "remove it"),
         Refusal("streaming", "trials draw whole rows at random", "remove it"),
         Refusal("rope_scaling new_special_tokens", "it changes the model", "remove it", ([], 0)),

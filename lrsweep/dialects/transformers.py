@@ -84,7 +84,10 @@ def not_here(config: SweepConfig) -> str:
         comment += "" if ratio is None else f", B at {ratio:g} times A's rate (LoRA+)"
     else:
         comment += f", {finetune.mode} fine-tuning"
-        comment += f" of the last {finetune.trainable_layers} layers" if finetune.mode == "freeze" else ""
+        if finetune.unfrozen_parameters:
+            comment += f" of the parameters {format_value(finetune.unfrozen_parameters)} (patterns as in Axolotl)"
+        elif finetune.mode == "freeze":
+            comment += f" of the last {finetune.trainable_layers} layers"
         comment += " with weights and moments in bfloat16" if finetune.pure_bf16 else ""
     if model.dtype == "auto":
         comment += ".\n# Trials ran in bf16 if their GPU supports it: add `bf16: true` on such a machine"

@@ -34,6 +34,7 @@ from lrsweep.training.model_fit import (
 from lrsweep.training.optimizer import lr_factors
 from lrsweep.training.out_of_memory import is_out_of_memory
 from lrsweep.training.router import set_router
+from lrsweep.training.unfrozen import unfreeze
 
 # Trials load the base often, and each progress bar would break the terminal's display.
 disable_progress_bar()
@@ -145,10 +146,13 @@ def make_trainable(model: PreTrainedModel, finetune: FinetuneConfig, seed: int) 
         The model, or for LoRA the PEFT model around it.
 
     Raises:
-        InputError: The model lacks the modules of `finetune.target_modules`, or has fewer layers than
-            `finetune.trainable_layers`.
+        InputError: The model lacks the modules of `finetune.target_modules` or the parameters of
+            `finetune.unfrozen_parameters`, or has fewer layers than `finetune.trainable_layers`.
     """
     if finetune.mode == "full":
+        return model
+    if finetune.unfrozen_parameters:
+        unfreeze(model, finetune.unfrozen_parameters)
         return model
     if finetune.mode == "freeze":
         layers = decoder_layers(model)

@@ -70,6 +70,7 @@ def test_what_trials_of_a_pack_must_agree_in() -> None:
         "finetune.dora",
         "finetune.init_lora_weights",
         "finetune.trainable_layers",
+        "finetune.unfrozen_parameters",
         "finetune.pure_bf16",
         "training.batch_size",
         "training.gradient_accumulation_steps",

@@ -114,6 +114,7 @@ CHANGES: dict[str, Any] = {
     "finetune.rslora": True,
     "finetune.loraplus_lr_ratio": 16.0,
     "finetune.init_lora_weights": "pissa",
+    "finetune.unfrozen_parameters": ["^model.layers.1.", "^lm_head"],
     "model.special_tokens": {"eos_token": "<|im_end|>"},
     "model.pad_embeddings_to_multiple_of": 32,
     "data.drop_long_rows": True,
@@ -139,6 +140,7 @@ CHANGES: dict[str, Any] = {
 BESIDE: dict[str, dict[str, Any]] = {
     "scheduler.warmup_steps": {"scheduler.warmup_ratio": None},
     "model.router_aux_loss_coef": {"model.output_router_logits": True},
+    "finetune.unfrozen_parameters": {"finetune.mode": "freeze"},
 }
 
 

@@ -16,7 +16,8 @@ def trial_digest(config: SweepConfig) -> str:
 
     Keys that came later do not count while they have their defaults, so that a trial of an earlier version goes on.
     """
-    defaults = default_values()
+    # A tuple is a list in JSON.
+    defaults = json.loads(json.dumps(default_values()))
     part = {
         section: {
             name: value

@@ -27,6 +27,7 @@ from lrsweep.training.model import (
 )
 from lrsweep.training.packing import Pack, Unpackable, eval_pass, lay_end_to_end, pack_lora, pack_weights
 from lrsweep.training.packing.graphs import EagerRunner, GraphRunner, PassRunner
+from lrsweep.training.unfrozen import unfrozen
 
 # A compiled decoder gets rows padded to multiples of this many tokens, so that it sees few shapes.
 _COMPILED_MULTIPLE = 64
@@ -117,7 +118,8 @@ def load_pack(config: SweepConfig, slots: int | Literal["auto"], rank: int, at_m
             compile_kernels=not compiled and _compiling_pays(model, config, data.train, count),
         )
     else:
-        pack = pack_weights(trainable, count, compute=compute)
+        frozen_rows = unfrozen(trainable, config.finetune.unfrozen_parameters)
+        pack = pack_weights(trainable, count, compute=compute, frozen_rows=frozen_rows)
     # A compiled decoder sees few shapes.
     head = dataclasses.replace(pack.head, weigh=weighing(config.training))
     pack = dataclasses.replace(pack, head=head, unpadded=0 if compiled else maskless, maskless=maskless)

@@ -32,6 +32,7 @@ class Arena:
         slots: The number of slots K.
         undecayed: The names of the parameters without weight decay.
         scaled: The names of the parameters whose working copy is multiplied by the slot's scale.
+        frozen: The rows of parameters that get no gradient, by name: pairs of the first and the one after the last.
         stacks: Parameters that are also one: names of neighbours in `shapes`, by the name of their concatenation along
             the first axis.
         dtype: The dtype of weights and gradients. Default float32.
@@ -53,6 +54,7 @@ class Arena:
         *,
         undecayed: Collection[str] = (),
         scaled: Collection[str] = (),
+        frozen: Mapping[str, Sequence[tuple[int, int]]] | None = None,
         stacks: Mapping[str, Sequence[str]] | None = None,
         dtype: torch.dtype = torch.float32,
         compute: torch.dtype | None = None,
@@ -61,6 +63,8 @@ class Arena:
         self.slots = slots
         self._columns = Columns.of(shapes, undecayed, scaled, stacks or {})
         self.shapes = self._columns.shapes
+        ranges = (frozen or {}).items()
+        self._frozen = [self._columns.of_rows(name, *rows) for name, pairs in ranges for rows in pairs]
         self.weights = torch.zeros(slots, self._columns.count, dtype=dtype, device=device)
         self.grads = torch.zeros_like(self.weights)
         self.scales = torch.ones(slots, 1, dtype=dtype, device=device)
@@ -259,6 +263,8 @@ class Arena:
         Clipping is torch.nn.utils.clip_grad_norm_'s.
         """
         grads = self.grads[start:stop]
+        for columns in self._frozen:
+            grads[:, columns].zero_()
         scaled = self._columns.scaled
         if scaled.start < scaled.stop:
             grads[:, scaled].mul_(self.scales[start:stop])

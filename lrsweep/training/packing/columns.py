@@ -75,6 +75,11 @@ class Columns:
             count=-(-used // BLOCK) * BLOCK,
         )
 
+    def of_rows(self, name: str, start: int, stop: int) -> slice:
+        """The columns of a parameter's rows from `start` on, `stop` not included."""
+        first, row = self.places[name].start, self.shapes[name][1:].numel()
+        return slice(first + start * row, first + stop * row)
+
     def groups(self, lr_factors: Mapping[str, float]) -> list[list[Part]]:
         """The parameter groups, each as the parts that it consists of; those at the optimizer's own rate come first.
 

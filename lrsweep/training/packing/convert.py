@@ -1,7 +1,7 @@
 """Converts a causal language model into a pack, in place, by replacing its modules according to their types."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from peft import LoraConfig
@@ -107,7 +107,13 @@ def pack_lora(
     return Pack(model, arena, context, head, adapters=maker)
 
 
-def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | None = None) -> Pack:
+def pack_weights(
+    model: PreTrainedModel,
+    slots: int,
+    *,
+    compute: torch.dtype | None = None,
+    frozen_rows: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> Pack:
     """Makes a pack of K copies of the model's trainable parameters; the other ones stay shared and frozen.
 
     An output layer that is tied to the embeddings stays tied to them in each trial.
@@ -116,6 +122,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
         model: The model; it is changed in place. Its parameters with `requires_grad` are trained.
         slots: The number of slots K.
         compute: The dtype of the products, as in `pack_lora`.
+        frozen_rows: Rows of trained parameters that get no gradient, as in Arena.
 
     Raises:
         Unpackable: The model cannot be packed; it is unchanged.
@@ -132,6 +139,7 @@ def pack_weights(model: PreTrainedModel, slots: int, *, compute: torch.dtype | N
         {name: weight.shape for name, weight in base.items()},
         slots,
         undecayed=trained.keys() - decayed_names(model),
+        frozen=frozen_rows,
         dtype=next(iter(base.values())).dtype,
         compute=compute,
         device=device,

@@ -171,12 +171,13 @@ def _read_rate(tree: Tree) -> Tree:
 def _read_accumulation(tree: Tree) -> Tree:
     rows = whole("per_device_train_batch_size", given(tree, "per_device_train_batch_size", 1))
     usual = max(1, math.ceil(_ROWS_PER_STEP / max(1, rows)))
-    return {
-        "training.batch_size": rows,
-        "training.gradient_accumulation_steps": whole(
-            "gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", usual)
-        ),
-    }
+    steps = whole("gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", usual))
+    if steps > 1 and number("router_aux_loss_coef", tree.get("router_aux_loss_coef") or 0):
+        raise InputError(f"gradient_accumulation_steps={steps}: {_ROUTER_SHARE}; set it to 1")
+    return {"training.batch_size": rows, "training.gradient_accumulation_steps": steps}
+
+
+_ROUTER_SHARE = "ms-swift weighs a batch's router loss by its share of the step's tokens, and trials add it whole"
 
 
 def _with_dft(tree: Tree) -> bool:
@@ -297,6 +298,8 @@ def _check(config: SweepConfig, version: Version | None) -> None:
             "finetune.mode=freeze: ms-swift freezes by parameter names; give finetune.unfrozen_parameters, or sweep "
             "with finetune=lora or full"
         )
+    if config.model.output_router_logits and config.training.gradient_accumulation_steps > 1:
+        raise InputError(f"model.output_router_logits=true: with accumulation, {_ROUTER_SHARE}; sweep without one")
 
 
 def _their_run(tree: Tree, command: str | None) -> TheirRun:

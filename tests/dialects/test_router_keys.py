@@ -20,7 +20,7 @@ ROUTED = {"output_router_logits": True}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
 AXOLOTL = FILES["axolotl"] | LORA
 LLAMAFACTORY = FILES["llamafactory"]
-SWIFT = FILES["ms-swift"]
+SWIFT = FILES["ms-swift"] | {"gradient_accumulation_steps": 1}
 TRL = FILES["trl"] | {"assistant_only_loss": True}
 MIXTURE = TRL | {"model_name_or_path": "org/Qwen3-30B-A3B"}
 BASES = {"axolotl": AXOLOTL, "llamafactory": LLAMAFACTORY, "ms-swift": SWIFT, "trl": TRL}
@@ -91,6 +91,11 @@ def test_a_file_trains_as_its_trainer_would_and_comes_back(
         ("llamafactory", LLAMAFACTORY | {"moe_aux_loss_coef": 0.01, "neat_packing": True}, "moe_aux_loss_coef: with p"),
         ("llamafactory", LLAMAFACTORY | {"moe_aux_loss_coef": -0.01}, "moe_aux_loss_coef=-0.01: a weight is"),
         ("ms-swift", SWIFT | {"router_aux_loss_coef": 1e-3, "enable_dft_loss": True}, "router_aux_loss_coef: with ena"),
+        (
+            "ms-swift",
+            SWIFT | {"router_aux_loss_coef": 1e-3, "gradient_accumulation_steps": None},
+            "gradient_accumulation_steps=16: ms-swift weighs a batch's router loss",
+        ),
         ("ms-swift", SWIFT | {"router_aux_loss_coef": "much"}, "router_aux_loss_coef='much': not a number"),
         ("trl", TRL | {"router_aux_loss_coef": -1}, "router_aux_loss_coef=-1: a weight is"),
         ("trl", TRL | {"model_init_kwargs": {"output_router_logits": True}}, "model_init_kwargs="),
@@ -114,6 +119,11 @@ def changed(dialect: str, **values: Any) -> SweepConfig:
         ("ms-swift", {}, r"^model\.router_aux_loss_coef=null: ms-swift needs the number"),
         ("trl", {}, r"^model\.router_aux_loss_coef=null: TRL needs the number"),
         ("axolotl", {"data__packing": True}, r"with sample_packing, Axolotl counts"),
+        (
+            "ms-swift",
+            {"model__router_aux_loss_coef": 0.1, "training__gradient_accumulation_steps": 2},
+            r"^model\.output_router_logits=true: with accumulation, ms-swift weighs",
+        ),
         ("llamafactory", {"model__router_aux_loss_coef": 0.1, "data__packing": True}, r"LLaMA-Factory counts packed"),
         ("ms-swift", {"model__router_aux_loss_coef": 0.0}, r"^model\.output_router_logits=True: ms-swift trains with"),
         ("llamafactory", {"model__router_aux_loss_coef": 0.0}, r"^model\.output_router_logits=True: LLaMA-Factory tr"),

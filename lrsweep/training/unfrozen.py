@@ -33,26 +33,20 @@ def unfreeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def unfrozen(model: nn.Module, patterns: Sequence[str]) -> Mapping[str, Rows]:
     """The parameters to train by name, each with its frozen rows.
 
-    Each pattern must name a parameter: a model may have other names here than where the pattern was written for it.
+    A pattern that names none is ignored, as in Axolotl: `lm_head` is no parameter of a model with tied embeddings.
 
     Args:
         model: The model.
         patterns: The patterns. A range of one of them counts for a parameter, even if another names all of it.
 
     Raises:
-        InputError: A pattern names no parameter, or rows that a parameter does not have.
+        InputError: No pattern names a parameter, or one names rows that a parameter does not have.
     """
     named = dict(model.named_parameters())
     ranges: dict[str, list[tuple[int, int]]] = {}
     for text in patterns:
         pattern = ParameterPattern.parse(text)
-        matched = [name for name in named if pattern.names.match(name)]
-        if not matched:
-            raise InputError(
-                f"{_KEY}: {text!r} is the start of no parameter's name, such as {', '.join(_examples(named))}; "
-                "correct it, or leave it out"
-            )
-        for name in matched:
+        for name in filter(pattern.names.match, named):
             ranges.setdefault(name, [])
             if pattern.rows is not None:
                 count, (start, stop) = next(iter(named[name].shape), 0), pattern.rows
@@ -60,6 +54,11 @@ def unfrozen(model: nn.Module, patterns: Sequence[str]) -> Mapping[str, Rows]:
                 if not start < stop <= count:
                     raise InputError(f"{_KEY}: {text!r}: {name} has {count} rows; give a range of them")
                 ranges[name].append((start, stop))
+    if not ranges:
+        raise InputError(
+            f"{_KEY}: {', '.join(map(repr, patterns))}: the start of no parameter's name, such as "
+            f"{', '.join(_examples(named))}; correct one"
+        )
     return {name: _between(kept, len(named[name])) if kept else () for name, kept in ranges.items()}
 
 

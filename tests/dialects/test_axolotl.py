@@ -12,6 +12,8 @@ from typing import Any
 import datasets
 import platformdirs
 import pytest
+import torch
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from lrsweep.config.schema import replace
 from lrsweep.dialects.imported_run import Request
@@ -66,6 +68,9 @@ RUN: dict[str, Any] = {
 CHAT = {"path": "chat.jsonl", "type": "chat_template", "chat_template": "chatml"}
 
 
+OURS: dict[str, Any] = {"datasets": [{"path": "one.jsonl", "type": "alpaca"}]}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the embedded model and rows of Axolotl's, and a cache of its own."""
@@ -75,17 +80,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     forget_inputs()
     shutil.copytree(BASE, tmp_path / "model")
+    mixture(tmp_path / "mixtral")
     pairs = corpus.rows()[0]
     for name, part in (("one", pairs[:4]), ("two", pairs[4:ROWS]), ("held_out", pairs[100 : 100 + ROWS])):
         lines(
             f"{name}.jsonl", [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in part]
         )
-    turns = [
-        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
-        for row in pairs[:ROWS]
-    ]
-    lines("chat.jsonl", [{"messages": turn * (1 + at % 2)} for at, turn in enumerate(turns)])
+    for name, part in (("chat", pairs[:ROWS]), ("held_out_chat", pairs[100 : 100 + ROWS])):
+        turns = [
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+            for row in part
+        ]
+        lines(f"{name}.jsonl", [{"messages": turn * (1 + at % 2)} for at, turn in enumerate(turns)])
     return tmp_path
+
+
+def mixture(folder: Path) -> None:
+    """Writes a small random mixture of experts with the embedded model's tokenizer."""
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = MixtralConfig(vocab_size=2048, num_hidden_layers=2, num_local_experts=4, **sizes)
+    MixtralForCausalLM(config).save_pretrained(folder)
 
 
 def lines(name: str, rows: list[dict[str, Any]]) -> None:
@@ -119,8 +135,32 @@ def axolotl(command: str, run: dict[str, Any]) -> str:
         # It loads whole weights in bf16 only if it may compute in it, which takes a GPU.
         {},
         {"lr_scheduler": "linear", "cosine_min_lr_ratio": 0.5, "warmup_steps": 1},
+        # Rows that are read here.
+        OURS | LORA | {"peft_use_rslora": True, "cosine_min_lr_ratio": 0.5, "adam_epsilon": 1e-4},
+        {
+            "datasets": [CHAT],
+            "test_datasets": [CHAT | {"path": "held_out_chat.jsonl", "split": "train"}],
+            "warmup_ratio": 0.25,
+            "warmup_steps": None,
+        },
+        OURS
+        | LORA
+        | {"resize_token_embeddings_to_32x": True, "lr_scheduler": "constant_with_warmup", "loraplus_lr_ratio": 8},
+        {
+            "unfrozen_parameters": ["^model.embed_tokens.weight$[:300]", "model.layers.[1-9].mlp.", "lm_head"],
+            "weight_decay": 0.5,
+        },
+        {
+            "base_model": "mixtral",
+            "model_config": {"output_router_logits": True, "router_aux_loss_coef": 0.5},
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": ROWS,
+        },
     ],
-    ids=["lora", "prompts", "turns", "accumulated", "whole", "linear"],
+    ids=[
+        *("lora", "prompts", "turns", "accumulated", "whole", "linear", "alpaca", "chat", "loraplus", "unfrozen"),
+        "mixture",
+    ],
 )
 def test_the_same_file_has_the_same_losses(folder: Path, changes: dict[str, Any]) -> None:
     run = RUN | changes
@@ -130,7 +170,8 @@ def test_the_same_file_has_the_same_losses(folder: Path, changes: dict[str, Any]
         for name in logged.keys() & row.keys():
             logged[name].append(float(row[name]))
     read = imported("axolotl", run, "run.yml", Request(python=str(PYTHON)))
-    assert (read.reasons, read.config.data.tokenized_by) == ((), "axolotl")
+    assert not read.reasons
+    assert (read.config.data.tokenized_by is None) is (run["datasets"] in (OURS["datasets"], [CHAT]))
     host = train(TrainerEngine(), folder, replace(read.config, {"training.save_adapter": False}))
     for name, values in logged.items():
         ours = [value for step, value in sorted(host.curve(name).items()) if step or name == "eval_loss"]
@@ -155,7 +196,7 @@ ENTRIES: list[dict[str, Any]] = [
         "min_sample_len": 9,
     },
     {"datasets": [{"path": "one.jsonl", "type": "alpaca"}] * 2, "dataset_exact_deduplication": True},
-    {"excess_length_strategy": "truncate", "sequence_len": 70},
+    {"excess_length_strategy": "truncate", "sequence_len": 90},
 ]
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import datasets
 import platformdirs
 import pytest
-import torch
-from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from lrsweep.config.schema import replace
 from lrsweep.dialects.imported_run import Request
@@ -23,6 +21,7 @@ from lrsweep.errors import InputError
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines.trainer import TrainerEngine
 from lrsweep.training.inputs import forget_inputs, inputs
+from tests.mixtures import write_mixture
 from tests.recorder import train
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "axolotl"
@@ -80,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     forget_inputs()
     shutil.copytree(BASE, tmp_path / "model")
-    mixture(tmp_path / "mixtral")
+    write_mixture("mixtral", tmp_path / "mixtral")
     pairs = corpus.rows()[0]
     for name, part in (("one", pairs[:4]), ("two", pairs[4:ROWS]), ("held_out", pairs[100 : 100 + ROWS])):
         lines(
@@ -93,15 +92,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ]
         lines(f"{name}.jsonl", [{"messages": turn * (1 + at % 2)} for at, turn in enumerate(turns)])
     return tmp_path
-
-
-def mixture(folder: Path) -> None:
-    """Writes a small random mixture of experts with the embedded model's tokenizer."""
-    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    torch.manual_seed(0)
-    config = MixtralConfig(vocab_size=2048, num_hidden_layers=2, num_local_experts=4, **sizes)
-    MixtralForCausalLM(config).save_pretrained(folder)
 
 
 def lines(name: str, rows: list[dict[str, Any]]) -> None:

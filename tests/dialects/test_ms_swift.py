@@ -18,6 +18,7 @@ from lrsweep.embedded import BASE, corpus
 from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines.trainer import TrainerEngine
 from lrsweep.training.inputs import forget_inputs, inputs
+from tests.mixtures import write_mixture
 from tests.recorder import train
 
 ENVIRONMENT = Path(__file__).parents[2] / ".tmp" / "interop" / "ms-swift"
@@ -61,6 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
     forget_inputs()
     shutil.copytree(BASE, tmp_path / "model")
+    write_mixture("mixtral", tmp_path / "mixtral")
     rows = [{"query": row["prompt"], "response": row["completion"]} for row in corpus.rows()[0]]
     for name, part in (("rows", rows[:ROWS]), ("held_out", rows[100 : 100 + ROWS])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -95,6 +97,9 @@ def theirs(folder: Path, run: dict[str, Any]) -> dict[str, dict[int, float]]:
         {"template": "chatml", "system": "Write the first line of its documentation."},
         {"loss_scale": "all", "weight_decay": 0.0, "adam_beta2": 0.999, "lr_scheduler_type": "linear"},
         {"enable_dft_loss": True},
+        # Each batch of a step has one row, of its own length.
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": ROWS},
+        {"model": "mixtral", "model_type": "mixtral", "router_aux_loss_coef": 0.5},
         {"template": "qwen3", "loss_scale": "ignore_empty_think"},
         # A start that is not drawn at random: two programs draw otherwise.
         {"tuner_type": "lora", "init_weights": "olora", "lora_dropout": 0.0, "lora_rank": 4},

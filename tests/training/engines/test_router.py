@@ -2,7 +2,6 @@
 
 import functools
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,12 @@ from pydantic import ValidationError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    JetMoeConfig,
-    MixtralConfig,
-    Qwen3MoeConfig,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.embedded import BASE
 from lrsweep.errors import InputError
 from lrsweep.training.data.collate import collate
 from lrsweep.training.engines.factory import Workload, build_engine
@@ -32,29 +27,9 @@ from lrsweep.training.evaluation import evaluate
 from lrsweep.training.inputs import inputs
 from lrsweep.training.model import check_trainable, load_model
 from lrsweep.training.plain_loop import PlainLoop
+from tests.mixtures import write_mixture
 from tests.recorder import Recorder, tiny, train
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 2048,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 256,
-}
-MIXTRAL = MixtralConfig(**SIZES, num_local_experts=4, router_aux_loss_coef=0.7)
-KINDS = {
-    "mixtral": MIXTRAL,
-    "qwen3_moe": Qwen3MoeConfig(
-        **SIZES, num_experts=4, moe_intermediate_size=16, head_dim=8, router_aux_loss_coef=0.7, norm_topk_prob=True
-    ),
-    # The experts of the others take no float64. It calls the weight by another name.
-    "jetmoe": JetMoeConfig(
-        **SIZES, kv_channels=8, num_local_experts=4, aux_loss_coef=0.7, bos_token_id=1, eos_token_id=1
-    ),
-}
 ROUTED = ("model.output_router_logits=true", "training.gradient_accumulation_steps=2", "training.max_grad_norm=0.5")
 # With all-linear, PEFT warns of what it does not find in these models.
 TARGETS = "finetune.target_modules=[q_proj,v_proj]"
@@ -67,12 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @functools.cache
     def of(kind: str) -> Path:
-        found = tmp_path_factory.mktemp(kind)
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(KINDS[kind]).save_pretrained(found)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(BASE / name, found)
-        return found
+        return write_mixture(kind, tmp_path_factory.mktemp(kind))
 
     return of
 

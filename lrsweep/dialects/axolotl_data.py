@@ -44,6 +44,7 @@ _KEYS = (
 )
 # Axolotl's default for `sequence_len`.
 LENGTH = 512
+_DEFAULTS = {"sequence_len": LENGTH, "seed": 42, "excess_length_strategy": "drop"}
 _ENTRY = (
     "path",
     "type",
@@ -87,8 +88,16 @@ def read_data(tree: Tree) -> Tree:
         "data.columns": {},
         "data.template": None,
         "data.tokenized_by": NAME,
-        "data.trainer_config": {name: tree[name] for name in _KEYS if tree.get(name) is not None},
+        "data.trainer_config": {name: value for name in _KEYS if (value := _decisive(tree, name)) is not None},
     }
+
+
+def _decisive(tree: Tree, name: str) -> Any:
+    """A key's value for the rows; None if it is Axolotl's default. No row has a padding token."""
+    value = tree.get(name)
+    if name == "special_tokens" and isinstance(value, Mapping):
+        value = {token: text for token, text in value.items() if token != "pad_token" and text is not None} or None
+    return None if value == _DEFAULTS.get(name) else value
 
 
 def _made_by_axolotl(tree: Tree) -> bool:
@@ -167,8 +176,7 @@ def _conversations(tree: Tree, entry: Tree) -> Tree:
 
 def _format(entry: Tree, kind: Any) -> Tree:
     if kind == "completion":
-        field = entry.get("field") or "text"
-        return {"data.format": "text", "data.columns": {} if field == "text" else {"text": field}}
+        raise InputError("type=completion: Axolotl cuts a long text into several rows; use chat_template or alpaca")
     if kind in ALPACA_TEMPLATES:
         return {"data.format": "alpaca", "data.columns": {}, "data.template": kind}
     raise InputError(f"type={brief(kind)}: trials do not know that format; use chat_template, alpaca or completion")

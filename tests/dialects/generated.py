@@ -157,6 +157,7 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                 [
                     [{"path": "org/data", "type": "chat_template"}],
                     [{"path": "rows.jsonl", "ds_type": "json", "type": "completion", "field": "body"}],
+                    [{"path": "org/data", "type": "alpaca"}, {"path": "rows.jsonl", "type": "chat_template"}],
                     [
                         {
                             "path": "json",
@@ -207,6 +208,8 @@ CONFIGS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "output_dir": _texts,
             "flash_attention": _flags,
             "tf32": _flags,
+            "train_on_inputs": _flags,
+            "eot_tokens": st.just(["<|im_end|>"]),
             "special_tokens": st.fixed_dictionaries({"pad_token": _texts}),
         },
     ),

@@ -319,6 +319,7 @@ AXOLOTLS_ROWS: list[dict[str, Any]] = [
             {"field_tools": ["tools"]},
             {"roles_to_train": ["user"]},
             {"chat_template": "jinja", "chat_template_jinja": "t.jinja"},
+            {"type": "completion"},
             {"type": "alpaca:other"},
             {"type": {"field_instruction": "q", "format": "{instruction}"}},
             {"shards": 10},

@@ -155,7 +155,10 @@ def started_with(mark: dict[str, str]) -> list[list[str]]:
     return found
 
 
-def test_whole_weights_are_trained_as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows_of_a_batch", [8, 1])
+def test_whole_weights_are_trained_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of_a_batch: int
+) -> None:
     """Every step sees all rows, so that their order makes no difference; losses to the four digits that it logs.
 
     Its `pure_bf16` needs a GPU.
@@ -168,7 +171,8 @@ def test_whole_weights_are_trained_as_there(tmp_path: Path, monkeypatch: pytest.
     text = RUN.replace("finetuning_type: lora", "finetuning_type: full").replace("lora_target", "# lora_target")
     text = text.replace(f"max_steps: {STEPS}", "max_steps: 9")
     text = text.replace("per_device_eval_batch_size: 48", "logging_steps: 1")
-    text += "eval_strategy: steps\neval_steps: 3\n"
+    text = text.replace("train_batch_size: 8", f"train_batch_size: {rows_of_a_batch}")
+    text += f"eval_strategy: steps\neval_steps: 3\ngradient_accumulation_steps: {8 // rows_of_a_batch}\n"
     Path("run.yaml").write_text(text)
     done = subprocess.run(
         [CLI, "train", "run.yaml"], env={**os.environ, **ON_THE_CPU, "PYTHONPATH": ""}, capture_output=True, text=True

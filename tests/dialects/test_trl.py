@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from lrsweep.files.yaml_writer import to_yaml
 from lrsweep.training.engines import Trial
 from lrsweep.training.engines.external import ExternalEngine
 from lrsweep.training.engines.trainer import TrainerEngine
+from tests.mixtures import write_mixture
 from tests.recorder import train
 from tests.training.engines.test_external import running
 
@@ -93,10 +95,25 @@ def test_an_export_of_a_sweep_on_a_file_trains_and_evaluates(tmp_path: Path, mon
     assert done.stdout.count("eval_loss") == 2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_whole_weights_are_trained_in_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        # It adds the router's loss by itself.
+        {"model_name_or_path": "mixtral"},
+        {"model_name_or_path": "mixtral", "router_aux_loss_coef": 0.5},
+    ],
+    ids=lambda changes: ",".join(map(str, changes)) or "plain",
+)
+def test_whole_weights_are_trained_as_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
     """Every step sees all rows, so that their order makes no difference; losses to the four digits that it prints."""
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.chdir(tmp_path)
+    write_mixture("mixtral", tmp_path / "mixtral")
     train_rows, held_out = corpus.rows()
     for name, part in (("train", train_rows[:8]), ("test", held_out[:8])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -104,7 +121,7 @@ def test_whole_weights_are_trained_in_its_dtype(tmp_path: Path, monkeypatch: pyt
         "model_name_or_path": str(BASE),
         "dataset_name": str(tmp_path),
         "completion_only_loss": True,
-        "dtype": dtype,
+        "dtype": "float32",
         "bf16": True,
         "use_cpu": True,
         "learning_rate": 1e-3,
@@ -119,13 +136,15 @@ def test_whole_weights_are_trained_in_its_dtype(tmp_path: Path, monkeypatch: pyt
         "save_strategy": "no",
         "report_to": "none",
         "output_dir": str(tmp_path / "out"),
+        **changes,
     }
+    in_bf16 = run["dtype"] == "bfloat16"
     (tmp_path / "run.yaml").write_text(to_yaml(run))
     done = subprocess.run([CLI, "sft", "--config", tmp_path / "run.yaml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [ast.literal_eval(line) for line in re.findall(r"\{'(?:eval_)?loss': [^}]*\}", done.stdout)]
     read = from_tree(dialects.TRAINERS["trl"], run, "run.yaml").config
-    assert read.finetune.pure_bf16 == (dtype == "bfloat16")
+    assert (read.finetune.pure_bf16, read.model.output_router_logits) == (in_bf16, "model_name_or_path" in changes)
     ours = replace(
         read,
         {
@@ -140,4 +159,4 @@ def test_whole_weights_are_trained_in_its_dtype(tmp_path: Path, monkeypatch: pyt
         theirs = [float(row[name]) for row in rows if name in row]
         assert len(theirs) == count
         found = [value for step, value in host.curve(name).items() if step]
-        assert found == pytest.approx(theirs, rel=1e-2 if dtype == "bfloat16" else 2e-3), name
+        assert found == pytest.approx(theirs, rel=1e-2 if in_bf16 else 2e-3), name

@@ -239,9 +239,12 @@ def _read_batch(tree: Tree) -> Tree:
                 f"batch_size={tree['batch_size']}: Axolotl takes it beside a smaller micro_batch_size, and instead of "
                 "gradient_accumulation_steps; remove it"
             )
-    # Its trainer takes each batch's mean, and then that of a step's batches.
-    mean = "batches" if steps > 1 else "tokens"
-    return {"training.batch_size": rows, "training.gradient_accumulation_steps": steps, "training.mean_over": mean}
+    return {
+        "training.batch_size": rows,
+        "training.gradient_accumulation_steps": steps,
+        # Its trainer takes each batch's mean, and then that of a step's batches.
+        "training.mean_over": "batches",
+    }
 
 
 def _write_batch(config: SweepConfig) -> Tree:
@@ -296,7 +299,7 @@ def _read_loading(tree: Tree) -> Tree:
 _ROWS = (
     Row(("base_model", "revision_of_model"), ("model.path", "model.revision"), _read_model, _write_model),
     Row(
-        ("plugins", "special_tokens", "model_type", "tokenizer_type"),
+        ("plugins", "special_tokens", "model_type"),
         ("model.special_tokens",),
         _read_loading,
         _write_loading,
@@ -430,7 +433,11 @@ def _not_here(config: SweepConfig) -> str:
     )
     of_tokens = config.training.mean_over == "tokens" and config.training.gradient_accumulation_steps > 1
     mean = "# Trials took the mean over a step's tokens; Axolotl takes that of each batch, and then their mean.\n"
-    return rows_are_ours(config) + (comment if in_float32 else "") + (mean if of_tokens else "")
+    cut = "# Axolotl cuts texts longer than sequence_len into several rows; trials cut them short or left them out.\n"
+    texts = config.data.format == "text" and config.data.path != "embedded"
+    return (
+        rows_are_ours(config) + (comment if in_float32 else "") + (mean if of_tokens else "") + (cut if texts else "")
+    )
 
 
 def _check(config: SweepConfig, version: Version | None) -> None:

@@ -24,6 +24,7 @@ ROW_KEYS = (
     "chat_template_kwargs",
     "default_system_message",
     "added_tokens_overrides",
+    "tokenizer_type",
     "tokenizer_config",
     "tokenizer_legacy",
     "tokenizer_use_fast",
@@ -34,13 +35,18 @@ ROW_KEYS = (
     "shuffle_before_merging_datasets",
 )
 # The value that is the same as none, where that is not false.
-_NO_EFFECT = {"tokenizer_use_fast": True, "tokenizer_legacy": None}
+_NO_EFFECT = {
+    "tokenizer_use_fast": True,
+    "tokenizer_legacy": None,
+    "tokenizer_type": "AutoTokenizer",
+    "min_sample_len": 2,
+}
 DATA_KEYS = ("datasets", "chat_template", "eot_tokens", *ROW_KEYS)
-# All keys that its rows depend on; those of the second line have rows of their own in the dialect's table.
+# All keys that its rows depend on. Those after `DATA_KEYS` belong to other rows of the dialect's table, or to none.
 _KEYS = (
     *DATA_KEYS,
     *("test_datasets", "sequence_len", "excess_length_strategy", "special_tokens", "seed"),
-    *("base_model", "revision_of_model", "tokenizer_type", "trust_remote_code"),
+    *("base_model", "revision_of_model", "trust_remote_code"),
 )
 # Axolotl's default for `sequence_len`.
 LENGTH = 512
@@ -78,10 +84,13 @@ def read_data(tree: Tree) -> Tree:
         sets = given(tree, name, [])
         if not isinstance(sets, list) or not all(isinstance(entry, Mapping) for entry in sets):
             raise InputError(f"{name}={brief(sets)}: not a list of data sets; correct it")
+        for entry in sets:
+            if not entry.get("path"):
+                raise InputError(f"{name}={brief(entry)}: has no path; give it")
     if not tree.get("datasets"):
         raise InputError("datasets: missing; give the rows")
     return {
-        "data.path": ", ".join(word("datasets.path", given(entry, "path", "")) for entry in tree["datasets"]),
+        "data.path": ", ".join(word("datasets.path", entry["path"]) for entry in tree["datasets"]),
         "data.name": None,
         "data.split": "train",
         "data.format": "tokens",
@@ -96,13 +105,14 @@ def _decisive(tree: Tree, name: str) -> Any:
     """A key's value for the rows; None if it is Axolotl's default. No row has a padding token."""
     value = tree.get(name)
     if name == "special_tokens" and isinstance(value, Mapping):
-        value = {token: text for token, text in value.items() if token != "pad_token" and text is not None} or None
+        value = {kind: text for kind, text in value.items() if kind != "pad_token" and text is not None} or None
     return None if value == _DEFAULTS.get(name) else value
 
 
 def _made_by_axolotl(tree: Tree) -> bool:
     """Whether Axolotl itself has to read the rows, as trials would read others or cannot read them."""
-    if any(tree.get(name) not in (None, {}, _NO_EFFECT.get(name, False)) for name in ROW_KEYS):
+    usual = {"tokenizer_config": tree.get("base_model"), **_NO_EFFECT}
+    if any(tree.get(name) not in (None, {}, usual.get(name, False)) for name in ROW_KEYS):
         return True
     try:
         train = _one_set(tree, "datasets")
@@ -144,10 +154,16 @@ def _one_set(tree: Tree, name: str) -> Tree:
     return {
         "data.path": files or word(f"{name}.path", entry.get("path", "")),
         "data.name": entry.get("name"),
-        "data.split": entry.get("split") or "train",
+        "data.split": entry.get("split") or _usual_split(name, str(files or entry.get("path"))),
         "data.template": None,
         **(_conversations(tree, entry) if kind == "chat_template" else _format(entry, kind)),
     }
+
+
+def _usual_split(name: str, path: str) -> str:
+    """The split that Axolotl takes if an entry names none: a single file has one only."""
+    one_file = path.rpartition(".")[2] in ("json", "jsonl", "csv", "parquet", "txt", "arrow")
+    return "test" if name == "test_datasets" and not one_file else "train"
 
 
 def _conversations(tree: Tree, entry: Tree) -> Tree:
@@ -186,12 +202,7 @@ def write_data(config: SweepConfig) -> Tree:
     """Writes the data set as an entry of `datasets`. Raises InputError for a format that Axolotl cannot express."""
     data = config.data
     if data.tokenized_by == NAME:
-        if data.max_length != whole("sequence_len", given(data.trainer_config, "sequence_len", LENGTH)):
-            raise InputError(
-                f"data.max_length={data.max_length}: Axolotl made the rows with another; set sequence_len in its file "
-                "and import that again"
-            )
-        return {name: value for name, value in data.trainer_config.items() if name in DATA_KEYS}
+        return _write_made(config)
     entry: dict[str, Any] = {"path": data.path}
     if data.format in ("messages", "sharegpt"):
         column = "messages" if data.format == "messages" else "conversations"
@@ -219,6 +230,28 @@ def write_data(config: SweepConfig) -> Tree:
     if suffix not in ("json", "jsonl", "csv", "parquet") or data.split != "train":
         entry["split"] = data.split
     return {"datasets": [entry]}
+
+
+def _write_made(config: SweepConfig) -> Tree:
+    """Writes the keys of rows that Axolotl made. Raises InputError if the trials did not take them as it made them."""
+    data = config.data
+    if data.max_length != whole("sequence_len", given(data.trainer_config, "sequence_len", LENGTH)):
+        raise InputError(
+            f"data.max_length={data.max_length}: Axolotl made the rows with another; set sequence_len in its file "
+            "and import that again"
+        )
+    made = data.trainer_config
+    if (given(made, "excess_length_strategy", "drop") == "drop") != data.drop_long_rows:
+        raise InputError(
+            f"data.drop_long_rows={data.drop_long_rows}: Axolotl made the rows otherwise; set "
+            "excess_length_strategy in its file and import that again"
+        )
+    if dict(made.get("special_tokens") or {}) != dict(config.model.special_tokens):
+        raise InputError(
+            "model.special_tokens: Axolotl made the rows with others; set special_tokens in its file and import "
+            "that again"
+        )
+    return {name: value for name, value in data.trainer_config.items() if name in DATA_KEYS}
 
 
 def read_evaluation_set(tree: Tree) -> Tree:

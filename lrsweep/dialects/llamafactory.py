@@ -360,7 +360,7 @@ def _notes(tree: Tree) -> list[str]:
     if tree.get("moe_aux_loss_coef"):
         found.append(
             "moe_aux_loss_coef has no effect there for other models than mixtral, qwen2_moe, qwen3_moe, olmoe, phimoe, "
-            "granitemoe, jamba and ernie4_5_moe; for those, set model.output_router_logits=false and "
+            "granitemoe, jamba, llama4 and ernie4_5_moe; for those, set model.output_router_logits=false and "
             "model.router_aux_loss_coef=null"
         )
     if tree.get("fp8"):

@@ -54,7 +54,10 @@ def row(trainer: str, key: str, others: tuple[str, ...], replaced: Callable[[Tre
 
 
 # Names of models that are a mixture of experts, as far as names tell, and the keys of their configs.
-_NAMES = re.compile(r"moe|mixtral|gpt-oss|jamba|dbrx|minimax-m|[-_]a\d+(\.\d+)?b\b|\d+x\d+(\.\d+)?b\b", re.IGNORECASE)
+_NAMES = re.compile(
+    r"moe|mixtral|gpt-oss|jamba|dbrx|minimax|granite-4.0-h|[-_]a\d+(\.\d+)?[bm]\b|\d+x\d+(\.\d+)?b\b|b-\d+e\b",
+    re.IGNORECASE,
+)
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 

@@ -225,32 +225,52 @@ def _read_loss(tree: Tree) -> Tree:
     return training_arguments.PLAIN_LOSS | {"training.loss": _LOSSES[name]}
 
 
-# The weight of the router's loss that `trl sft` has for every mixture of experts.
-_ROUTER = 0.001
+_ROUTER_MEAN = "TRL takes the mean of a router's loss over the batches of a step, and trials add each"
 
 
 def _read_router(tree: Tree) -> Tree:
-    usual = _ROUTER if router_keys.is_mixture(str(tree.get("model_name_or_path") or "")) else 0
-    weight = given(tree, "router_aux_loss_coef", usual)
-    # A loss of TRL's own replaces the model's, in which the router's is.
-    if number("router_aux_loss_coef", weight) == 0 or tree.get("loss_type") == "dft":
+    given_weight = tree.get("router_aux_loss_coef")
+    weight = None if given_weight is None else number("router_aux_loss_coef", given_weight)
+    # Without the key, `trl sft` adds the loss of every mixture of experts with the model's own weight.
+    if weight == 0 or (weight is None and not router_keys.is_mixture(str(tree.get("model_name_or_path") or ""))):
         return router_keys.OFF
-    return router_keys.weighted("router_aux_loss_coef", weight)
+    steps = whole("gradient_accumulation_steps", given(tree, "gradient_accumulation_steps", 1))
+    if steps > 1:
+        raise InputError(f"gradient_accumulation_steps={steps}: {_ROUTER_MEAN}; set it to 1")
+    if tree.get("loss_type") == "dft":
+        raise InputError("loss_type=dft: TRL adds a router's loss to it, and trials do not; set it to nll")
+    rows = whole("per_device_train_batch_size", given(tree, "per_device_train_batch_size", 8))
+    if flag("packing", given(tree, "packing", False)) and rows > 1:
+        raise InputError("packing=True: a router's loss would count the padding of packed rows; set it to false")
+    own: Tree = {"model.output_router_logits": True, "model.router_aux_loss_coef": None}
+    return own if weight is None else router_keys.weighted("router_aux_loss_coef", given_weight)
 
 
 def _write_router(config: SweepConfig) -> Tree:
-    place = model_folder(config.model.path)
     if not config.model.output_router_logits:
-        off = config.training.loss == "dft" or not router_keys.is_mixture(place)
-        return {} if off else {"router_aux_loss_coef": 0.0}
-    weight = router_keys.weight_of(config, "TRL")
+        return {"router_aux_loss_coef": 0.0} if router_keys.is_mixture(model_folder(config.model.path)) else {}
+    if config.training.gradient_accumulation_steps > 1:
+        raise InputError(f"training.gradient_accumulation_steps: {_ROUTER_MEAN}; sweep with 1")
+    weight = config.model.router_aux_loss_coef
     if weight == 0:
         raise InputError("model.router_aux_loss_coef=0: TRL then has no such loss; set output_router_logits=false")
-    return {} if weight == _ROUTER and router_keys.is_mixture(place) else {"router_aux_loss_coef": weight}
+    return {} if weight is None else {"router_aux_loss_coef": weight}
 
 
 _ROWS = (
-    Row(("model_name_or_path", "loss_type", "router_aux_loss_coef"), router_keys.OURS, _read_router, _write_router),
+    Row(
+        (
+            "model_name_or_path",
+            "loss_type",
+            "gradient_accumulation_steps",
+            "per_device_train_batch_size",
+            "packing",
+            "router_aux_loss_coef",  # last, so that an edit changes it and not the others
+        ),
+        router_keys.OURS,
+        _read_router,
+        _write_router,
+    ),
     exact(
         "TRL",
         Row(

@@ -54,7 +54,7 @@ def unfrozen(model: nn.Module, patterns: Sequence[str]) -> Mapping[str, Rows]:
                 if not start < stop <= count:
                     raise InputError(f"{_KEY}: {text!r}: {name} has {count} rows; give a range of them")
                 ranges[name].append((start, stop))
-    if not ranges:
+    if patterns and not ranges:
         raise InputError(
             f"{_KEY}: {', '.join(map(repr, patterns))}: the start of no parameter's name, such as "
             f"{', '.join(_examples(named))}; correct one"

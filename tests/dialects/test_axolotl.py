@@ -85,6 +85,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines(
             f"{name}.jsonl", [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in part]
         )
+    Path("both").mkdir()
+    for name, source in (("train", "one"), ("test", "held_out")):
+        shutil.copy(f"{source}.jsonl", f"both/{name}.jsonl")
     for name, part in (("chat", pairs[:ROWS]), ("held_out_chat", pairs[100 : 100 + ROWS])):
         turns = [
             [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
@@ -126,6 +129,7 @@ def axolotl(command: str, run: dict[str, Any]) -> str:
         {},
         {"lr_scheduler": "linear", "cosine_min_lr_ratio": 0.5, "warmup_steps": 1},
         # Rows that are read here.
+        OURS | LORA | {"test_datasets": [{"path": "both", "type": "alpaca"}], "weight_decay": 0.1},
         OURS | LORA | {"peft_use_rslora": True, "cosine_min_lr_ratio": 0.5, "adam_epsilon": 1e-4},
         {
             "datasets": [CHAT],
@@ -148,7 +152,19 @@ def axolotl(command: str, run: dict[str, Any]) -> str:
         },
     ],
     ids=[
-        *("lora", "prompts", "turns", "accumulated", "whole", "linear", "alpaca", "chat", "loraplus", "unfrozen"),
+        *(
+            "lora",
+            "prompts",
+            "turns",
+            "accumulated",
+            "whole",
+            "linear",
+            "split",
+            "alpaca",
+            "chat",
+            "loraplus",
+            "unfrozen",
+        ),
         "mixture",
     ],
 )

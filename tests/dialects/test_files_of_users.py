@@ -333,6 +333,8 @@ AXOLOTLS_ROWS: list[dict[str, Any]] = [
     {"default_system_message": "Be brief."},
     {"tokenizer_use_fast": False},
     {"tokenizer_legacy": True},
+    {"tokenizer_type": "LlamaTokenizer"},
+    {"tokenizer_config": "other"},
     {"tokenizer_use_mistral_common": True},
     {"dataset_exact_deduplication": True},
     {"test_datasets": [{"path": "sg.jsonl", "type": "chat_template", "field_messages": "turns"}], "val_set_size": None},
@@ -372,6 +374,37 @@ def test_axolotls_rows_have_one_length() -> None:
     longer = replace(run.config, {"data.max_length": 512})
     with pytest.raises(InputError, match=r"^data.max_length=512: Axolotl made the rows with another; "):
         dialects.tree(dialects.TRAINERS["axolotl"], longer.model_copy(update={"origin": None}), set())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data.drop_long_rows": False}, r"^data.drop_long_rows=False: Axolotl made the rows otherwise"),
+        ({"model.special_tokens": {"eos_token": "</s>"}}, r"^model.special_tokens: Axolotl made the rows with others"),
+    ],
+)
+def test_rows_that_axolotl_made_are_exported_as_it_made_them(changes: dict[str, Any], said: str) -> None:
+    config = replace(axolotl(min_sample_len=20).config, changes)
+    with pytest.raises(InputError, match=said):
+        dialects.tree(dialects.TRAINERS["axolotl"], config.model_copy(update={"origin": None}), set())
+
+
+def test_what_changes_no_row_of_axolotls_needs_it_not() -> None:
+    usual = {"tokenizer_type": "AutoTokenizer", "tokenizer_config": AXOLOTL["base_model"], "min_sample_len": 2}
+    for keys in (usual, {"train_on_inputs": False, "tokenizer_use_fast": True, "chat_template_kwargs": {}}):
+        assert axolotl(**keys).config.data.tokenized_by is None
+
+
+def test_a_set_to_evaluate_on_is_the_folders_test_split() -> None:
+    entry = {"type": "alpaca"}
+    for path, split in (("rows", "test"), ("rows.jsonl", "train")):
+        run = axolotl(datasets=[entry | {"path": "d.jsonl"}], test_datasets=[entry | {"path": path}], val_set_size=None)
+        assert (run.config.data.eval_path, run.config.data.eval_split) == (path, split)
+
+
+def test_a_data_set_of_axolotls_has_a_path() -> None:
+    run = axolotl(datasets=[{"type": "alpaca"}, {"path": "b", "type": "alpaca"}])
+    assert run.reasons[0].startswith("datasets={'type': 'alpaca'}: has no path")
 
 
 # The data

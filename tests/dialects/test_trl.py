@@ -101,7 +101,7 @@ def test_an_export_of_a_sweep_on_a_file_trains_and_evaluates(tmp_path: Path, mon
         {},
         {"dtype": "bfloat16"},
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-        # It adds the router's loss by itself.
+        # It adds the router's loss by itself, with the model's own weight.
         {"model_name_or_path": "mixtral"},
         {"model_name_or_path": "mixtral", "router_aux_loss_coef": 0.5},
     ],

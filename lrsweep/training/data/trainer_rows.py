@@ -3,6 +3,7 @@
 The programs that it runs there are in `lrsweep.trainer_side`.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ def made(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> DataConfig
     if sample["ids"] != list(tokenizer(sample["text"], add_special_tokens=False)["input_ids"]):
         raise InputError(
             f"data.tokenized_by={config.tokenized_by}: its tokenizer is not that of model.path; give both the same "
-            "model (in data.trainer_config and model.path)"
+            "model (in data.trainer_config and model.path), or import the file with --engine theirs"
         )
     evaluation = folder / "eval.parquet"
     return config.model_copy(
@@ -121,6 +122,9 @@ def _files(value: Any) -> Iterator[tuple[str, int, int]]:
         return
     path = expanded(value.partition("#")[0])  # ms-swift's FILE#500 is 500 rows of a file
     if not os.path.exists(path):
+        if glob.has_magic(str(path)):  # Axolotl's data_files
+            for found in sorted(glob.glob(str(path), recursive=True)):
+                yield from _files(found)
         return
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lrsweep.config.trial_schema import DataConfig, ModelConfig
 from lrsweep.errors import InputError
+from lrsweep.training.data import trainer_rows
 from lrsweep.training.data.collate import IGNORED, Example
 from lrsweep.training.data.loading import FinetuneData, load
 from lrsweep.training.model import load_tokenizer
@@ -248,3 +249,22 @@ def test_the_trainer_is_looked_for(
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "swift").symlink_to(program)
     assert len(made(None, file, tokenizer).train) == 2
+
+
+def test_rows_are_made_again_when_a_file_changes_that_a_pattern_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("{}\n")
+    python = str(Path(sys.executable))
+    config = DataConfig(
+        path="rows",
+        format="tokens",
+        tokenized_by="axolotl",
+        trainer_config={"datasets": [{"path": "json", "data_files": ["*.jsonl"]}]},
+        python=python,
+    )
+    before = trainer_rows._folder(config)
+    assert trainer_rows._folder(config) == before
+    Path("b.jsonl").write_text("{}\n")
+    assert trainer_rows._folder(config) != before

@@ -39,8 +39,13 @@ class Clock:
         now = time.monotonic()
         if self._first is None or now - self._first[0] < _TOGETHER:
             self._first = (self._first[0] if self._first else now), self._done
-        elif self._done > self._first[1]:
-            self._each = (now - self._first[0]) / (self._done - self._first[1])
+        self._each = self._pace()
+
+    def _pace(self) -> float | None:
+        """The seconds of one step until now, so that a long evaluation counts while it lasts; None if not known."""
+        if self._first is None or self._done == self._first[1]:
+            return self._each
+        return (time.monotonic() - self._first[0]) / (self._done - self._first[1])
 
     def ended(self, number: int, max_steps: int) -> None:
         """Records that a trial has ended; it does not need the rest of its steps."""
@@ -54,6 +59,8 @@ class Clock:
         """The time left, like `2:05`; `?` before the first step."""
         if not self._done and self._each is None:
             return "?"
-        # Of the first steps alone, only the time since the start is known, which is too much.
-        each = (time.monotonic() - self._start) / self._done if self._each is None else self._each
+        each = self._pace()
+        if each is None:
+            # Of the first steps alone, only the time since the start is known, which is too much.
+            each = (time.monotonic() - self._start) / self._done
         return format_duration(each * max(self._left - self._done, 0))

@@ -126,7 +126,7 @@ class LiveScreen:
         self._rows[number] = _Row(values, config.training.max_steps, objective=config.search.objective)
 
     def measured(self, measurement: Measurement) -> None:
-        """Updates the trial's row and the time left."""
+        """Updates the trial's row."""
         row = self._rows[measurement.number]
         row.step = measurement.step
         row.loss = measurement.metrics.get("loss", row.loss)
@@ -134,14 +134,13 @@ class LiveScreen:
         score = row.objective.score(measurement.metrics)
         row.score = row.score if score is None else score
         self._clock.at(measurement.number, measurement.step)
-        self._progress.update(self._task, left=self._clock.left())
 
     def trial_finished(self, number: int, status: str, reason: str) -> None:
         """Shows the status in the trial's row, and advances the progress bar."""
         row = self._rows[number]
         row.status = status
         self._clock.ended(number, row.max_steps)
-        self._progress.update(self._task, advance=1, left=self._clock.left())
+        self._progress.update(self._task, advance=1)
 
     def trial_interrupted(self, number: int) -> None:
         """Shows the interruption in the trial's row."""
@@ -169,6 +168,7 @@ class LiveScreen:
                 row.status,
                 style=_STYLES.get(row.status),
             )
+        self._progress.update(self._task, left=self._clock.left())
         return Group(table, Text(self._best()), self._progress)
 
     def _best(self) -> str:

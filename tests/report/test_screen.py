@@ -50,6 +50,8 @@ def test_the_start_does_not_count_once_more_than_the_first_steps_are_known(time:
     for number in range(8):
         clock.at(number, 2)
     assert clock.progress() == "16 of 90 steps, 1:14 left"
+    time.now += 40  # an evaluation, which other steps will need too
+    assert clock.progress() == "16 of 90 steps, 7:24 left"
     clock.begin(30)  # the next round
     assert clock.left() == "0:30"
 

@@ -137,7 +137,7 @@ VALUES = [
     sweep("finetune.target_modules=('nope',)", "finetune.target_modules=[nope]"),
     sweep("finetune.trainable_layers=99: the model has 4", "finetune=freeze", "finetune.trainable_layers=99"),
     sweep(
-        "finetune.unfrozen_parameters: 'lm_head' is the start",
+        "finetune.unfrozen_parameters: 'lm_head': the start",
         "finetune=freeze",
         "finetune.unfrozen_parameters=[lm_head]",
     ),

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.data_keys import held_out
+from lrsweep.dialects.data_keys import held_out, rows_in
 from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import given, number, whole, word
 from lrsweep.dialects.training_arguments import mapping_of
 from lrsweep.errors import InputError
 from lrsweep.training.data.axolotl_chat import TOKENIZERS_OWN, check_name
 from lrsweep.training.data.formats import ALPACA_TEMPLATES, AXOLOTL_ROLES
-from lrsweep.training.data.reading import Source
 
 NAME = "axolotl"
 # Keys that decide which tokens rows have and which of them are learned. A file with one of them has its rows made by
@@ -277,11 +276,7 @@ def rows_of(tree: Tree) -> int | None:
         # A completion may become several rows, and other fields select some.
         if entry.get("type") == "completion" or not {"path", "type", "ds_type", "chat_template"}.issuperset(entry):
             return None
-        source = Source("datasets.path", word("path", entry.get("path", "")), None, "train")
-        try:
-            rows = None if source.local is None else len(source.open())
-        except InputError:
-            return None
+        rows = rows_in(word("path", entry["path"]))
         if rows is None:
             return None
         count += rows

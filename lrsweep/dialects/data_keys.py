@@ -7,6 +7,7 @@ from lrsweep.config.schema import SweepConfig
 from lrsweep.dialects.mapping import Tree, brief
 from lrsweep.dialects.rows import number
 from lrsweep.errors import InputError
+from lrsweep.training.data.reading import Source
 
 NO_EVALUATION = "the run has no evaluation; trials hold out 10% of the rows for it"
 
@@ -34,6 +35,15 @@ def share_held_out(tree: Tree, config: SweepConfig, others: str, share: str) -> 
         share: The trainer's key for the share that is held out.
     """
     return {} if tree.get(others) or tree.get(share) else {share: config.data.eval_fraction}
+
+
+def rows_in(path: str) -> int | None:
+    """Returns how many rows a local file or folder has; None for one on a hub, or one that cannot be read."""
+    source = Source("data.path", path, None, "train")
+    try:
+        return None if source.local is None else len(source.open())
+    except InputError:
+        return None
 
 
 def moved(sets: Any, name: str, folder: str) -> list[Any]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from lrsweep.config.schema import SweepConfig
-from lrsweep.dialects.data_keys import rows_are_ours, share_only
+from lrsweep.dialects.data_keys import rows_are_ours, rows_in, share_only
 from lrsweep.dialects.mapping import Tree
 from lrsweep.dialects.rows import flag, given, number, whole, word
 from lrsweep.errors import InputError
@@ -102,11 +102,7 @@ def rows_of(tree: Tree) -> int | None:
         if sample.isdecimal():
             count += int(sample)
             continue
-        source = Source("dataset", path, None, "train")
-        try:
-            rows = None if source.local is None else len(source.open())
-        except InputError:
-            return None
+        rows = rows_in(path)
         if rows is None:
             return None
         count += rows

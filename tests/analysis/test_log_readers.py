@@ -381,3 +381,27 @@ def test_a_log_with_the_runtime_in_every_row_has_its_losses(tmp_path: Path) -> N
     mean = {"step": 10, "train_loss": 2.45, "train_runtime": 160.0}
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [*rows, mean]}))
     assert list(read(tmp_path / "trainer_state.json").loss.values) == pytest.approx([row["loss"] for row in rows])
+
+
+def test_of_several_losses_that_are_parts_the_first_is_read(tmp_path: Path) -> None:
+    """Others on the next lines would look like the same loss later on."""
+    log = tmp_path / "train.log"
+    log.write_text(
+        "".join(
+            f"epoch: 1, {i}/125, lr: 0.0001\n    recon loss: {5 + i / 10:.3f}  ppl: 293.1, style loss: 0.965\n"
+            f"    dis real loss: 1.091, dis fake loss: 1.228\n"
+            for i in range(8)
+        )
+    )
+    assert read(log).loss.values == pytest.approx([5 + i / 10 for i in range(8)])
+    # Words that say which rows a loss is of, or a mean, name no part.
+    log.write_text("".join(f"step {i} | train loss: {3 - i / 10:.2f} | val loss: {4 - i / 10:.2f}\n" for i in range(8)))
+    assert read(log).loss.values == pytest.approx([3 - i / 10 for i in range(8)])
+    assert read(log).eval_loss.values == pytest.approx([4 - i / 10 for i in range(8)])
+
+
+def test_short_names_of_a_training_and_a_validation_loss_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "train.txt"
+    log.write_text("".join(f"Epoch [{i}]--->Tloss: {12 - i:.4f} Vloss: {13 - i:.4f}\n" for i in range(1, 9)))
+    assert list(read(log).loss.values) == [12 - i for i in range(1, 9)]
+    assert list(read(log).eval_loss.values) == [13 - i for i in range(1, 9)]

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, norm
 
 from lrsweep.analysis import log_readers
 from lrsweep.analysis.diagnosis import Diagnosis, diagnose, overfitting
-from lrsweep.analysis.diagnosis.curve import CERTAIN, curve
+from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
 EXPECTED = {
@@ -532,3 +532,74 @@ def test_a_log_that_does_not_say_its_rate_is_not_accused_of_it() -> None:
     assert str(found.evidence["reason"]).startswith("loss rises from")
     assert "does not say its learning rate" in str(found.evidence["reason"])
     assert diagnose(curve([row | {"learning_rate": 3e-4} for row in climbs])).label == "too_high"
+
+
+def training(losses: list[float]) -> Curve:
+    return curve([{"step": i, "loss": loss} for i, loss in enumerate(losses, 1)])
+
+
+def test_many_losses_that_are_the_same_where_there_is_room_are_inert() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.008, 34)
+    assert diagnose(training([4.69 + float(one) for one in noise])).label == "inert"
+    # Two decimals, and hundreds of rows.
+    assert diagnose(training([round(5.55 + 0.005 * (i % 3 - 1), 2) for i in range(480)])).label == "inert"
+    # A small fall that is no noise: something is learned.
+    assert diagnose(training([4.69 - 0.0001 * i for i in range(40)])).label != "inert"
+    falling = [{"step": i, "loss": 4.69 + float(one)} for i, one in enumerate(noise)]
+    falling += [{"step": i, "eval_loss": 4.7 - 0.0002 * i} for i in (0, 10, 20, 30)]
+    assert diagnose(curve(falling)).label != "inert"
+    # A low loss may be all that there is to learn.
+    assert diagnose(training([1.1 + float(one) / 10 for one in noise])).label != "inert"
+
+
+def test_losses_beyond_any_loss_again_and_again_are_a_divergence() -> None:
+    assert diagnose(training([7e15, 0.08, 0.09, 3e15, 0.06, 0.07, 0.05])).label == "diverged"
+    # Once, at the start, it may be a bad first step.
+    assert diagnose(training([7e6, 3.0, 2.5, 2.2, 2.0, 1.9, 1.8, 1.7])).label != "diverged"
+
+
+def test_a_loss_without_a_bound_below_that_runs_off_is_a_divergence() -> None:
+    found = diagnose(training([1.5, 0.6, 0.1, -5.0, -1e3, -1e5, -1e7, -2e8, -1e9, -2e9]))
+    assert found.label == "diverged"
+    assert "no bound below" in found.evidence["reason"]  # type: ignore[operator]
+    assert diagnose(training([700.0, 300.0, 10.0, -200.0, -600.0, -900.0, -1200.0, -1300.0])).label == "unknown"
+
+
+def test_swings_with_new_stages_of_the_rate_are_not_oscillation() -> None:
+    def stage(i: int) -> float:
+        return 0.2 + 0.0001 * i + 2.0 * math.exp(-(i % 40) / 8)
+
+    rows = [{"step": i, "loss": stage(i), "learning_rate": 1e-4 * (1 - (i % 40) / 40) + 1e-9} for i in range(200)]
+    assert diagnose(curve(rows)).label != "oscillating"
+    one_rate = [{**row, "learning_rate": 1e-4} for row in rows]
+    assert diagnose(curve(one_rate)).label == "oscillating"
+
+
+def test_swings_that_do_not_come_back_are_a_rate_that_is_too_high() -> None:
+    losses = [0.95 + 0.01 * (i % 3) for i in range(90)]
+    losses[0] = 2.3
+    losses[45] = losses[60] = losses[75] = 8.0
+    after = [2.2 + 3.4 * math.exp(-i / 12) for i in range(40)]
+    rows = [{"step": 10 * i, "loss": loss, "learning_rate": 3e-4} for i, loss in enumerate(losses + after, 1)]
+    assert diagnose(curve(rows)).label == "too_high"
+
+
+def test_a_small_rise_beside_all_that_was_learned_is_no_overfitting() -> None:
+    """It is a tenth of the level, and a two-hundredth of the way down."""
+    draw = np.random.default_rng(1)
+    rows = []
+    for i in range(400):
+        rows.append({"step": i, "loss": 5.0 * math.exp(-i / 300) + 1, "eval_loss": 12.0 if i == 0 else 0.0})
+        if i:
+            rows[-1]["eval_loss"] = 0.42 + 0.045 * min(i / 60, 1) + float(draw.normal(0, 0.002))
+    assert diagnose(curve(rows)).label == "healthy"
+    low_start = [{**row, "eval_loss": 0.6 if row["step"] == 0 else row["eval_loss"]} for row in rows]
+    assert diagnose(curve(low_start)).label == "overfitting"
+
+
+def test_a_loss_that_grows_while_evaluations_fall_is_not_accused() -> None:
+    rows = [{"step": i, "loss": 2e-4 + 1e-3 * i, "learning_rate": 1e-4} for i in range(30)]
+    rows += [{"step": i, "eval_loss": 0.013 + 0.016 * math.exp(-i / 6)} for i in range(0, 30, 3)]
+    assert diagnose(curve(rows)).label == "healthy"
+    alone = [row for row in rows if "loss" in row]
+    assert diagnose(curve(alone)).label == "diverged"

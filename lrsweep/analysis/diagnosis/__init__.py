@@ -45,12 +45,14 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
         certain = (
             reinforcement(curve)
             or broken_runs.not_finite(curve)
+            or broken_runs.runs_off(curve)
             or negative_loss(curve)
             or unclear_logs.only_zeros(curve)
             or broken_runs.zero(curve)
             or inert_runs.inert(curve)
             or collapse.nothing_right(curve)
             or collapse.collapsed(curve)
+            or broken_runs.jumps(curve)
             or broken_runs.exploded(curve)
             or unclear_logs.too_short(curve)
             or unclear_logs.broken_evaluations(curve)
@@ -84,6 +86,10 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
         if one is not None
     ]
     clear = next((one for one in found if one.confidence >= CERTAIN), None)
+    rising = next((one for one in found if one.label == "too_high" and one.confidence >= _UNSURE), None)
+    if clear is not None and clear.label == "oscillating" and rising is not None:
+        # It swings, and has not come back: one sign confirms the other.
+        clear = replace(rising, confidence=clear.confidence)
     if clear is not None and clear.label in _OF_THE_RATE and curve.peak_lr is None:
         reason = f"{clear.evidence['reason']}; the log does not say its learning rate, so this may have another cause"
         return replace(clear, label="unknown", evidence={**clear.evidence, "reason": reason})
@@ -97,6 +103,8 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
 
 # A fault of less confidence is not mentioned.
 _SEEN = 0.5
+# The confidence of a sign that needs another beside it.
+_UNSURE = 0.8
 # What a log without its learning rate is not accused of: of published ones, half had another fault.
 _OF_THE_RATE = ("too_high", "too_low", "oscillating")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import CERTAIN, EXPLODED, Curve, Diagnosis, confidence
-from lrsweep.analysis.diagnosis.smoothing import falls
+from lrsweep.analysis.diagnosis.smoothing import FEWEST_LOSSES, evaluations_fall, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import relative_noise
 
@@ -117,12 +117,42 @@ def _finite_margins(curve: Curve) -> bool:
     )
 
 
+def runs_off(curve: Curve) -> Diagnosis | None:
+    """Diverged: a loss that has no bound below falls without end."""
+    losses = curve.loss.finite()
+    if len(losses) < FEWEST_LOSSES:
+        return None
+    first, last = float(losses.values[0]), float(np.median(losses.values[-max(len(losses) // 8, 2) :]))
+    if last > -_NO_LOSS or abs(first) > _NO_MEDIAN:
+        return None
+    reason = f"loss runs off from {first:.4g} to {last:.4g}: it has no bound below"
+    return Diagnosis("diverged", {"first": first, "last": last, "reason": reason}, remedies.CHECK)
+
+
+def jumps(curve: Curve) -> Diagnosis | None:
+    """Diverged: the loss is beyond any loss again and again, and small in between."""
+    losses = curve.loss.finite()
+    beyond = losses.values > _NO_LOSS
+    if not beyond.any():
+        return None
+    first, last = int(beyond.argmax()), len(beyond) - 1 - int(beyond[::-1].argmax())
+    between = float(losses.values[first : last + 1].min())
+    if between > _NO_MEDIAN:
+        return None
+    step, highest = float(losses.steps[first]), float(losses.values.max())
+    reason = f"the loss jumps between {between:.4g} and {highest:.4g}, first at {curve.place(step)}"
+    evidence: Evidence = {"lowest": between, "highest": highest, "step": step, "reason": reason}
+    return Diagnosis("diverged", evidence, remedies.lower_lr(curve))
+
+
 def exploded(curve: Curve) -> Diagnosis | None:
     """Diverged: the loss ends far above its start, or at a level that no step before it had."""
     for name, series in (("loss", curve.loss), ("eval_loss", curve.eval_loss)):
         found = series.finite()
         if len(found) < 4 or (name == "eval_loss" and _learns(curve, float(found.values[0]))):
             continue
+        if name == "loss" and evaluations_fall(curve):
+            continue  # it may be a sum whose weights grow
         if name == "eval_loss" and not len(curve.loss) and found.values.min() < 0.95 * found.values[0]:
             continue  # it had learned, so this is overfitting until training losses say otherwise
         # One low batch is no start.

@@ -7,11 +7,15 @@ import numpy as np
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.collapse import accuracies_of, one_answer
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
+from lrsweep.analysis.diagnosis.overfitting import rises_beyond_noise
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
+from lrsweep.analysis.diagnosis.trend import ROOM
 
 # Numbers of classes, or of places in a text, that are common.
 _CLASSES = (*range(2, 11), 100, 128, 256, 384, 512, 1000)
+# So many losses that differ by less than this share are the same: those of different batches differ by more.
+_MANY, _SAME = 30, 0.01
 # No loss that is worth minimising is this large.
 _ANY_LOSS = 1e9
 
@@ -49,11 +53,27 @@ def inert(curve: Curve) -> Diagnosis | None:
                     "collapsed", {"last": float(values[0]), "reason": reason}, remedies.after_collapse(curve)
                 )
             return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
+    if _stays_put(curve):
+        low, high = float(losses.min()), float(losses.max())
+        reason = f"all {len(losses)} losses are between {low:.4g} and {high:.4g}: nothing is learned"
+        return Diagnosis("inert", {"lowest": low, "highest": high, "reason": reason}, remedies.CHECK)
     period = _period(curve.loss.finite().values)
     if period:
         reason = f"the losses repeat to the digit every {period} rows: nothing that is trained changes them"
         return Diagnosis("inert", {"period": float(period), "reason": reason}, remedies.CHECK)
     return None
+
+
+def _stays_put(curve: Curve) -> bool:
+    """Whether all of many losses, from the start on, are the same to a percent and do not fall, with room to learn."""
+    losses, evals = curve.loss.values, curve.eval_loss.finite().values
+    if len(losses) < _MANY or not np.isfinite(losses).all() or not curve.begins:
+        return False
+    # Evaluations have no noise of batches: if they fall, something is learned.
+    if training_kind(curve) != "supervised" or (len(evals) > 1 and evals[-1] < evals[0]):
+        return False
+    same = float(np.ptp(losses)) <= _SAME * float(losses.min())
+    return same and float(losses.min()) > ROOM and not rises_beyond_noise(-losses)
 
 
 def _period(losses: Floats) -> int:

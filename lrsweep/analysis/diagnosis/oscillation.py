@@ -23,7 +23,20 @@ def oscillates(curve: Curve) -> Diagnosis | None:
     if curve.counted and not len(curve.epoch):
         # Without steps and epochs, a loss that jumps back may be that of a new run in the same log.
         sure = min(sure, 0.8)
+    if _rate_restarts(curve):
+        # New stages of training bring new data, and jumps with it.
+        sure = min(sure, 0.8)
     return Diagnosis("oscillating", evidence, remedies.against_oscillation(curve), sure)
+
+
+def _rate_restarts(curve: Curve) -> bool:
+    """Whether the learning rate has fallen to a tenth of its peak, and then risen to twice that again."""
+    rates = curve.learning_rate.finite().values
+    if len(rates) < 3:
+        return False
+    at = int(rates.argmax())
+    low = np.flatnonzero(rates[at:] < 0.1 * rates[at])
+    return len(low) > 0 and bool(rates[at + int(low[0]) :].max() > 0.2 * rates[at])
 
 
 def _humps(name: str, series: Series) -> tuple[float, Evidence] | None:

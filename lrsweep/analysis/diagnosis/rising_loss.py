@@ -4,7 +4,7 @@ import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import CERTAIN, EXPLODED, Curve, Diagnosis, Series, confidence
-from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS, FEWEST_LOSSES
+from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS, FEWEST_LOSSES, evaluations_fall
 from lrsweep.analysis.diagnosis.trend import ROOM, Trend, eval_trend, trend
 
 Evidence = dict[str, float | str]
@@ -19,7 +19,10 @@ def rises(curve: Curve) -> Diagnosis | None:
     losses, evaluated = trend(curve.loss), eval_trend(curve.eval_loss)
     # Where the training loss is next to nothing beside the evaluations', the rows are known by heart.
     by_heart = losses is not None and evaluated is not None and losses.high < 0.1 * evaluated.low
-    found = [None if by_heart else _rises("loss", curve, curve.loss)]
+    # Where evaluations fall while it rises to the end, the training loss is a sum whose weights grow.
+    to_the_end = losses is not None and losses.end > 0.9 * losses.high and losses.start < 0.1 * losses.end
+    weighted = to_the_end and evaluations_fall(curve)
+    found = [None if by_heart or weighted else _rises("loss", curve, curve.loss)]
     # Where the training loss falls, rising evaluations are a matter of overfitting, unless they start untrained.
     evals = curve.eval_loss.finite()
     if losses is None or losses.fall < 0.05 or (len(evals) and evals.steps[0] == 0):

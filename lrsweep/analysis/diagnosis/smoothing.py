@@ -92,6 +92,12 @@ def falls(series: Series) -> bool:
     return found.fall > max(ERRORS * found.error, 0.005 * abs(found.first))
 
 
+def evaluations_fall(curve: Curve) -> bool:
+    """Whether the evaluations end near their lowest, a tenth or more below the first."""
+    evals = curve.eval_loss.finite().values
+    return len(evals) >= FEWEST_EVALS and 0 < evals[-1] < min(0.9 * evals[0], 1.1 * evals.min())
+
+
 def final_gap(series: Series, other: Series, errors: float) -> float:
     """Returns how far one series ends above another, as the median over the last quarter of the steps that both have.
 

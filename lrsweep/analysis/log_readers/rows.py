@@ -25,6 +25,8 @@ NAMES = {
     "train_loss_step": "loss",
     "train_lr": "learning_rate",
     "training_loss": "loss",
+    "tloss": "loss",
+    "vloss": "eval_loss",
     "losses": "loss",
     # Tinker's cookbook.
     "train_mean_nll": "loss",

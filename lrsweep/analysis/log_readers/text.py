@@ -26,10 +26,16 @@ _BEST = re.compile(rf"\b(?:best|min|lowest) (?:\w{{3,10}}[ _])?(?:loss|acc|accur
 _ASSIGNED = re.compile(
     r"(?<!\w)(?<!grad )(?<!gradient )"
     r"((?:(?:train|training|val|valid|validation|eval|test|dev)[ _/-]?)?(?:(?:mean|avg|average|total)[ _]?)?"
-    r"(?:loss(?:es)?|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
+    r"(?:[tv]?loss(?:es)?|acc|(?:(?:sparse_)?categorical_|binary_)?accuracy)"
     r"|step|num_updates|iter(?:ation)?|epoch|lr|learning[ _]rate|grad[ _]norm)"
     rf"[\]'\"]?(?:\s{{0,9}}[=:\uff1a]\s{{0,9}}|\s{{1,9}}(?:\[\s{{1,9}})?)({_VALUE})\b(%?)",
     re.IGNORECASE,
+)
+# A loss and the word before it. These words say which rows it is of, or how it is averaged; any other names a part.
+_PART = re.compile(rf"(?:(?<=[\s,;|(\[])|^)([a-z][\w-]{{0,30}}|) ?\bloss\s{{0,3}}[=:]\s{{0,3}}{_VALUE}", re.I | re.M)
+_WHOLE = re.compile(
+    "|train(ing)?|val(id(ation)?)?|eval(uation)?|test|dev|mean|avg|average|total|running|ema"
+    "|batch|step|epoch|iter(ation)?|cur(rent)?|the|and"
 )
 # A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
 _NUMBERED = re.compile(r"\s*(\d+)\s*\|")
@@ -111,8 +117,22 @@ def costs_as_losses(text: str) -> str:
     return _COST.sub("loss", text)
 
 
+def without_other_parts(text: str) -> str:
+    """The text with one of its losses, if it names several and none of them is the whole.
+
+    The first one stays: of `recon loss: 5.7, style loss: 0.9`, the next lines may hold others, which would look like
+    the same loss later.
+    """
+    names = [found[1].lower() for found in _PART.finditer(text)]
+    parts = sorted({part for part in names if not _WHOLE.fullmatch(part)}, key=names.index)
+    if len(parts) < 2 or len(parts) < len(set(names)):
+        return text
+    return _PART.sub(lambda found: found[0] if found[1].lower() == parts[0] else "", text)
+
+
 def assignments(text: str) -> list[Row]:
     """Returns what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
+    text = without_other_parts(text)
     rows: list[Row] = []
     totals: list[Row] = []
     both: list[Row] = []

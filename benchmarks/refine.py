@@ -7,6 +7,7 @@ counted in whole trials.
 
 - `refine`: the plan of `lrsweep/search/refine.py`, then the rate with the lowest loss; with the verdict, its replicates
   and the rates that it still asks for in columns of their own.
+- `rounds`: the time of such a sweep, in trials, where a pack takes no longer than one trial, as on a large GPU.
 - The chance that another rate is better by more than 1 % of the improvement: in how many sweeps it ends below 5 %, and
   in how many of those there is such a rate. The calibration compares the chance after the first seeds with how often
   there is one.
@@ -40,7 +41,7 @@ from lrsweep.analysis.verdict import UNLIKELY, Verdict, judge
 from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig, replace
 from lrsweep.config.search_space import axes
-from lrsweep.search.followups import followups
+from lrsweep.search.followups import followups, seeds_beside
 from lrsweep.search.refine import plan
 
 Floats = NDArray[np.float64]
@@ -144,12 +145,16 @@ def config(lr: float, seed: int) -> SweepConfig:
 
 @dataclass
 class Sweep:
-    """One replayed sweep: its range and seed, and the steps spent, in whole trials."""
+    """One replayed sweep: its range and seed, the steps spent, in whole trials, and the time."""
 
     task: Task
     number: int
     spent: float = 0.0
     results: dict[int, Result] = field(default_factory=dict)
+    # How many seeds were trained beside the first rate that the parabola asks for.
+    beside: int = 0
+    # The time that it takes, in trials, where a pack takes no longer than one trial.
+    rounds: float = 0.0
 
     def __post_init__(self) -> None:
         self.draw = np.random.default_rng(self.number)
@@ -177,19 +182,26 @@ def refined(sweep: Sweep) -> float:
     count = max(6, int(np.ceil(2 * (sweep.high - sweep.low))) + 1)
     for number, place in enumerate(np.linspace(sweep.low, sweep.high, count)):
         sweep.train(number, float(f"{10**place:.6g}"), 1)
+    sweep.rounds += 0.25
     while True:
         paused = [number for number, result in sweep.results.items() if result.status == "pruned"]
-        found = plan(base(), list(sweep.results.values()), paused, sweep.task.base_loss)
+        results = list(sweep.results.values())
+        found = plan(base(), results, paused, sweep.task.base_loss)
         if not found.goes_on:
             return _lowest(sweep)
+        seeds, _ = seeds_beside(base(), axes(base()), results, found.new, len(results))
+        sweep.beside += len(seeds)
+        lengths = [0.75] * len(found.resumed) + [1.0 if spec.pause_at is None else 0.25 for spec in found.new]
+        sweep.rounds += max(lengths)
         for number in found.resumed:
             sweep.train(number, sweep.results[number].lr, 4)
-        for spec in found.new:
-            sweep.train(len(sweep.results), spec.params["optimizer.lr"], 4 if spec.pause_at is None else 1, spec.role)
+        for spec in (*found.new, *seeds):
+            quarters = 4 if spec.pause_at is None else 1
+            sweep.train(len(sweep.results), spec.params["optimizer.lr"], quarters, spec.role, spec.of)
 
 
 def _lowest(sweep: Sweep) -> float:
-    complete = [result for result in sweep.results.values() if result.status == "complete"]
+    complete = [r for r in sweep.results.values() if r.status == "complete" and r.role != "replicate"]
     return float(np.log10(min(complete, key=lambda result: result.eval_loss or 0.0).lr))
 
 
@@ -206,6 +218,7 @@ def with_verdict(sweep: Sweep) -> Iterator[Verdict]:
             yield verdict
         if not new:
             return
+        sweep.rounds += 1.0
         for spec in new:
             sweep.train(len(sweep.results), spec.params["optimizer.lr"], 4, spec.role, spec.of)
 
@@ -252,13 +265,13 @@ def theirs(sweep: Sweep, sampler: str, trials: int, prune: bool) -> float:
 
 def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
     """What `refine` costs on a task, how far it is from the best, and what it promises."""
-    regrets, steps, after, whole, held = [], [], [], [], []
+    regrets, steps, after, whole, rounds, held = [], [], [], [], [], []
     first: list[Promise | None] = []
     last: list[Promise | None] = []
     for number in range(sweeps):
         sweep = Sweep(task, number)
         regrets.append(task.regret(refined(sweep), sweep.low, sweep.high))
-        steps.append(sweep.spent)
+        steps.append(sweep.spent - sweep.beside)
         promises = []
         for verdict in with_verdict(sweep):
             promises.append(promise(sweep, verdict))
@@ -267,6 +280,7 @@ def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
         assert verdict.recommended is not None
         after.append(task.regret(float(np.log10(verdict.recommended.result.lr)), sweep.low, sweep.high))
         whole.append(sweep.spent)
+        rounds.append(sweep.rounds)
         if verdict.safe_range is not None:
             fine, mean = task.mean
             safe = verdict.safe_range
@@ -282,6 +296,7 @@ def of_refine(task: Task, sweeps: int) -> dict[str, Any]:
         "trials_worth": round(float(np.mean(steps)), 2),
         "within_with_verdict": _share(after),
         "trials_with_replicates": round(float(np.mean(whole)), 2),
+        "rounds_with_replicates": round(float(np.mean(rounds)), 2),
         "sure": round(len(sure) / sweeps, 3),
         "sure_and_missed": round(float(np.mean([made.missed for made in sure])), 4) if sure else None,
         "safe_ranges": len(held),

@@ -26,12 +26,27 @@ def tiny(*overrides: str) -> SweepConfig:
 
 
 class Recorder:
-    """The host."""
+    """The host.
+
+    Args:
+        folder: For the trials' folders.
+        configs: The trials.
+        stop_at: The step at which they have to stop.
+        why: The reason that they are told.
+        at_end_only: Whether they are evaluated at their end only.
+    """
 
     def __init__(
-        self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None, why: Stop = "paused"
+        self,
+        folder: Path,
+        configs: Sequence[SweepConfig],
+        stop_at: int | None = None,
+        why: Stop = "paused",
+        *,
+        at_end_only: bool = False,
     ) -> None:
         self._folder = folder
+        self._at_end_only = at_end_only
         self._given = 0
         self._trials: list[Trial] = []
         for config in configs:
@@ -43,7 +58,7 @@ class Recorder:
 
     def add(self, config: SweepConfig) -> None:
         """Adds a trial."""
-        self._trials.append(Trial(self._given, config, self._folder / str(self._given)))
+        self._trials.append(Trial(self._given, config, self._folder / str(self._given), self._at_end_only))
         self._given += 1
 
     def next_trial(self) -> Trial | None:

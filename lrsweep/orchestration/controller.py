@@ -20,7 +20,7 @@ from lrsweep.report.screen import Screen
 from lrsweep.report.summary import About, Summary, summarise
 from lrsweep.search import axis_by_axis
 from lrsweep.search.controller_study import ControllerStudy
-from lrsweep.search.followups import followups
+from lrsweep.search.followups import followups, seeds_beside
 from lrsweep.search.records import TrialSpec
 from lrsweep.tracking import Tracker
 
@@ -103,7 +103,10 @@ class Controller:
         if found.why and (found.goes_on or paused):
             self.screen.note(found.why)
         if found.goes_on:
-            self.study.add_followups(found.new)
+            seeds, why = seeds_beside(self.config, self.study.axes, summary.results, found.new, self.study.total)
+            if why:
+                self.screen.note(why)
+            self.study.add_followups([*found.new, *seeds])
             self.study.resume(found.resumed)
             return True
         for record in paused.values():
@@ -125,11 +128,14 @@ class Controller:
 
     def _watch(self, monitor: Monitor) -> None:
         while True:
-            finished = self.study.idle()
-            monitor.look()
+            # A poll reads the study once: it competes with the training for the CPU, or with workers for the server.
+            with self.study.read_once():
+                finished = self.study.idle()
+                monitor.look()
+                failures = self._failures()
             if self.interrupt.signum is not None:
                 raise InterruptedSweepError(self.interrupt.signum)
-            if finished or self._failures() >= (self.config.search.max_failures or self.study.total + 1):
+            if finished or failures >= (self.config.search.max_failures or self.study.total + 1):
                 return
             for text in self.executor.replace_dead():
                 self.screen.note(text)

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -144,6 +145,10 @@ class ControllerStudy:
     def finished(self) -> bool:
         """Returns whether all trials have ended."""
         return not self._store.trials(TrialState.RUNNING) and len(self.records()) >= self.total
+
+    def read_once(self) -> AbstractContextManager[None]:
+        """Reads what workers have changed once in this block, at the first access."""
+        return self._store.storage.read_once()
 
     def idle(self) -> bool:
         """Returns whether all trials have ended or are paused."""

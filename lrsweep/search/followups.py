@@ -1,6 +1,7 @@
 """Trials that follow from results: rates beyond the tried ones, retries, more seeds of the best, a rate in between."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lrsweep.analysis.ranking import Candidate, Result
@@ -117,12 +118,47 @@ def _replicates(
         result = candidate.result
         for i in range(1 + candidate.repeated, seeds):
             specs.append(_replicate(result, i))
-    if not specs:
-        return None
-    steps = len(specs) * config.training.max_steps
-    return specs, (
-        f"training {_named(chosen)} with {seeds} seeds each, to measure the noise: {len(specs)} more "
-        f"trial{'s' * (len(specs) > 1)}, {steps} steps (search.replicates=1 turns this off)"
+    return (specs, _cost(config, _named(chosen), seeds, specs)) if specs else None
+
+
+def seeds_beside(
+    config: SweepConfig, axes: Sequence[Axis], results: Sequence[Result], new: Sequence[TrialSpec], number: int
+) -> tuple[list[TrialSpec], str]:
+    """The second seeds that can be trained beside a rate that `refine` tries before any noise is known.
+
+    The best few will need them, and the new rate is expected to be one of these. A pack trains all of them in little
+    more time than the new rate alone.
+
+    Args:
+        config: The sweep's config.
+        axes: The study's axes.
+        results: The finished trials.
+        new: The trials that `refine` asks for.
+        number: The number that the first of them will have.
+
+    Returns:
+        The replicates, and the reason for them; none if the seeds have to wait: until the other axes are searched, or
+        until the search is over, because its limit counts trials.
+    """
+    search = config.search
+    limited = search.n_trials is not None or search.budget is not None
+    if search.replicates != "auto" or limited or [axis.key for axis in axes] != [LR]:
+        return [], ""
+    if not new or any(spec.role != "fit" for spec in new) or any(result.role == "replicate" for result in results):
+        return [], ""
+    complete = [r for r in results if r.status == "complete" and r.eval_loss is not None and r.role != "rescue"]
+    best = sorted(complete, key=lambda result: (result.eval_loss, result.number))[: _FEW - 1]
+    seed = {"training.seed": (config.training.seed + 1) % 2**31}
+    of_new = [replace(spec, role="replicate", overrides=seed, of=number + i) for i, spec in enumerate(new)]
+    specs = [*of_new, *(_replicate(result, 1) for result in best)]
+    return specs, _cost(config, f"it and {_numbered(best)}", 2, specs)
+
+
+def _cost(config: SweepConfig, named: str, seeds: int, specs: Sequence[TrialSpec]) -> str:
+    return (
+        f"training {named} with {seeds} seeds each, to measure the noise: {len(specs)} more "
+        f"trial{'s' * (len(specs) > 1)}, {len(specs) * config.training.max_steps} steps "
+        "(search.replicates=1 turns this off)"
     )
 
 
@@ -165,7 +201,11 @@ def _best_few(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _named(chosen: Sequence[Candidate]) -> str:
-    numbers = [str(candidate.result.number) for candidate in chosen]
+    return _numbered([candidate.result for candidate in chosen])
+
+
+def _numbered(results: Sequence[Result]) -> str:
+    numbers = [str(result.number) for result in results]
     return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) > 1 else f"trial {numbers[0]}"
 
 

@@ -21,7 +21,7 @@ from lrsweep.config.search_method import settle
 from lrsweep.orchestration.controller import next_trials
 from lrsweep.report.summary import About, Links, Summary
 from lrsweep.report.text import sentences
-from lrsweep.search.followups import followups
+from lrsweep.search.followups import followups, seeds_beside
 from lrsweep.search.records import TrialSpec
 from lrsweep.search.replication import contenders
 from lrsweep.tracking import DatasetInfo
@@ -253,6 +253,48 @@ def refined(losses: Mapping[float, float | None], noise: float, *overrides: str)
 
 # The two lowest are equal, and the loss is far higher beside them: the best rate may be between them.
 VALLEY: Mapping[float, float | None] = {1e-5: 4.8, 1e-4: 4.0, 1e-3: 3.0, 1e-2: 3.01, 1e-1: 4.9}
+
+
+BETWEEN = TrialSpec({"optimizer.lr": 3e-3}, "fit")
+
+
+def beside(
+    new: Sequence[TrialSpec], *overrides: str, extra: Sequence[Result] = ()
+) -> tuple[list[tuple[str, int | None, float, int]], str]:
+    """Role, origin, rate and seed of what is trained beside new trials of a refined sweep, and the reason."""
+    config = sweep_config(["+sweep=full_lr", "search=refine", f"space.optimizer.lr={list(VALLEY)}", *overrides])
+    results = [*summary(config, VALLEY).results, *extra]
+    specs, why = seeds_beside(config, search_space.axes(config), results, new, len(results))
+    return [(s.role, s.of, s.params["optimizer.lr"], s.overrides["training.seed"]) for s in specs], why
+
+
+def test_the_first_rate_between_brings_the_second_seeds_of_the_best() -> None:
+    specs, why = beside([BETWEEN])
+    assert specs == [("replicate", 5, 3e-3, 1), ("replicate", 2, 1e-3, 1), ("replicate", 3, 1e-2, 1)]
+    assert why.startswith("training it and trials 2 and 3 with 2 seeds each, to measure the noise: 3 more trials, ")
+    assert beside([BETWEEN], "training.seed=7")[0][0][-1] == 8
+
+
+@pytest.mark.parametrize(
+    ("new", "overrides"),
+    [
+        ([], ()),
+        ([TrialSpec({"optimizer.lr": 3e-1}, "extension", pause_at=15)], ()),
+        ([BETWEEN], ("search.replicates=1",)),
+        ([BETWEEN], ("search.replicates=3",)),
+        ([BETWEEN], ("search.n_trials=9",)),
+        ([BETWEEN], ("search.budget=500",)),
+        ([BETWEEN], ("space.optimizer.weight_decay=[0,0.1]",)),
+    ],
+    ids=str,
+)
+def test_seeds_wait_where_they_may_not_be_needed(new: list[TrialSpec], overrides: tuple[str, ...]) -> None:
+    assert beside(new, *overrides) == ([], "")
+
+
+def test_seeds_are_trained_beside_a_rate_only_once() -> None:
+    _, found = refined(VALLEY, 0.001)
+    assert beside([BETWEEN], extra=[r for r in found.results if r.role == "replicate"]) == ([], "")
 
 
 def test_refine_tries_a_rate_while_it_may_be_better() -> None:

@@ -161,7 +161,7 @@ def _compiling_pays(model: nn.Module, config: SweepConfig, rows: Sequence[Any], 
 
 
 def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
-    """How many trials' weights, gradients and AdamW moments fit in half the free memory, up to 8, or 32 on a GPU."""
+    """How many trials' weights, gradients and AdamW moments fit in half the free memory, up to 12, or 32 on a GPU."""
     if config.finetune.mode == "lora":
         linear = (module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
         # A quantized weight's shape is not the layer's; a Conv1D has no in_features.
@@ -172,4 +172,4 @@ def _slots_that_fit(model: nn.Module, config: SweepConfig, rank: int) -> int:
     on_gpu = torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     # Four float32 numbers for each parameter; the other half of the memory is for activations.
-    return max(1, min(int(free / 2 / (16 * max(trained, 1))), 32 if on_gpu else 8))
+    return max(1, min(int(free / 2 / (16 * max(trained, 1))), 32 if on_gpu else 12))

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import kendalltau, norm
 
 from lrsweep.analysis import log_readers
-from lrsweep.analysis.diagnosis import Diagnosis, diagnose, overfitting
+from lrsweep.analysis.diagnosis import Diagnosis, diagnose, trend
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
@@ -261,15 +261,15 @@ def test_the_test_for_rises_is_kendalls(n: int) -> None:
     for slope in (0.0, 0.02, 0.1):
         values = draw.normal(0, 1, n) + slope * np.arange(n)
         tau = kendalltau(np.arange(n), values, method="asymptotic")
-        assert 2 * overfitting.ascending(values) - 1 == pytest.approx(tau.statistic)
+        assert 2 * trend.ascending(values) - 1 == pytest.approx(tau.statistic)
         # 3 deviations are a probability of 0.0027, counting both sides.
-        assert overfitting.rises_beyond_noise(values) == bool(tau.statistic > 0 and tau.pvalue < 2 * norm.sf(3))
+        assert trend.rises_beyond_noise(values) == bool(tau.statistic > 0 and tau.pvalue < 2 * norm.sf(3))
 
 
 def test_noise_alone_rises_beyond_noise_once_in_a_thousand_times_however_long_it_is() -> None:
     draw = np.random.default_rng(0)
     for n in (50, 250, 390):
-        assert sum(overfitting.rises_beyond_noise(draw.normal(0, 1, n)) for _ in range(1000)) <= 6
+        assert sum(trend.rises_beyond_noise(draw.normal(0, 1, n)) for _ in range(1000)) <= 6
 
 
 def test_a_training_loss_that_a_table_repeats_says_nothing() -> None:
@@ -603,3 +603,27 @@ def test_a_loss_that_grows_while_evaluations_fall_is_not_accused() -> None:
     assert diagnose(curve(rows)).label == "healthy"
     alone = [row for row in rows if "loss" in row]
     assert diagnose(curve(alone)).label == "diverged"
+
+
+def test_a_rise_with_its_gradient_is_a_rate_that_is_too_high() -> None:
+    losses = [1.36, 0.48, 0.58, 0.70, 0.66, 1.04, 0.66, 0.68, 0.86, 0.82]
+    norms = [0.24, 0.27, 1.36, 1.28, 17.2, 7.1, 21.8, 23.0, 3.8, 14.4]
+    rows = [{"step": i, "loss": loss, "learning_rate": 5e-4} for i, loss in enumerate(losses, 1)]
+    assert diagnose(curve(rows)).label != "too_high"
+    grown = [{**row, "grad_norm": norm} for row, norm in zip(rows, norms, strict=True)]
+    found = diagnose(curve(grown))
+    assert found.label == "too_high"
+    assert "and the gradient's norm grows from " in str(found.evidence["reason"])
+
+
+def test_a_loss_that_never_leaves_that_of_a_guess_is_not_called_healthy() -> None:
+    falling = [{"step": i, "loss": 0.6931 - 0.00009 * i, "eval_loss": 0.693 - 0.00008 * i} for i in range(40)]
+    found = diagnose(curve(falling))
+    assert found.label == "unknown"  # it learns a little, so it has not collapsed
+    pinned = [{"step": i, "loss": 0.7059 if i == 0 else 0.6931 - 0.00005 * max(i - 40, 0)} for i in range(190)]
+    pinned += [{"step": i, "eval_loss": 0.6953 - 0.00003 * i} for i in range(0, 190, 10)]
+    found = diagnose(curve(pinned))
+    assert found.label == "unknown"
+    assert "it never leaves ln 2, the loss of a guess" in str(found.evidence["reason"])
+    learning = [{"step": i, "loss": 0.7 - 0.0005 * i} for i in range(190)]
+    assert diagnose(curve(learning)).label == "healthy"

@@ -9,7 +9,7 @@ from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import Trend, trend
+from lrsweep.analysis.diagnosis.trend import Trend, rises_beyond_noise, trend
 
 Evidence = dict[str, float | str]
 # The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
@@ -194,6 +194,8 @@ def _even(facts: _Facts) -> str:
     steady = abs(facts.found.fall) < 0.02 and facts.found.point_noise < 0.02
     if classes is None or not steady or not facts.supervised:
         return ""
+    if rises_beyond_noise(-facts.curve.eval_loss.finite().values):
+        return ""  # it learns, if little: a collapsed model does not
     return (
         f"loss stays at {facts.found.end:.4g}, which is ln {classes}: {classes} classes are told apart no better than "
         "by chance"

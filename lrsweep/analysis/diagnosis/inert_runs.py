@@ -7,10 +7,9 @@ import numpy as np
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.collapse import accuracies_of, one_answer
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
-from lrsweep.analysis.diagnosis.overfitting import rises_beyond_noise
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import ROOM
+from lrsweep.analysis.diagnosis.trend import ROOM, rises_beyond_noise
 
 # Numbers of classes, or of places in a text, that are common.
 _CLASSES = (*range(2, 11), 100, 128, 256, 384, 512, 1000)
@@ -69,8 +68,8 @@ def _stays_put(curve: Curve) -> bool:
     losses, evals = curve.loss.values, curve.eval_loss.finite().values
     if len(losses) < _MANY or not np.isfinite(losses).all() or not curve.begins:
         return False
-    # Evaluations have no noise of batches: if they fall, something is learned.
-    if training_kind(curve) != "supervised" or (len(evals) > 1 and evals[-1] < evals[0]):
+    # Evaluations have no noise of batches: if they fall steadily, something is learned.
+    if training_kind(curve) != "supervised" or (len(evals) > 1 and rises_beyond_noise(-evals)):
         return False
     same = float(np.ptp(losses)) <= _SAME * float(losses.min())
     return same and float(losses.min()) > ROOM and not rises_beyond_noise(-losses)

@@ -1,5 +1,7 @@
 """Healthy: what no rule accuses."""
 
+import math
+
 import numpy as np
 
 from lrsweep.analysis.diagnosis import preference_rules
@@ -47,21 +49,35 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
         label = "unknown"
         reason += "; without training losses, overfitting and a rate that is too high look alike"
-    if label == "healthy" and not _moves(curve, found):
+    if label == "healthy" and (doubt := _doubt(curve, found, evaluations=0 if name == "loss" else len(series))):
         label = "unknown"
-        reason += "; it hardly moves: there is little to learn, or nothing is learned"
-    if label == "healthy" and name != "loss" and len(series) >= 5 and _learns_by_heart(curve, found):
-        label = "unknown"
-        reason += (
-            "; the training loss falls, and the evaluations never did: what is learned does not show on their rows"
-        )
-    if label == "healthy" and _loses_again(curve):
-        label = "unknown"
-        reason += "; the accuracy has lost more than half of what it had gained"
+        reason += f"; {doubt}"
     if found.end > _HUGE and not curve.begins and not falls(curve.loss):
         label = "unknown"
         reason += "; this is far above any cross-entropy, and the log does not show how it began"
     return Diagnosis(label, {"first": found.first, "last": found.end, "reason": reason})
+
+
+def _doubt(curve: Curve, found: Trend, evaluations: int) -> str:
+    """Why a run that no rule accuses is not called healthy; empty if it is."""
+    if not _moves(curve, found):
+        return "it hardly moves: there is little to learn, or nothing is learned"
+    if curve.begins and (chance := _leaves_no_chance(found)):
+        return f"it never leaves {chance}, the loss of a guess"
+    if evaluations >= 5 and _learns_by_heart(curve, found):
+        return "the training loss falls, and the evaluations never did: what is learned does not show on their rows"
+    if _loses_again(curve):
+        return "the accuracy has lost more than half of what it had gained"
+    return ""
+
+
+def _leaves_no_chance(found: Trend) -> str:
+    """The number of classes at whose logarithm a loss starts, stays and ends, as `ln 2`; empty if there is none."""
+    for classes in (2, 3):  # the losses of texts are near to those of more
+        chance = math.log(classes)
+        if 0.975 * chance < found.low and found.end < 1.01 * chance and found.first < 1.05 * chance:
+            return f"ln {classes}"
+    return ""
 
 
 def _learns_by_heart(curve: Curve, evals: Trend) -> bool:

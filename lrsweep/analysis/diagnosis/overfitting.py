@@ -1,19 +1,15 @@
 """Overfitting: evaluations rise for good while the training loss falls."""
 
-import math
-
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
-from lrsweep.analysis.diagnosis.trend import eval_trend
+from lrsweep.analysis.diagnosis.trend import ascending, eval_trend, rises_beyond_noise
 
 Evidence = dict[str, float | str]
 # From this many evaluations on, their scatter says how much is noise.
 _SEVERAL = 8
-# All pairs of so many values show their trend; of more, every k-th is taken.
-_ENOUGH = 200
 
 
 def overfits(curve: Curve, start: float | None = None) -> Diagnosis | None:
@@ -97,31 +93,12 @@ def _has_losses(curve: Curve) -> bool:
     return len(np.unique(curve.loss.finite().values)) >= 3
 
 
-def rises_beyond_noise(values: Floats) -> bool:
-    """Whether values rise by Kendall's test at 3 deviations; of fewer than seven, at least four all in order.
-
-    See Kendall, "Rank Correlation Methods": under chance, tau has the variance 2 (2 n + 5) / (9 n (n - 1)).
-    """
-    values = values[:: -(-len(values) // _ENOUGH)]
-    n = len(values)
-    if n < 7:
-        return n >= 4 and ascending(values) == 1
-    return (2 * ascending(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
-
-
 def _least_rise(values: Floats) -> float:
     """The share by which values that rise beyond noise must rise to be overfitting: less if they rise evenly."""
     share = ascending(values)
     if len(values) >= 7 and share > 0.9:
         return 0.02
     return 0.05 if share == 1 else 0.07
-
-
-def ascending(values: Floats) -> float:
-    """The share of the pairs of values of which the later one is higher; Kendall's tau is twice that less one."""
-    values = values[:: -(-len(values) // _ENOUGH)]
-    higher = np.triu(values[None, :] > values[:, None], 1)
-    return float(higher.sum()) / (len(values) * (len(values) - 1) / 2)
 
 
 def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) -> bool:

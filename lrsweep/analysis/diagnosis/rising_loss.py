@@ -27,7 +27,27 @@ def rises(curve: Curve) -> Diagnosis | None:
     evals = curve.eval_loss.finite()
     if losses is None or losses.fall < 0.05 or (len(evals) and evals.steps[0] == 0):
         found.append(_rises("eval_loss", curve, curve.eval_loss))
+    found.append(_with_its_gradient(curve, losses))
     return max((one for one in found if one is not None), key=lambda one: one.confidence, default=None)
+
+
+def _with_its_gradient(curve: Curve, losses: Trend | None) -> Diagnosis | None:
+    """The loss ends well above its lowest, and the gradient's norm has grown tenfold with it."""
+    norms = curve.grad_norm.finite().values
+    if losses is None or len(norms) < FEWEST_LOSSES or losses.low <= 0:
+        return None
+    part = max(len(norms) // 4, 2)
+    first, last = float(np.median(norms[:part])), float(np.median(norms[-part:]))
+    later = curve.loss.finite().after(losses.low_step).values
+    if first <= 0 or len(later) < 4 or float(later[-4:].min()) < 1.1 * losses.low:
+        return None
+    sure = min(confidence(losses.end / losses.low - 1, 0.3), confidence(last / first, 10.0))
+    reason = (
+        f"loss rises for good from {losses.low:.4g}, its lowest, at {curve.place(losses.low_step)}, to "
+        f"{losses.end:.4g}, and the gradient's norm grows from {first:.3g} to {last:.3g}"
+    )
+    evidence: Evidence = {"first": losses.first, "step": losses.low_step, "last": losses.end, "reason": reason}
+    return Diagnosis("too_high", evidence, remedies.lower_lr(curve), sure) if sure >= 0.5 else None
 
 
 def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:

@@ -16,6 +16,8 @@ from lrsweep.analysis.scatter import scatter
 ROOM = 3.5
 # A change of the level by a smaller share is none.
 FLAT = 0.02
+# All pairs of so many values show whether they rise; of more, every k-th is taken.
+_ENOUGH = 200
 # The levels of a series with fewer points than this are its points.
 _FEW = 9
 
@@ -123,3 +125,22 @@ def running_median(values: Floats, size: int) -> Floats:
     medians = np.median(np.lib.stride_tricks.sliding_window_view(padded, size)[at], axis=1)
     between: Floats = np.interp(np.arange(len(values)), at, medians)
     return between
+
+
+def rises_beyond_noise(values: Floats) -> bool:
+    """Whether values rise by Kendall's test at 3 deviations; of fewer than seven, at least four all in order.
+
+    See Kendall, "Rank Correlation Methods": under chance, tau has the variance 2 (2 n + 5) / (9 n (n - 1)).
+    """
+    values = values[:: -(-len(values) // _ENOUGH) or 1]
+    n = len(values)
+    if n < 7:
+        return n >= 4 and ascending(values) == 1
+    return (2 * ascending(values) - 1) * math.sqrt(9 * n * (n - 1) / (2 * (2 * n + 5))) > 3
+
+
+def ascending(values: Floats) -> float:
+    """The share of the pairs of values of which the later one is higher; Kendall's tau is twice that less one."""
+    values = values[:: -(-len(values) // _ENOUGH) or 1]
+    higher = np.triu(values[None, :] > values[:, None], 1)
+    return float(higher.sum()) / (len(values) * (len(values) - 1) / 2)

@@ -16,7 +16,7 @@ from lrsweep.training.phases import NONE, phase
 # Seconds of a pass that arithmetic takes up, nearly all of them: such a pass is timed once, and if it saves less than
 # this share of a trial's time over the pass of half the size, a larger one would hardly save more.
 _SLOW = 0.5
-_LITTLE = 0.03
+_LITTLE = 0.1
 # No pass takes this many times as long as its trials one by one. The first of a size that does has done something that
 # comes only once, such as compiling a kernel.
 _ONCE = 1.1
@@ -110,7 +110,7 @@ def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
         try:
             found = _timed(run, size)  # this one allocates
             if not (_SLOW < found <= _ONCE * least * size) or not seconds:
-                found = min(_timed(run, size) for _ in range(2))
+                found = min(_timed(run, size) for _ in range(1 if found > _SLOW and not seconds else 2))
             seconds[size] = found / size
         except RuntimeError as fault:
             if not is_out_of_memory(fault):

@@ -120,7 +120,7 @@ class Storage:
 
     def _connected(self) -> Any:
         if self._kind == "sqlite":
-            return optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}})
+            return self._read_once(optuna.storages.RDBStorage(self.url, {"connect_args": {"timeout": PATIENCE}}))
         if self._kind not in _SERVERS:
             raise InputError(f"search.storage={self.shown}: no such database (choices: {_CHOICES})")
         try:
@@ -131,6 +131,9 @@ class Storage:
                 "pip install 'lrsweep[postgresql]'"
             ) from None
         self._pools.append(storage.engine)
+        return self._read_once(storage)
+
+    def _read_once(self, storage: optuna.storages.RDBStorage) -> _ReadOnceStorage:
         self._opened.append(_ReadOnceStorage(storage))
         return self._opened[-1]
 

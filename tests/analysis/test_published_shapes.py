@@ -605,6 +605,14 @@ def test_a_loss_that_grows_while_evaluations_fall_is_not_accused() -> None:
     assert diagnose(curve(alone)).label == "diverged"
 
 
+def test_evaluations_before_an_explosion_do_not_hide_it() -> None:
+    rows = [{"step": i, "loss": 2.0 * math.exp(-i / 30), "learning_rate": 1e-4} for i in range(60)]
+    rows += [{"step": i, "eval_loss": 2.1 * math.exp(-i / 30)} for i in range(0, 60, 10)]
+    assert diagnose(curve(rows)).label == "healthy"
+    rows += [{"step": i, "loss": 40.0 + i % 3, "learning_rate": 1e-4} for i in range(60, 90)]
+    assert diagnose(curve(rows)).label == "diverged"
+
+
 def test_a_rise_with_its_gradient_is_a_rate_that_is_too_high() -> None:
     losses = [1.36, 0.48, 0.58, 0.70, 0.66, 1.04, 0.66, 0.68, 0.86, 0.82]
     norms = [0.24, 0.27, 1.36, 1.28, 17.2, 7.1, 21.8, 23.0, 3.8, 14.4]

@@ -93,9 +93,12 @@ def falls(series: Series) -> bool:
 
 
 def evaluations_fall(curve: Curve) -> bool:
-    """Whether the evaluations end near their lowest, a tenth or more below the first."""
-    evals = curve.eval_loss.finite().values
-    return len(evals) >= FEWEST_EVALS and 0 < evals[-1] < min(0.9 * evals[0], 1.1 * evals.min())
+    """Whether the evaluations go on to the end, and are there near their lowest, a tenth or more below the first."""
+    series, steps = curve.eval_loss.finite(), curve.loss.steps
+    evals = series.values
+    if len(evals) < FEWEST_EVALS or (len(steps) and series.steps[-1] < steps[-max(len(steps) // 10, 1)]):
+        return False  # what came after the last one may have been an explosion
+    return bool(0 < evals[-1] < min(0.9 * evals[0], 1.1 * evals.min()))
 
 
 def final_gap(series: Series, other: Series, errors: float) -> float:

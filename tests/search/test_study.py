@@ -233,6 +233,30 @@ def test_what_follows_comes_before_points_that_a_cap_left_out(tmp_path: Path) ->
     assert (study.next() or (0, TrialSpec({})))[1].role == "replicate"
 
 
+def test_the_controller_reads_the_study_once_a_poll_and_sees_what_workers_did_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = opened(config(), tmp_path)
+    # The controller's own view, as in another process.
+    watching = controller(opened(config(), tmp_path))
+    reads: list[int] = []
+    read = optuna.storages.RDBStorage._get_trials
+
+    def counted(*arguments: Any, **keys: Any) -> Any:
+        reads.append(1)
+        return read(*arguments, **keys)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "_get_trials", counted)
+    for ended in range(len(LRS)):
+        number, spec = worker.next() or (-1, TrialSpec({}))
+        worker.tell(Record(number, spec, "complete", 60, 1.0, ""))
+        reads.clear()
+        with watching.read_once():
+            assert watching.idle() == (ended + 1 == len(LRS))
+            assert len(watching.records()) == len(watching.trials()) == ended + 1
+        assert len(reads) == 1
+
+
 def test_a_replicate_is_never_pruned(tmp_path: Path) -> None:
     study = opened(config("pruner=sync_halving"), tmp_path)
     for loss in (1.0, 2.0):

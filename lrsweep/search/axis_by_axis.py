@@ -87,7 +87,7 @@ def _rate(
     chosen: Mapping[str, Any],
 ) -> Plan:
     """The plan for the learning rate, with these values of the other axes."""
-    found = refine.plan(config, _with(chosen, results), paused, base_loss)
+    found = refine.plan(config, _with(chosen, own), paused, base_loss)
     specs = tuple(replace(spec, params={**chosen, **spec.params}) for spec in found.new)
     found = replace(found, new=specs)
     # Without one complete trial there is no answer, so the limits count from the first one on.

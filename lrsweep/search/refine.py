@@ -85,7 +85,6 @@ class _Sweep:
         base_loss: The eval loss before training, in nats per token; None if it is not known.
         rates: All rates that were tried, from the lowest to the highest.
         added: How many of them lie beyond the range that the sweep started with.
-        noise_known: Whether second seeds have shown the noise, where the rate is all that is searched.
     """
 
     config: SweepConfig
@@ -93,7 +92,6 @@ class _Sweep:
     base_loss: float | None
     rates: tuple[float, ...]
     added: int
-    noise_known: bool
 
 
 def pause_at(config: SweepConfig) -> int | None:
@@ -126,9 +124,7 @@ def plan(config: SweepConfig, results: Sequence[Result], paused: Collection[int]
     points = sorted(_points(own, paused, pause), key=lambda point: point.lr)
     rates = sorted(float(result.values[LR]) for result in own)
     added = sum(result.role == "extension" for result in own)
-    replicated = any(result.role == "replicate" for result in results)
-    noise_known = replicated and all(list(result.values) == [LR] for result in own)
-    sweep = _Sweep(config, tuple(points), base_loss, tuple(rates), added, noise_known)
+    sweep = _Sweep(config, tuple(points), base_loss, tuple(rates), added)
     return _refined(sweep) if any(point.final is not None for point in points) else _coarse(sweep)
 
 
@@ -174,9 +170,6 @@ def _refined(sweep: _Sweep) -> Plan:
         return _grown(sweep, up=at > 0) or Plan(
             why=f"refine: {format_value(best.lr)} is at the end of the range, which cannot grow further"
         )
-    if sweep.noise_known:
-        # A parabola takes noise for a slope. From here on, followups.py trains what is likely to be better.
-        return Plan(why=f"refine: the seeds tell whether another rate may be better than {format_value(best.lr)}")
     left, right = ((math.log10(point.lr), _expected(point, best, base_loss)) for point in beside)
     return _between(sweep, (left, (math.log10(best.lr), best.final), right), improvement)
 

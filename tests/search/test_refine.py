@@ -19,7 +19,6 @@ from lrsweep.config.hydra_compose import sweep_config
 from lrsweep.config.schema import SweepConfig
 from lrsweep.errors import InputError
 from lrsweep.files.metrics_log import read_metrics
-from lrsweep.search import refine
 from lrsweep.search.axis_by_axis import plan
 from lrsweep.search.refine import Plan, pause_at
 from tests.conftest import SMALL, FinishedSweep, lrsweep_here
@@ -130,21 +129,6 @@ def test_the_minimum_of_a_parabola_is_found_in_one_step() -> None:
     assert found.new[0].pause_at is None
     sweep.follow(found)
     assert sweep.next().why == "refine: no rate is expected to be better than 0.00017 by an amount that matters"
-
-
-def test_once_seeds_show_the_noise_no_parabola_asks_for_a_rate() -> None:
-    """It would take noise for a slope; how likely a better rate is, is asked then. See test_followups.py."""
-    sweep = Replay(LADDER, parabola(-3.76, 3.0))
-    sweep.follow(sweep.next())
-    assert sweep.next().new
-    best = min(sweep.results, key=lambda result: result.eval_loss or BASE)
-    sweep.results.append(dataclasses.replace(best, number=len(sweep.results), role="replicate", of=best.number))
-    found = sweep.next()
-    assert not found.goes_on
-    assert found.why == "refine: the seeds tell whether another rate may be better than 0.0003"
-    # Of several axes it knows nothing: there the parabola goes on.
-    others = [dataclasses.replace(r, values={**r.values, "optimizer.weight_decay": 0.0}) for r in sweep.results]
-    assert refine.plan(sweep.config, others, sweep.paused, BASE).new
 
 
 def test_a_gain_below_the_tolerance_is_not_worth_a_trial() -> None:

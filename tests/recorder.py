@@ -26,27 +26,12 @@ def tiny(*overrides: str) -> SweepConfig:
 
 
 class Recorder:
-    """The host.
-
-    Args:
-        folder: For the trials' folders.
-        configs: The trials.
-        stop_at: The step at which they have to stop.
-        why: The reason that they are told.
-        at_end_only: Whether they are evaluated at their end only.
-    """
+    """The host."""
 
     def __init__(
-        self,
-        folder: Path,
-        configs: Sequence[SweepConfig],
-        stop_at: int | None = None,
-        why: Stop = "paused",
-        *,
-        at_end_only: bool = False,
+        self, folder: Path, configs: Sequence[SweepConfig], stop_at: int | None = None, why: Stop = "paused"
     ) -> None:
         self._folder = folder
-        self._at_end_only = at_end_only
         self._given = 0
         self._trials: list[Trial] = []
         for config in configs:
@@ -58,7 +43,7 @@ class Recorder:
 
     def add(self, config: SweepConfig) -> None:
         """Adds a trial."""
-        self._trials.append(Trial(self._given, config, self._folder / str(self._given), self._at_end_only))
+        self._trials.append(Trial(self._given, config, self._folder / str(self._given)))
         self._given += 1
 
     def next_trial(self) -> Trial | None:

@@ -95,9 +95,7 @@ class Worker:
                 self._pauses[number] = spec.pause_at
             self._budgets[number] = (config.training.max_steps, config.scheduler.warmup(config.training.schedule_steps))
             write_text(folder / "config.yaml", to_yaml(config.masked()))
-            # What a replicate shows is the noise of the final loss. A schedule that follows the loss needs all of them.
-            only_the_end = spec.role == "replicate" and config.scheduler.name != "reduce_lr_on_plateau"
-            return Trial(number, config, folder, only_the_end)
+            return Trial(number, config, folder)
         return None
 
     def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
@@ -119,10 +117,8 @@ class Worker:
             if measurement.row_losses is not None and step == self._budgets[number][0]:
                 write_row_losses(self.folder.trial(number), measurement.row_losses)
             score = objective.score(metrics)
-            if score is not None or step % self.config.training.eval_every == 0:
-                # There may be a checkpoint of this step, which must not be ahead of the log.
-                self._logs[number].sync()
             if score is not None:
+                self._logs[number].sync()
                 self._scores[number] = score
                 self._evaluated[number] = step
                 # Before training all trials are equal, and a loss that is not finite is diverged, not pruned.

@@ -129,10 +129,7 @@ def _limit_y(plot: Axes, summary: Summary) -> None:
 
 
 def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
-    """Every trial's eval loss over its steps, from the lowest lr (dark) to the highest (bright); the best is bold.
-
-    A replicate is a point, since only its last evaluation counts.
-    """
+    """Every trial's eval loss over its steps, from the lowest lr (dark) to the highest (bright); the best is bold."""
     figure, plot = _figure()
     ordered = sorted(summary.results, key=lambda result: (result.config.optimizer.lr, result.number))
     colours = mpl.colormaps["viridis"]
@@ -144,8 +141,6 @@ def eval_curves(summary: Summary, folder: SweepFolder) -> Figure:
         ]
         if not rows:
             continue
-        if result.role == "replicate":
-            rows = rows[-1:]
         tops.append(max(row[objective.key] for row in rows))
         bottoms.append(min(row[objective.key] for row in rows))
         is_best = best is not None and result.number == best.number

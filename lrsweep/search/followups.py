@@ -137,12 +137,13 @@ def seeds_beside(
         number: The number that the first of them will have.
 
     Returns:
-        The replicates, and the reason for them; none if the seeds have to wait: until the other axes are searched, or
-        until the search is over, because its limit counts trials.
+        The replicates, and the reason for them. None if there are some already, or `search.replicates` is a number; if
+        other axes come first; if a limit counts trials; or if trials are not packed, so that a wasted seed costs time.
     """
     search = config.search
     limited = search.n_trials is not None or search.budget is not None
-    if search.replicates != "auto" or limited or [axis.key for axis in axes] != [LR]:
+    packs = config.engine.name in ("auto", "packed")
+    if search.replicates != "auto" or limited or not packs or [axis.key for axis in axes] != [LR]:
         return [], ""
     if not new or any(spec.role != "fit" for spec in new) or any(result.role == "replicate" for result in results):
         return [], ""

@@ -394,6 +394,9 @@ def test_of_several_losses_that_are_parts_the_first_is_read(tmp_path: Path) -> N
         )
     )
     assert read(log).loss.values == pytest.approx([5 + i / 10 for i in range(8)])
+    # A loss that is told once is not the run's.
+    log.write_text("warmup loss: 10.9\n" + "".join(f"iter {i} lm loss: {5 - i / 10:.2f}\n" for i in range(8)))
+    assert read(log).loss.values == pytest.approx([5 - i / 10 for i in range(8)])
     # Words that say which rows a loss is of, or a mean, name no part.
     log.write_text("".join(f"step {i} | train loss: {3 - i / 10:.2f} | val loss: {4 - i / 10:.2f}\n" for i in range(8)))
     assert read(log).loss.values == pytest.approx([3 - i / 10 for i in range(8)])

@@ -548,13 +548,18 @@ def test_many_losses_that_are_the_same_where_there_is_room_are_inert() -> None:
     falling = [{"step": i, "loss": 4.69 + float(one)} for i, one in enumerate(noise)]
     falling += [{"step": i, "eval_loss": 4.7 - 0.0002 * i} for i in (0, 10, 20, 30)]
     assert diagnose(curve(falling)).label != "inert"
+    # Beside a run that learns, it may as well be the rate.
+    still = curve([{"step": i, "loss": 4.69 + float(one), "learning_rate": 1e-7} for i, one in enumerate(noise)])
+    learns = curve([{"step": i, "loss": 4.69 - i / 20, "learning_rate": 1e-3} for i in range(34)])
+    assert diagnose(still, [learns]).label == "too_low"
     # A low loss may be all that there is to learn.
     assert diagnose(training([1.1 + float(one) / 10 for one in noise])).label != "inert"
 
 
 def test_losses_beyond_any_loss_again_and_again_are_a_divergence() -> None:
     assert diagnose(training([7e15, 0.08, 0.09, 3e15, 0.06, 0.07, 0.05])).label == "diverged"
-    # Once, at the start, it may be a bad first step.
+    # Long ago, or once at the start, it may be a bad step.
+    assert diagnose(training([7e6, 3.0, 5e6, 2.5, *(2.2 - 0.001 * i for i in range(900))])).label != "diverged"
     assert diagnose(training([7e6, 3.0, 2.5, 2.2, 2.0, 1.9, 1.8, 1.7])).label != "diverged"
 
 
@@ -598,7 +603,9 @@ def test_a_small_rise_beside_all_that_was_learned_is_no_overfitting() -> None:
 
 
 def test_a_loss_that_grows_while_evaluations_fall_is_not_accused() -> None:
-    rows = [{"step": i, "loss": 2e-4 + 1e-3 * i, "learning_rate": 1e-4} for i in range(30)]
+    rows = [
+        {"step": i, "loss": 2e-4 + 1e-3 * i, "learning_rate": 1e-4, "grad_norm": 0.04 + 0.025 * i} for i in range(30)
+    ]
     rows += [{"step": i, "eval_loss": 0.013 + 0.016 * math.exp(-i / 6)} for i in range(0, 30, 3)]
     assert diagnose(curve(rows)).label == "healthy"
     alone = [row for row in rows if "loss" in row]
@@ -633,5 +640,7 @@ def test_a_loss_that_never_leaves_that_of_a_guess_is_not_called_healthy() -> Non
     found = diagnose(curve(pinned))
     assert found.label == "unknown"
     assert "it never leaves ln 2, the loss of a guess" in str(found.evidence["reason"])
+    texts = [{"step": i, "loss": 1.15 - 0.0015 * i, "eval_loss": 1.14 - 0.0015 * i} for i in range(40)]
+    assert diagnose(curve(texts)).label == "healthy"
     learning = [{"step": i, "loss": 0.7 - 0.0005 * i} for i in range(190)]
     assert diagnose(curve(learning)).label == "healthy"

@@ -16,7 +16,6 @@ from lrsweep.orchestration.executors.worker_pool import WorkerPool, WorkerResult
 from lrsweep.orchestration.liveness import Liveness, new_worker_name
 from lrsweep.orchestration.worker import Worker
 from lrsweep.search.controller_study import ControllerStudy
-from lrsweep.search.records import TrialSpec
 from lrsweep.search.refine import pause_at
 from lrsweep.search.study_lifecycle import join_study, open_study
 from lrsweep.search.sync_halving import EvalReport
@@ -112,20 +111,6 @@ def test_a_trial_that_was_left_at_the_checkpoint_of_its_pause_pauses(join: Join)
     assert claimed is not None
     assert claimed.number == 1
     assert [record.number for record in controller(again).paused()] == [0]
-
-
-@pytest.mark.parametrize(("scheduler", "only_the_end"), [("cosine", True), ("reduce_lr_on_plateau", False)])
-def test_a_replicate_is_evaluated_at_its_end_only(join: Join, scheduler: str, only_the_end: bool) -> None:
-    """Its training must not change: some schedules follow the evaluations."""
-    config = sweep_config(["+sweep=lora_lr", "space.optimizer.lr=[1e-4]", "search=grid", f"scheduler.name={scheduler}"])
-    worker = join(config)
-    first = worker.next_trial()
-    controller(worker).add_followups([TrialSpec({"optimizer.lr": 1e-4}, "replicate", {"training.seed": 1}, of=0)])
-    replicate = worker.next_trial()
-    assert first is not None
-    assert replicate is not None
-    assert first.evaluates_at_end_only is False
-    assert replicate.evaluates_at_end_only is only_the_end
 
 
 def test_a_stop_past_the_pause_but_before_its_evaluation_does_not_pause_for_the_search(join: Join) -> None:

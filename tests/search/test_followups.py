@@ -284,6 +284,7 @@ def test_the_first_rate_between_brings_the_second_seeds_of_the_best() -> None:
         ([BETWEEN], ("search.replicates=3",)),
         ([BETWEEN], ("search.n_trials=9",)),
         ([BETWEEN], ("search.budget=500",)),
+        ([BETWEEN], ("engine=trainer",)),
         ([BETWEEN], ("space.optimizer.weight_decay=[0,0.1]",)),
     ],
     ids=str,

@@ -50,6 +50,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or unclear_logs.only_zeros(curve)
             or broken_runs.zero(curve)
             or inert_runs.inert(curve)
+            or (inert_runs.stays_put(curve) if not other_runs else None)
             or collapse.nothing_right(curve)
             or collapse.collapsed(curve)
             or broken_runs.jumps(curve)

@@ -19,6 +19,8 @@ Evidence = dict[str, float | str]
 _NOT_TINY = 0.02
 # Beside exact zeros, no mean of losses is as large as these: the median, and the highest.
 _NO_MEDIAN, _NO_LOSS = 100.0, 1e6
+# No log density, summed over all of an input, falls to less than the negative of this.
+_NO_DENSITY = 1e8
 
 
 def not_finite(curve: Curve) -> Diagnosis | None:
@@ -123,7 +125,7 @@ def runs_off(curve: Curve) -> Diagnosis | None:
     if len(losses) < FEWEST_LOSSES:
         return None
     first, last = float(losses.values[0]), float(np.median(losses.values[-max(len(losses) // 8, 2) :]))
-    if last > -_NO_LOSS or abs(first) > _NO_MEDIAN:
+    if last > -_NO_DENSITY or abs(first) > _NO_MEDIAN:
         return None
     reason = f"loss runs off from {first:.4g} to {last:.4g}: it has no bound below"
     return Diagnosis("diverged", {"first": first, "last": last, "reason": reason}, remedies.CHECK)
@@ -132,10 +134,11 @@ def runs_off(curve: Curve) -> Diagnosis | None:
 def jumps(curve: Curve) -> Diagnosis | None:
     """Diverged: the loss is beyond any loss again and again, and small in between."""
     losses = curve.loss.finite()
-    beyond = losses.values > _NO_LOSS
-    if not beyond.any():
+    beyond = np.flatnonzero(losses.values > _NO_LOSS)
+    # Two at the very start, and nothing wrong after them, may be bad first steps.
+    if len(beyond) < 2 or (len(beyond) == 2 and 3 * beyond[-1] < len(losses)):
         return None
-    first, last = int(beyond.argmax()), len(beyond) - 1 - int(beyond[::-1].argmax())
+    first, last = int(beyond[0]), int(beyond[-1])
     between = float(losses.values[first : last + 1].min())
     if between > _NO_MEDIAN:
         return None

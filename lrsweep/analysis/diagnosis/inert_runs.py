@@ -52,10 +52,6 @@ def inert(curve: Curve) -> Diagnosis | None:
                     "collapsed", {"last": float(values[0]), "reason": reason}, remedies.after_collapse(curve)
                 )
             return Diagnosis("inert", {name: float(values[0]), "reason": reason}, remedies.CHECK)
-    if _stays_put(curve):
-        low, high = float(losses.min()), float(losses.max())
-        reason = f"all {len(losses)} losses are between {low:.4g} and {high:.4g}: nothing is learned"
-        return Diagnosis("inert", {"lowest": low, "highest": high, "reason": reason}, remedies.CHECK)
     period = _period(curve.loss.finite().values)
     if period:
         reason = f"the losses repeat to the digit every {period} rows: nothing that is trained changes them"
@@ -63,16 +59,22 @@ def inert(curve: Curve) -> Diagnosis | None:
     return None
 
 
-def _stays_put(curve: Curve) -> bool:
-    """Whether all of many losses, from the start on, are the same to a percent and do not fall, with room to learn."""
+def stays_put(curve: Curve) -> Diagnosis | None:
+    """Inert: many losses, from the start on, are the same to a percent and do not fall, though there is room to learn.
+
+    Beside runs that learn, such a run may as well have too low a rate.
+    """
     losses, evals = curve.loss.values, curve.eval_loss.finite().values
     if len(losses) < _MANY or not np.isfinite(losses).all() or not curve.begins:
-        return False
-    # Evaluations have no noise of batches: if they fall steadily, something is learned.
-    if training_kind(curve) != "supervised" or (len(evals) > 1 and rises_beyond_noise(-evals)):
-        return False
-    same = float(np.ptp(losses)) <= _SAME * float(losses.min())
-    return same and float(losses.min()) > ROOM and not rises_beyond_noise(-losses)
+        return None
+    # Evaluations have no noise of batches: if they fall, something is learned.
+    if len(evals) > 1 and (evals[-1] < 0.998 * evals[0] or rises_beyond_noise(-evals)):
+        return None
+    low, high = float(losses.min()), float(losses.max())
+    if training_kind(curve) != "supervised" or low <= ROOM or high - low > _SAME * low or rises_beyond_noise(-losses):
+        return None
+    reason = f"all {len(losses)} losses are between {low:.4g} and {high:.4g}: nothing is learned"
+    return Diagnosis("inert", {"lowest": low, "highest": high, "reason": reason}, remedies.CHECK)
 
 
 def _period(losses: Floats) -> int:

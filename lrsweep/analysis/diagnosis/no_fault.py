@@ -75,7 +75,7 @@ def _leaves_no_chance(found: Trend) -> str:
     """The number of classes at whose logarithm a loss starts, stays and ends, as `ln 2`; empty if there is none."""
     for classes in (2, 3):  # the losses of texts are near to those of more
         chance = math.log(classes)
-        if 0.975 * chance < found.low and found.end < 1.01 * chance and found.first < 1.05 * chance:
+        if max(abs(level / chance - 1) for level in (found.first, found.end)) < 0.01 and found.low > 0.975 * chance:
             return f"ln {classes}"
     return ""
 

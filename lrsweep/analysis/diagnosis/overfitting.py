@@ -69,8 +69,9 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
         sure = max(much, min(half, confidence(rise, (ERRORS if dense else 2.5) * found.noise * low)))
         if rising:
             sure = max(sure, confidence(rise / low, _least_rise(later)))
-    # Beside all that was learned, so small a rise is the end of learning.
-    sure = min(sure, confidence(rise, 0.01 * fell))
+    if rise < 0.12 * low:
+        # Beside all that was learned, so small a rise is the end of learning.
+        sure = min(sure, confidence(rise, 0.01 * fell))
     if not _has_losses(curve):
         # No training loss says that it goes on learning.
         clear = len(later) >= 4 or (len(later) == 3 and ascending(later) == 1 and rise > 0.3 * low)

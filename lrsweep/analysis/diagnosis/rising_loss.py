@@ -27,7 +27,7 @@ def rises(curve: Curve) -> Diagnosis | None:
     evals = curve.eval_loss.finite()
     if losses is None or losses.fall < 0.05 or (len(evals) and evals.steps[0] == 0):
         found.append(_rises("eval_loss", curve, curve.eval_loss))
-    found.append(_with_its_gradient(curve, losses))
+    found.append(None if by_heart or weighted else _with_its_gradient(curve, losses))
     return max((one for one in found if one is not None), key=lambda one: one.confidence, default=None)
 
 

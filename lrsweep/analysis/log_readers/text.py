@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,8 +35,8 @@ _ASSIGNED = re.compile(
 # A loss and the word before it. These words say which rows it is of, or how it is averaged; any other names a part.
 _PART = re.compile(rf"(?:(?<=[\s,;|(\[])|^)([a-z][\w-]{{0,30}}|) ?\bloss\s{{0,3}}[=:]\s{{0,3}}{_VALUE}", re.I | re.M)
 _WHOLE = re.compile(
-    "|train(ing)?|val(id(ation)?)?|eval(uation)?|test|dev|mean|avg|average|total|running|ema"
-    "|batch|step|epoch|iter(ation)?|cur(rent)?|the|and"
+    "|train(ing)?|vali?(d(ation)?)?|eval(uation)?|test|dev|mean|avg|average|total|overall|combined|sum|full|running|ema"
+    "|batch|step|epoch|iter(ation)?|cur(rent)?|final|initial|start(ing)?|best|the|and"
 )
 # A row that begins with its step, and one of build-nanogpt's log, which has nothing else.
 _NUMBERED = re.compile(r"\s*(\d+)\s*\|")
@@ -120,14 +121,14 @@ def costs_as_losses(text: str) -> str:
 def without_other_parts(text: str) -> str:
     """The text with one of its losses, if it names several and none of them is the whole.
 
-    The first one stays: of `recon loss: 5.7, style loss: 0.9`, the next lines may hold others, which would look like
-    the same loss later.
+    That with the most values stays, or the first of these: of `recon loss: 5.7, style loss: 0.9`, the next lines may
+    hold others, which would look like the same loss later.
     """
-    names = [found[1].lower() for found in _PART.finditer(text)]
-    parts = sorted({part for part in names if not _WHOLE.fullmatch(part)}, key=names.index)
-    if len(parts) < 2 or len(parts) < len(set(names)):
+    names = Counter(found[1].lower() for found in _PART.finditer(text))
+    if len(names) < 2 or any(map(_WHOLE.fullmatch, names)):
         return text
-    return _PART.sub(lambda found: found[0] if found[1].lower() == parts[0] else "", text)
+    kept = max(names, key=lambda name: names[name])
+    return _PART.sub(lambda found: found[0] if found[1].lower() == kept else "", text)
 
 
 def assignments(text: str) -> list[Row]:

@@ -28,18 +28,11 @@ class Trial:
         number: The trial's number, unique in the sweep.
         config: The sweep's whole config with this trial's values in place of the axes.
         folder: The trial's folder, which exists. The engine may write checkpoints and adapters to it.
-        evaluates_at_end_only: Nobody needs its evaluations before the last one.
     """
 
     number: int
     config: SweepConfig
     folder: Path
-    evaluates_at_end_only: bool = False
-
-    def evaluates(self, step: int) -> bool:
-        """Whether an evaluation is due after a step."""
-        training = self.config.training
-        return step >= training.max_steps or (step % training.eval_every == 0 and not self.evaluates_at_end_only)
 
 
 @dataclass(frozen=True)
@@ -136,8 +129,8 @@ class Host(Protocol):
     def report(self, measurements: Sequence[Measurement]) -> Mapping[int, Stop]:
         """Takes the new measurements of the running trials, each trial's by ascending step.
 
-        An engine reports `eval_loss` at step 0 (unless it resumes from a checkpoint) and after each step at which the
-        trial `evaluates`, and the training metrics of every step. It reports a measurement that is not finite,
+        An engine reports `eval_loss` at step 0 (unless it resumes from a checkpoint), every `training.eval_every` steps
+        and after the last step, and the training metrics of every step. It reports a measurement that is not finite,
         then ends the trial as `diverged`. Several trials may be reported together; an empty sequence is fine.
 
         Args:

@@ -276,11 +276,7 @@ class PackRun:
         """
         on_gpu = self._pack.arena.weights.is_cuda
         enough = _FETCH_EVERY if on_gpu else 1
-        fetched = [
-            slot
-            for slot in self._in_use()
-            if slot.index in evals or len(slot.history) >= enough or (slot.history and slot.may_be_saved)
-        ]
+        fetched = [slot for slot in self._in_use() if slot.index in evals or len(slot.history) >= enough]
         if not fetched:
             return
         measurements = {slot.index: slot.fetch_history() for slot in fetched}
@@ -295,7 +291,7 @@ class PackRun:
             over = self._end_if_over(slot, reported[slot.index][-1], stop.get(slot.trial.number))
             # Every trial of the pack has a checkpoint to be written in that time.
             cost = self._writer.seconds * len(self._slots)
-            if not over and slot.may_be_saved and is_due(slot.trial.config.training, slot.saved_at, cost):
+            if not over and slot.index in evals and is_due(slot.trial.config.training, slot.saved_at, cost):
                 self._save(slot)
 
     def _end_if_over(self, slot: Slot, last: Measurement, stop: Stop | None) -> bool:

@@ -68,12 +68,7 @@ class Slot:
     @property
     def evaluates(self) -> bool:
         """Whether an evaluation is due at this step."""
-        return self.trial.evaluates(self.step)
-
-    @property
-    def may_be_saved(self) -> bool:
-        """Whether a checkpoint may be written at this step: where there are evaluations, even if the trial has none."""
-        return self.step % self.trial.config.training.eval_every == 0
+        return self.finished or self.step % self.trial.config.training.eval_every == 0
 
     def fetch_history(self) -> list[Measurement]:
         """The measurements of the steps not reported yet, fetched from the device together."""

@@ -128,7 +128,7 @@ def training_arguments(trial: Trial) -> TrainingArguments:
         bf16=compute == torch.bfloat16,
         **_checkpointing(training.gradient_checkpointing),
         eval_strategy="steps",
-        eval_steps=training.max_steps if trial.evaluates_at_end_only else training.eval_every,
+        eval_steps=training.eval_every,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -256,7 +256,7 @@ class _Reporter(TrainerCallback):
         self._trial = trial
         self._host = host
         self._saved_at = time.monotonic()
-        self._asked_at = 0.0
+        self._evaluated_at = 0.0
         # How long the last checkpoint took.
         self._cost = 0.0
         self._paused = False
@@ -282,13 +282,8 @@ class _Reporter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Requests an evaluation after the last step, even if eval_every does not divide it.
-
-        Where a trial with a single evaluation would have had another, it may be saved.
-        """
+        """Requests an evaluation after the last step, even if eval_every does not divide it."""
         control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
-        if not control.should_evaluate and state.global_step % self._trial.config.training.eval_every == 0:
-            self._save_if_due(state, control)
         return control
 
     def on_log(
@@ -307,7 +302,7 @@ class _Reporter(TrainerCallback):
     ) -> TrainerControl:
         """Notes the time of a checkpoint, and how long it took."""
         self._saved_at = time.monotonic()
-        self._cost = self._saved_at - self._asked_at
+        self._cost = self._saved_at - self._evaluated_at
         return control
 
     def _end(self, control: TrainerControl) -> None:
@@ -321,11 +316,8 @@ class _Reporter(TrainerCallback):
     ) -> TrainerControl:
         """Requests a checkpoint after an evaluation if one is due."""
         if state.global_step > 0:
-            self._save_if_due(state, control)
+            due = self.ended is None and state.global_step < state.max_steps
+            self._evaluated_at = time.monotonic()
+            control.should_save = due and is_due(self._trial.config.training, self._saved_at, self._cost)
             self._end(control)
         return control
-
-    def _save_if_due(self, state: TrainerState, control: TrainerControl) -> None:
-        due = self.ended is None and state.global_step < state.max_steps
-        self._asked_at = time.monotonic()
-        control.should_save = due and is_due(self._trial.config.training, self._saved_at, self._cost)

@@ -163,32 +163,6 @@ def test_only_what_goes_on_later_gets_a_checkpoint(tmp_path: Path, engine: str) 
     assert kept == {"pruned": 4, "paused": 8, "lost": 4}
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
-def test_a_trial_with_one_evaluation_is_saved_as_often(tmp_path: Path, engine: str) -> None:
-    """A kill would otherwise cost the whole trial."""
-    often = [tiny(*LONG, "training.checkpoint_seconds=0")]
-
-    class Killed(BaseException):
-        pass
-
-    class Host(Recorder):
-        def report(self, measurements: Any) -> Any:
-            if any(m.step > 6 for m in measurements):
-                raise Killed
-            return super().report(measurements)
-
-    killed = Host(tmp_path / "killed", often, at_end_only=True)
-    with pytest.raises(Killed):
-        ENGINES[engine]().run(killed)
-    second = Recorder(tmp_path / "killed", often, at_end_only=True)
-    ENGINES[engine]().run(second)
-    whole = Recorder(tmp_path / "whole", often, at_end_only=True)
-    ENGINES[engine]().run(whole)
-    assert min(m.step for m in second.heard) == 5
-    assert {**curves(killed), **curves(second)} == curves(whole)
-    assert sorted(whole.curve("eval_loss")) == [0, 9]
-
-
 def test_the_packed_engine_checkpoints_at_evaluations(tmp_path: Path) -> None:
     """A kill comes without warning: what it leaves is the last evaluation's checkpoint."""
     undisturbed = curves(train(PackedEngine(3, rank=8), tmp_path / "whole", *TRIALS))

@@ -109,15 +109,5 @@ def test_it_evaluates_after_the_last_step_whatever_eval_every_is(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_trial_that_is_evaluated_at_its_end_only_trains_alike(name: str, tmp_path: Path) -> None:
-    host = Recorder(tmp_path / "end", [tiny()], at_end_only=True)
-    engine(name, tiny()).run(host)
-    usual = train(engine(name, tiny()), tmp_path / "usual", tiny())
-    assert sorted(host.curve("eval_loss")) == [0, 6]
-    assert host.curve("eval_loss")[6] == usual.curve("eval_loss")[6]
-    assert host.curve("loss") == usual.curve("loss")
-
-
-@pytest.mark.parametrize("name", ENGINES)
 def test_it_can_be_chosen_by_name(name: str) -> None:
     assert sweep_config(["+sweep=lora_lr", f"engine={name}"]).engine.name == name

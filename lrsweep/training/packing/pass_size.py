@@ -16,7 +16,7 @@ from lrsweep.training.phases import NONE, phase
 # Seconds of a pass that arithmetic takes up, nearly all of them: such a pass is timed once, and if it saves less than
 # this share of a trial's time over the pass of half the size, a larger one would hardly save more.
 _SLOW = 0.5
-_LITTLE = 0.1
+_LITTLE = 0.03
 # No pass takes this many times as long as its trials one by one. The first of a size that does has done something that
 # comes only once, such as compiling a kernel.
 _ONCE = 1.1

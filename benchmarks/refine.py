@@ -56,6 +56,8 @@ WITHIN, OFTEN = 0.02, 0.95
 TOLERANCE = 0.01
 BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 COUNTS = (4, 5, 6, 7, 8, 10, 12, 16, 24)
+# Limits of the search. One that no sweep reaches has second seeds trained after the search, not beside its first fit.
+LIMITS: list[str] = []
 # Sampler, and whether the median pruner is on.
 ARMS = (("grid", False), ("GP", False), ("TPE", False), ("TPE", True))
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -135,7 +137,7 @@ def _embedded(mode: str) -> Task:
 def base() -> SweepConfig:
     """The config of a sweep."""
     own = ["search=refine", "space.optimizer.lr=[1e-4,1e-3]", f"training.max_steps={STEPS}"]
-    return sweep_config(["+sweep=lora_lr", *own])
+    return sweep_config(["+sweep=lora_lr", *own, *LIMITS])
 
 
 def config(lr: float, seed: int) -> SweepConfig:
@@ -407,9 +409,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--optuna-sweeps", type=int, default=40, help="0 keeps the known figures")
+    parser.add_argument("--seeds-last", action="store_true", help="train second seeds after the search")
     parser.add_argument("--tasks", nargs="*", default=TUNING + HELD_OUT, help="which tasks; the others' entries stay")
     parser.add_argument("--out", type=Path, default=RESULTS / "refine.json")
     arguments = parser.parse_args()
+    if arguments.seeds_last:
+        LIMITS.append("search.n_trials=1000")
     known = json.loads(arguments.out.read_text())["tasks"] if arguments.out.exists() else []
     entries = [entry for entry in known if entry["task"].split()[0] not in arguments.tasks]
     for task in tasks(tuple(arguments.tasks)):

@@ -11,7 +11,7 @@ from lrsweep.errors import InputError
 
 # Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
 MOST_STEPS = 20_000
-_RARE = ("eval", "val_", "NaN", "nan", "Infinity", "inf", "null")
+_RARE = re.compile("eval|val_|NaN|nan|Infinity|inf|null")
 _DICT = re.compile(r"\{[^{}]*\}")
 # A value is text, or a number, which may be wrapped as np.float64(1.2) or tensor(1.2).
 _PAIR = re.compile(
@@ -33,7 +33,7 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 # A loss and the word before it. These words say which rows it is of, or how it is averaged; any other names a part.
-_PART = re.compile(rf"(?:(?<=[\s,;|(\[])|^)([a-z][\w-]{{0,30}}|) ?\bloss\s{{0,3}}[=:]\s{{0,3}}{_VALUE}", re.I | re.M)
+_PART = re.compile(rf"(?:(?<=[\s,;|(\[])|^)([a-z][\w-]{{0,30}}|) ?\bloss\s{{0,3}}[=:]\s{{0,3}}{_VALUE}", re.IGNORECASE)
 _WHOLE = re.compile(
     "|train(ing)?|vali?(d(ation)?)?|eval(uation)?|test|dev|mean|avg|average|total|overall|combined|sum|full|running|ema"
     "|batch|step|epoch|iter(ation)?|cur(rent)?|final|initial|start(ing)?|best|the|and"
@@ -118,27 +118,28 @@ def costs_as_losses(text: str) -> str:
     return _COST.sub("loss", text)
 
 
-def without_other_parts(text: str) -> str:
-    """The text with one of its losses, if it names several and none of them is the whole.
+def _without_other_parts(lines: Iterable[str]) -> list[str]:
+    """The lines with one of their losses, if they name several and none of them is the whole.
 
     That with the most values stays, or the first of these: of `recon loss: 5.7, style loss: 0.9`, the next lines may
     hold others, which would look like the same loss later.
     """
-    names = Counter(found[1].lower() for found in _PART.finditer(text))
+    known = list(lines)
+    names = Counter(found[1].lower() for line in known for found in _PART.finditer(line))
     if len(names) < 2 or any(map(_WHOLE.fullmatch, names)):
-        return text
+        return known
     kept = max(names, key=lambda name: names[name])
-    return _PART.sub(lambda found: found[0] if found[1].lower() == kept else "", text)
+    return [_PART.sub(lambda found: found[0] if found[1].lower() == kept else "", line) for line in known]
 
 
 def assignments(text: str) -> list[Row]:
     """Returns what a program printed on lines with its loss, as `step=10 loss=1.2` or `iter 10: train loss 1.2`."""
-    text = without_other_parts(text)
     rows: list[Row] = []
     totals: list[Row] = []
     both: list[Row] = []
-    lines = (_SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in _lines(text))
-    for line in _kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line):
+    # Most lines of a long log have a loss by that name.
+    lines = (line if "loss" in line else _SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in _lines(text))
+    for line in _without_other_parts(_kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line)):
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None
@@ -235,4 +236,4 @@ def _every(lines: int) -> int:
 
 
 def _is_rare(line: str) -> bool:
-    return any(mark in line for mark in _RARE)
+    return _RARE.search(line) is not None

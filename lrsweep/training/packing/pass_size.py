@@ -110,7 +110,7 @@ def _fastest(sizes: list[int], run: Callable[[int], None]) -> int:
         try:
             found = _timed(run, size)  # this one allocates
             if not (_SLOW < found <= _ONCE * least * size) or not seconds:
-                found = min(_timed(run, size) for _ in range(1 if found > _SLOW and not seconds else 2))
+                found = min(_timed(run, size) for _ in range(2))
             seconds[size] = found / size
         except RuntimeError as fault:
             if not is_out_of_memory(fault):

@@ -1,5 +1,6 @@
 """How many trials share a forward pass. It is measured: a pass bound by arithmetic only loses by being larger."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,8 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import platformdirs
 import torch
 
+from lrsweep import hardware
+from lrsweep.errors import StorageError
 from lrsweep.files.atomic import write_text
 from lrsweep.training.out_of_memory import is_out_of_memory
 from lrsweep.training.phases import NONE, phase
@@ -27,14 +31,18 @@ class PassSizes:
 
     A measurement costs about six trial-steps per trial of the largest pass, and a few trial-steps with a slow model.
 
-    Measurements are saved in a file for later workers: they need not measure again, and they add in the same order.
+    Measurements are saved in the sweep's folder for later workers, and in the user's cache for later sweeps: these need
+    not measure again, and they add in the same order, so that the same sweep has the same losses again.
 
     Args:
-        file: The file for measurements. None keeps them in memory only.
+        file: The sweep's file of measurements. None keeps them in memory only.
     """
 
     def __init__(self, file: Path | None = None) -> None:
+        # From the one that counts more to the one that counts less; without a home, the cache's path is a relative one.
+        cache = platformdirs.user_cache_path("lrsweep") / "pass_sizes.json"
         self._file = file
+        self._cache = cache if file is not None and cache.is_absolute() else None
         self._best: dict[str, int] = {}
         # How many trials were active at the measurement.
         self._active: dict[str, int] = {}
@@ -53,13 +61,15 @@ class PassSizes:
             active: Trials in the pack now.
             run: Does one pass of so many trials.
         """
-        if key not in self._active and (kept := self._read().get(_digest(key))) is not None:
+        if key not in self._active and (kept := self._kept(_digest(key))) is not None:
             self._best[key], self._active[key] = kept
         if active > self._active.get(key, 1):
             phase("measuring how many trials share a pass")
             self._best[key] = _fastest(_candidates(active), run)
             self._active[key] = active
-            self._write(key)
+            self._write(self._file, key)
+            with contextlib.suppress(StorageError):  # the next sweep then measures again
+                self._write(self._cache, key)
             phase(NONE)
         return min(self.current(key), active)
 
@@ -71,31 +81,35 @@ class PassSizes:
     def halve(self, key: str, size: int) -> int:
         """Half the size, for this pass and all after it."""
         self._best[key] = size // 2
-        # What did not fit is not measured again.
+        # What did not fit is not measured again in this sweep; in a later one there may be more memory.
         self._active[key] = 10**9
-        self._write(key)
+        self._write(self._file, key)
         return size // 2
 
     def forget(self, key: str) -> None:
         """Has the size of this pack key measured anew: there is more memory for a pass."""
         self._best[key], self._active[key] = 1, 0
 
-    def _read(self) -> dict[str, list[int]]:
-        try:
-            found: dict[str, list[int]] = json.loads(self._file.read_text()) if self._file is not None else {}
-        except (OSError, ValueError):
-            return {}  # missing or damaged: measured again
-        return found
+    def _kept(self, digest: str) -> list[int] | None:
+        return _read(self._file).get(digest) or _read(self._cache).get(digest)
 
-    def _write(self, key: str) -> None:
-        if self._file is not None:
-            found = {**self._read(), _digest(key): [self._best[key], self._active[key]]}
-            write_text(self._file, json.dumps(found))
+    def _write(self, file: Path | None, key: str) -> None:
+        if file is not None:
+            found = {**_read(file), _digest(key): [self._best[key], self._active[key]]}
+            write_text(file, json.dumps(found))
+
+
+def _read(file: Path | None) -> dict[str, list[int]]:
+    try:
+        found = json.loads(file.read_text()) if file is not None else {}
+    except (OSError, ValueError):
+        return {}  # missing or damaged: measured again
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(key: str) -> str:
-    """The key on this device: on another device another size may be fastest."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {torch.get_num_threads()}"
+    """The key on this device and with this torch: elsewhere another size may be fastest."""
+    device = f"{hardware.describe()} {torch.get_num_threads()} {torch.__version__}"
     return hashlib.sha256(f"{device} {key}".encode()).hexdigest()[:16]
 
 

@@ -1,5 +1,7 @@
 """How many trials share a pass: what is measured, and what that costs. The clock is the passes' own."""
 
+from pathlib import Path
+
 import pytest
 
 from lrsweep.training.packing.pass_size import PassSizes
@@ -49,3 +51,49 @@ def test_slow_passes_that_gain_are_tried_once_each(monkeypatch: pytest.MonkeyPat
     passes = Passes(monkeypatch, each=2.0, trial=0.2)
     assert PassSizes().fastest("key", 9, passes) == 9
     assert passes.done == [1, 1, 1, 2, 4, 8, 9]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lrsweep" / "pass_sizes.json"
+
+
+def test_another_sweep_of_the_same_pack_need_not_measure(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = Passes(monkeypatch, each=0.02, trial=0.0002)
+    assert PassSizes(tmp_path / "first" / "pass_sizes.json").fastest("key", 8, passes) == 8
+    passes.done.clear()
+    later = PassSizes(tmp_path / "second" / "pass_sizes.json")
+    assert (later.fastest("key", 8, passes), passes.done) == (8, [])
+    assert (later.fastest("key", 3, passes), passes.done) == (3, [])
+    later.fastest("key", 9, passes)
+    assert passes.done, "more trials than were measured"
+    passes.done.clear()
+    later.fastest("another key", 8, passes)
+    assert passes.done
+
+
+def test_what_ran_out_of_memory_is_remembered_in_its_sweep_only(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have had the memory."""
+    passes = Passes(monkeypatch, each=0.02, trial=0.0002)
+    first = PassSizes(tmp_path / "first" / "pass_sizes.json")
+    first.fastest("key", 8, passes)
+    first.halve("key", 8)
+    assert PassSizes(tmp_path / "first" / "pass_sizes.json").fastest("key", 8, passes) == 4
+    assert PassSizes(tmp_path / "second" / "pass_sizes.json").fastest("key", 8, passes) == 8
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_or_unwritable_cache_is_measured_again(
+    content: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(content)
+    passes = Passes(monkeypatch, each=0.02, trial=0.0002)
+    assert PassSizes(tmp_path / "sweep" / "pass_sizes.json").fastest("key", 8, passes) == 8
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert PassSizes(tmp_path / "other" / "pass_sizes.json").fastest("key", 8, passes) == 8

@@ -408,3 +408,58 @@ def test_short_names_of_a_training_and_a_validation_loss_are_read(tmp_path: Path
     log.write_text("".join(f"Epoch [{i}]--->Tloss: {12 - i:.4f} Vloss: {13 - i:.4f}\n" for i in range(1, 9)))
     assert list(read(log).loss.values) == [12 - i for i in range(1, 9)]
     assert list(read(log).eval_loss.values) == [13 - i for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("line", "evaluated"),
+    [
+        ("ITER {s} TRAINING. loss_vae: {a}; loss_kl: 267.5; Grad_norm: 7.5e-01", False),
+        ("Epoch  1, {s}/37527; acc:   3.99; ppl: 12792.57; xent:   {a}; 3438 src tok/s", False),
+        ("[{s}]\teval-logloss:{b}\ttrain-logloss:{a}", True),
+        ("[LightGBM] [{s}]\ttraining's multi_logloss: {a}", False),
+        ("Epoch {s}/1000 | train: {a} (1.3238 bpd) | val: {b} (1.2658 bpd) | z_mean: 0.001", True),
+        ("Iter[{s}]/[120] mace: 31.01 loss sum: {a} loss unsuper: 1.7513 lr=0.00027823", False),
+        ("[iter {s}] d_adv_loss: 3.1856  f_slf_loss: {a}  f_adv_loss: 1.3287", False),
+    ],
+)
+def test_losses_under_names_of_their_own_are_read(tmp_path: Path, line: str, evaluated: bool) -> None:
+    lines = [line.format(s=s, a=falling(s), b=2.5) for s in STEPS]
+    (tmp_path / "log").write_text("\n".join(["Namespace(lr=0.1)", *lines, "done in 23 s"]))
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
+    assert list(found.eval_loss.values) == ([2.5] * 12 if evaluated else [])
+
+
+def test_a_perplexity_alone_is_read_as_a_loss(tmp_path: Path) -> None:
+    lines = [f"global step {s} lr 1 step-time 0.91s ppl {math.exp(falling(s)):.4f}" for s in STEPS]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS], abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "we test 12 models\n"])
+def test_what_is_no_loss_is_none_under_any_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "log").write_text(text)
+    with pytest.raises(InputError, match="holds no losses"):
+        read(tmp_path / "log")
+
+
+def test_thousands_with_a_comma_are_one_number(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("".join(f"loss: {loss}, x: 4\n" for loss in ("8.30", "113.17", "1,703.49", "9,1")))
+    assert list(read(tmp_path / "log").loss.values) == [8.30, 113.17, 1703.49, 9.0]
+
+
+@pytest.mark.parametrize("point", [".", ","])
+def test_a_table_with_semicolons_is_read(tmp_path: Path, point: str) -> None:
+    rows = [f"{s};{str(falling(s)).replace('.', point)};{'2.5'.replace('.', point)}" for s in STEPS]
+    (tmp_path / "log").write_text("\n".join(["epoch;loss;val_loss", *rows]))
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
+    assert list(found.eval_loss.values) == [2.5] * 12
+
+
+def test_a_curve_that_tensorboards_page_exports_is_read(tmp_path: Path) -> None:
+    rows = [f"1688704569.35,{s},{falling(s)}" for s in STEPS]
+    (tmp_path / "log").write_text("\n".join(["Wall time,Step,Value", *rows]))
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
+    assert list(found.loss.steps) == list(STEPS)

@@ -644,3 +644,83 @@ def test_a_loss_that_never_leaves_that_of_a_guess_is_not_called_healthy() -> Non
     assert diagnose(curve(texts)).label == "healthy"
     learning = [{"step": i, "loss": 0.7 - 0.0005 * i} for i in range(190)]
     assert diagnose(curve(learning)).label == "healthy"
+
+
+def test_a_loss_that_breaks_and_never_comes_back_is_a_divergence_whatever_its_rate() -> None:
+    """The log says no learning rate, so a rise alone says nothing."""
+    losses = [30 + 70 * math.exp(-i / 30) for i in range(120)]
+    broken = [*losses, *(62 + 134 * math.exp(-i / 6) for i in range(60))]
+    assert diagnose(training(broken)).label == "diverged"
+    assert diagnose(training([*losses, *(31 + 134 * math.exp(-i / 6) for i in range(60))])).label != "diverged"
+    # What was known by heart is no level: new rows cost more, and are learned as well.
+    rows = [1.7 * math.exp(-i / 20) for i in range(100)]
+    assert diagnose(training([*rows, *(0.12 + 3 * math.exp(-i / 6) for i in range(60))])).label != "diverged"
+    at_once = [7.9, *(45 + 8 * math.sin(i) for i in range(48))]
+    assert diagnose(training(at_once)).label == "diverged"
+
+
+def test_losses_that_end_one_far_above_the_other_run_away() -> None:
+    calm = [*[0.4 - 0.01 * i for i in range(25)], 1.0, 0.3, 9.9, 6.2]
+    assert diagnose(training([*calm, 3.1e4, 2e15])).label == "diverged"
+    assert diagnose(training([*calm, 5.0, 2e15])).label == "unknown"  # one may be a bad batch
+
+
+def test_losses_next_to_the_chance_of_many_classes_have_collapsed() -> None:
+    noise = np.random.default_rng(3).normal(0, 0.004, 46)
+    stuck = [7.4046, *(math.log(1000) + float(one) for one in noise)]
+    assert diagnose(training(stuck)).label == "collapsed"
+    # Losses of texts differ more from batch to batch.
+    text = [7.4046, *(math.log(1000) + 20 * float(one) for one in noise)]
+    assert diagnose(training(text)).label != "collapsed"
+
+
+def test_one_answer_is_no_matter_where_the_loss_explodes() -> None:
+    rows: list[dict[str, float]] = [{"step": i, "loss": 6.9 - 0.0005 * i, "eval_accuracy": 0.001} for i in range(40)]
+    assert diagnose(curve(rows)).label == "collapsed"
+    rows += [
+        {"step": i, "loss": loss, "eval_loss": loss, "eval_accuracy": 0.001} for i, loss in ((40, 27.0), (41, 648.0))
+    ]
+    assert diagnose(curve(rows)).label != "collapsed"
+
+
+def test_a_training_loss_that_only_seems_to_fall_is_no_overfitting() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.003, 32)
+    evals = [0.105] * 11 + [0.08, 0.01, 0.01, 0.03, 0.003, 6e-4, 0.002] + [6e-4] * 4 + [0.06, 0.085, *[0.095] * 8]
+    rows = [{"step": i, "loss": 0.1005 + float(noise[i]), "eval_loss": evals[i]} for i in range(32)]
+    # The last losses are a little lower, as half of all noise is.
+    rows[-1]["loss"] = rows[-2]["loss"] = 0.0985
+    assert diagnose(curve(rows)).label != "overfitting"
+    falling = [{**row, "loss": 0.1 * math.exp(-row["step"] / 20)} for row in rows]
+    assert diagnose(curve(falling)).label == "overfitting"
+
+
+def test_both_losses_rising_is_no_overfitting_however_dense_the_evaluations() -> None:
+    def level(i: int) -> float:
+        return 4.5 * math.exp(-i / 3) + 0.65 + 0.4 * (1 - math.exp(-i / 60))
+
+    rows = [{"step": i, "loss": level(i), "eval_loss": 1.1 * level(i)} for i in range(600)]
+    assert diagnose(curve(rows)).label != "overfitting"
+
+
+def test_what_is_known_by_heart_and_never_shows_in_evaluations_is_overfitting() -> None:
+    rows = [{"step": i, "loss": 5.0 * math.exp(-i / 5), "eval_loss": 5.0 + 1.5 * i} for i in range(20)]
+    assert diagnose(curve(rows)).label == "overfitting"
+    learning = [{**row, "loss": 5.0 - 0.1 * row["step"]} for row in rows]
+    assert diagnose(curve(learning)).label != "overfitting"
+
+
+def test_evaluations_below_the_training_loss_show_what_is_learned() -> None:
+    rows = [{"step": i, "loss": 2.3 if i == 1 else 0.25 - 0.001 * i} for i in range(1, 50)]
+    below = [{"step": 10 * i, "eval_loss": loss} for i, loss in enumerate((0.111, 0.105, 0.095, 0.094, 0.12), 1)]
+    assert diagnose(curve([*rows, *below])).label == "healthy"
+    above = [{**row, "eval_loss": 20 * row["eval_loss"]} for row in below]
+    assert diagnose(curve([*rows, *above])).label == "unknown"
+
+
+def test_a_training_loss_that_rises_is_not_called_healthy() -> None:
+    rows = [{"epoch": i, "loss": loss} for i, loss in enumerate((0.74, 1.34, 1.60, 1.60), 1)]
+    evals = [{"epoch": i, "eval_loss": loss} for i, loss in enumerate((4.65, 1.02, 1.08, 1.47), 1)]
+    numbered = [{"step": row["epoch"], **row} for row in (*rows, *evals)]
+    assert diagnose(curve(numbered)).label == "unknown"
+    lower = [{**row, "eval_loss": 1.0} if row.get("eval_loss") == 1.47 else row for row in numbered]
+    assert diagnose(curve(lower)).label == "healthy"

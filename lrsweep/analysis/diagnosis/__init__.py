@@ -55,6 +55,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or collapse.collapsed(curve)
             or broken_runs.jumps(curve)
             or broken_runs.exploded(curve)
+            or broken_runs.runs_away(curve)
             or unclear_logs.too_short(curve)
             or unclear_logs.broken_evaluations(curve)
             or unclear_logs.too_coarse(curve)
@@ -91,6 +92,11 @@ def _judge_by_itself(curve: Curve) -> Diagnosis:
     if clear is not None and clear.label == "oscillating" and rising is not None:
         # It swings, and has not come back: one sign confirms the other.
         clear = replace(rising, confidence=clear.confidence)
+    if curve.peak_lr is None and any(one.label == "too_high" for one in found):
+        # Whatever the rate was, a run that breaks is broken.
+        broken = broken_runs.breaks(curve)
+        if broken is not None:
+            return broken
     if clear is not None and clear.label in _OF_THE_RATE and curve.peak_lr is None:
         reason = f"{clear.evidence['reason']}; the log does not say its learning rate, so this may have another cause"
         return replace(clear, label="unknown", evidence={**clear.evidence, "reason": reason})

@@ -21,6 +21,8 @@ _NOT_TINY = 0.02
 _NO_MEDIAN, _NO_LOSS = 100.0, 1e6
 # No log density, summed over all of an input, falls to less than the negative of this.
 _NO_DENSITY = 1e8
+# Of fewer losses, one that is low by chance is no level.
+_MANY = 12
 
 
 def not_finite(curve: Curve) -> Diagnosis | None:
@@ -146,6 +148,44 @@ def jumps(curve: Curve) -> Diagnosis | None:
     reason = f"the loss jumps between {between:.4g} and {highest:.4g}, first at {curve.place(step)}"
     evidence: Evidence = {"lowest": between, "highest": highest, "step": step, "reason": reason}
     return Diagnosis("diverged", evidence, remedies.lower_lr(curve))
+
+
+def breaks(curve: Curve) -> Diagnosis | None:
+    """Diverged: within a step or a few the loss jumps far above all that was, and it never comes back near it."""
+    losses = curve.loss.finite()
+    values = losses.values
+    if len(values) < _MANY or values.min() <= 0 or evaluations_fall(curve):
+        return None
+    # From here on nothing is as low as this: of the last part of the run, the lowest.
+    lowest_to_come = np.minimum.accumulate(values[::-1])[::-1]
+    for at in range(1, len(values) - len(values) // 4):
+        before = values[max(at - 5, 0) : at]
+        # Above next to nothing, all is far.
+        level = max(float(np.median(before)), 0.2 * float(values[0]))
+        highest = float(values[at : at + 3].max())
+        # Where one point is all there was, everything is far above it, for good.
+        bound = 1.5 if at > 3 else EXPLODED
+        if highest > EXPLODED * level and lowest_to_come[at] > bound * max(level, float(before.max())):
+            step, last = float(losses.steps[at]), float(np.median(values[-len(values) // 8 :]))
+            reason = (
+                f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and is {last:.4g} at the end: it "
+                "never comes back"
+            )
+            evidence: Evidence = {"first": level, "highest": highest, "last": last, "step": step, "reason": reason}
+            return Diagnosis("diverged", evidence, remedies.lower_lr(curve))
+    return None
+
+
+def runs_away(curve: Curve) -> Diagnosis | None:
+    """Diverged: the last losses are one far above the other, and above all before them."""
+    losses = curve.loss.finite()
+    if len(losses) < FEWEST_LOSSES or losses.values.min() < 0:
+        return None
+    before, last_but_one, last = losses.values[:-2], float(losses.values[-2]), float(losses.values[-1])
+    if last < _NO_MEDIAN or last < EXPLODED * last_but_one or last_but_one < EXPLODED * float(before.max()):
+        return None
+    reason = f"loss runs away: {before[-1]:.4g}, {last_but_one:.4g} and {last:.4g} are the last ones"
+    return Diagnosis("diverged", {"last": last, "reason": reason}, remedies.lower_lr(curve))
 
 
 def exploded(curve: Curve) -> Diagnosis | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
-from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series
+from lrsweep.analysis.diagnosis.curve import EXPLODED, Curve, Diagnosis, Floats, Series
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, FEWEST_LOSSES, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import Trend, rises_beyond_noise, trend
@@ -14,6 +14,8 @@ from lrsweep.analysis.diagnosis.trend import Trend, rises_beyond_noise, trend
 Evidence = dict[str, float | str]
 # The sizes of common vocabularies: GPT-2, Llama 2 and 3, T5, BERT, Qwen, Gemma.
 _VOCABULARIES = (50257, 50304, 32000, 128256, 32128, 30522, 151936, 256000)
+# The numbers of classes of common data sets of images: CIFAR-100 and ImageNet.
+_MORE_CLASSES = (100, 1000)
 # A model of speech or text whose training loss ends below this, in nats, has learned.
 _LEARNED = 0.5
 # From so many evaluations on, what is the same in all of them is no matter of an early stage or of few digits.
@@ -80,7 +82,7 @@ def collapsed(curve: Curve) -> Diagnosis | None:
     same to the digit at every evaluation, while the training loss does not fall.
     """
     facts = _facts(curve)
-    if facts is None:
+    if facts is None or facts.losses.values[-1] > EXPLODED * max(facts.found.start, facts.found.end):
         return None
     rules = (_ends_at_chance, _never_changes, _settled_at_chance, _froze, _evaluated_at_chance)
     for_flat_losses = (_uniform, _even, _by_chance, _constant)
@@ -192,6 +194,11 @@ def _even(facts: _Facts) -> str:
     """
     classes = _classes(facts.found.end, 0.005)
     steady = abs(facts.found.fall) < 0.02 and facts.found.point_noise < 0.02
+    if classes is None:
+        # Of more classes the logarithms are close to each other, so all losses but the first must be next to one.
+        later = facts.losses.values[1:]
+        classes = next((k for k in _MORE_CLASSES if abs(later / math.log(k) - 1).max() < 0.003), None)
+        steady = len(later) >= 2 * _ALWAYS and abs(float(np.median(later)) / math.log(classes or 2) - 1) < 0.0005
     if classes is None or not steady or not facts.supervised:
         return ""
     if rises_beyond_noise(-facts.curve.eval_loss.finite().values):

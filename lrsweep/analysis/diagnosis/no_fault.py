@@ -9,7 +9,7 @@ from lrsweep.analysis.diagnosis.collapse import accuracies_of
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Label
 from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
-from lrsweep.analysis.diagnosis.trend import FLAT, Trend, eval_trend, trend
+from lrsweep.analysis.diagnosis.trend import FLAT, ROOM, Trend, eval_trend, trend
 
 # No cross-entropy is this large.
 _HUGE = 1e3
@@ -46,6 +46,8 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     # What ends clearly above its start has not trained well, whatever the reason.
     too_high_seen = seen is not None and seen.label == "too_high"
     label: Label = "unknown" if found.fall < (-FLAT if too_high_seen else -0.1) else "healthy"
+    if too_high_seen and found.end > found.first > ROOM:
+        label = "unknown"
     if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
         label = "unknown"
         reason += "; without training losses, overfitting and a rate that is too high look alike"
@@ -66,6 +68,8 @@ def _doubt(curve: Curve, found: Trend, evaluations: int) -> str:
         return f"it never leaves {chance}, the loss of a guess"
     if evaluations >= 5 and _learns_by_heart(curve, found):
         return "the training loss falls, and the evaluations never did: what is learned does not show on their rows"
+    if evaluations and _rises_in_training(curve, found):
+        return "the training loss rises, and the evaluations are no longer at their lowest"
     if _loses_again(curve):
         return "the accuracy has lost more than half of what it had gained"
     return ""
@@ -85,7 +89,12 @@ def _learns_by_heart(curve: Curve, evals: Trend) -> bool:
     losses, accuracies = trend(curve.loss), accuracies_of(curve)
     if accuracies is not None and len(accuracies) and accuracies.values[-1] > accuracies.values[0] + 0.02:
         return False
-    return losses is not None and losses.fall > 0.2 and evals.fall < 0.01
+    return losses is not None and losses.fall > 0.2 and evals.fall < 0.01 and evals.end > losses.end
+
+
+def _rises_in_training(curve: Curve, evals: Trend) -> bool:
+    losses = trend(curve.loss)
+    return losses is not None and losses.fall < -0.5 and evals.end > 1.2 * evals.low
 
 
 def _loses_again(curve: Curve) -> bool:

@@ -1,13 +1,17 @@
 """Overfitting: evaluations rise for good while the training loss falls."""
 
+import math
+
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
 from lrsweep.analysis.diagnosis.curve import Curve, Diagnosis, Floats, Series, confidence
 from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
-from lrsweep.analysis.diagnosis.trend import ascending, eval_trend, rises_beyond_noise
+from lrsweep.analysis.diagnosis.trend import ascending, eval_trend, relative_noise, rises_beyond_noise, trend
 
 Evidence = dict[str, float | str]
+# A training loss that falls by more than this share does so whatever its noise.
+_NO_FALL = 0.1
 # From this many evaluations on, their scatter says how much is noise.
 _SEVERAL = 8
 
@@ -44,7 +48,7 @@ def _overfits(curve: Curve, name: str, evals: Series, start: float | None) -> Di
     low, step, dense = found.low, found.low_step, len(evals) >= DENSE
     rise = found.end - low
     fell = max(start or 0.0, found.start) - low
-    if start is not None and start - low < 0.005 * abs(start):
+    if start is not None and start - low < 0.005 * abs(start) and not _by_heart(curve):
         return None  # it never fell
     rising = rises_beyond_noise(later)
     last = later[-max(len(later) // 3, 1) :]
@@ -115,4 +119,16 @@ def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) ->
         return True
     size = max(min(len(before), len(after)) // 4, 1)
     here = float(np.median(before[-size:])) if len(before) else float(np.median(after[:size]))
-    return end < (1 - by) * here
+    found = trend(losses)
+    if found is not None and len(before) < len(losses) // 20:
+        # Of dense evaluations the lowest level is that of many steps, and so is the training loss beside it.
+        here = min(here, float(np.interp(since, found.smoothed.steps, found.smoothed.values)))
+    # Two deviations of the difference of two medians.
+    noise = 2 * 1.25 * math.sqrt(2) * relative_noise(losses) / math.sqrt(max(len(after) // 4, 1))
+    return end < (1 - max(by, min(noise, _NO_FALL))) * here
+
+
+def _by_heart(curve: Curve) -> bool:
+    """Whether hardly anything is left of the training loss."""
+    found = trend(curve.loss)
+    return found is not None and found.end < 0.1 * found.first

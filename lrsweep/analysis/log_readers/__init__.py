@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsweep.analysis.diagnosis import Curve, curve
-from lrsweep.analysis.log_readers import documents, tables, tensorboard, text
+from lrsweep.analysis.log_readers import documents, other_names, tables, tensorboard, text
 from lrsweep.analysis.log_readers.arguments import arguments_beside
 from lrsweep.analysis.log_readers.html_tables import html_rows
 from lrsweep.analysis.log_readers.markdown import markdown_rows
@@ -119,7 +119,7 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         # A row or two may stand beside the log that is meant: the last evaluation under a table.
         if len(found) >= 3:
             break
-    return {"": found}, {}
+    return {"": found or list(other_names.losses_by_other_names(content))}, {}
 
 
 def _has_loss(row: Row) -> bool:

@@ -1,6 +1,6 @@
-"""CSV tables, with commas or tabs: a history with a column per measure, or W&B's export of a chart.
+"""CSV tables, with commas, semicolons or tabs: a history with a column per measure, or the export of a chart.
 
-In such an export, each run has a column for each measure.
+In an export of W&B's, each run has a column for each measure.
 """
 
 import csv
@@ -13,11 +13,15 @@ from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
 
+# What TensorBoard's page exports of one curve. The curve's name is in the file's name only.
+_TENSORBOARD = "Wall time,Step,Value"
+
+
 def is_table(text: str) -> bool:
     """Returns whether the first line is a header of a CSV table with a loss in it."""
     head = text.lstrip().split("\n", 1)[0]
     # A run's name may have digits in it, but no header says "loss 1.25".
-    if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")):
+    if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")) or head.strip() == _TENSORBOARD:
         return True
     separator = _separator(head)
     if separator not in head or re.search(r"[{}]|loss\W+\d", head.lower()):
@@ -29,7 +33,7 @@ def is_table(text: str) -> bool:
 
 
 def _separator(head: str) -> str:
-    return "\t" if "\t" in head else ","
+    return next((mark for mark in "\t;" if mark in head), ",")
 
 
 def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
@@ -47,7 +51,11 @@ def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
 def _runs(text: str) -> dict[str, list[Row]]:
     lines = text.lstrip().splitlines()
     separator = _separator(lines[0])
+    if separator == ";":
+        lines = [re.sub(r"(?<=\d),(?=\d)", ".", line) for line in lines]  # where the decimal point is a comma
     header = next(csv.reader(lines[:1], delimiter=separator))
+    if lines[0].strip() == _TENSORBOARD:
+        return {"": [{"step": row["Step"], "loss": row["Value"]} for row in csv.DictReader(lines)]}
     if {"metric", "step", "value"} <= set(header):
         return _long(csv.DictReader(lines, delimiter=separator))
     columns = [_split(column) for column in header]

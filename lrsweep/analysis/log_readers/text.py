@@ -19,7 +19,7 @@ _PAIR = re.compile(
 )
 
 # A number as programs print it.
-_VALUE = r"[-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf)"
+_VALUE = r"[-+]?(?:\d{1,3}(?:,\d{3})+\.\d+|\d[\d.]*(?:e[-+]?\d+)?|nan|inf)"
 _NUMBER = re.compile(_VALUE, re.IGNORECASE)
 # The best loss so far is none of this step.
 _BEST = re.compile(rf"\b(?:best|min|lowest) (?:\w{{3,10}}[ _])?(?:loss|acc|accuracy)\W{{1,9}}{_VALUE}\b", re.IGNORECASE)
@@ -89,12 +89,12 @@ def json_lines(path: Path, text: str) -> Iterator[Row]:
         yield row
 
 
-def _lines(text: str) -> list[str]:
-    # Progress bars write a carriage return where others write a line's end.
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. Progress bars write a carriage return where others write a line's end."""
     return text.replace("\r", "\n").split("\n")
 
 
-def _kept(lines: Iterable[str]) -> Iterator[str]:
+def kept(lines: Iterable[str]) -> Iterator[str]:
     """The lines to read: of very many, one in so many, and those that are rare."""
     known = list(lines)
     every = _every(len(known))
@@ -103,7 +103,7 @@ def _kept(lines: Iterable[str]) -> Iterator[str]:
 
 def console_rows(text: str) -> Iterator[Row]:
     """Yields the dictionaries with a loss that a program printed among other output."""
-    for line in _kept(line for line in _lines(text) if "loss" in line and "{" in line):
+    for line in kept(line for line in lines_of(text) if "loss" in line and "{" in line):
         for found in _DICT.findall(line):
             row = {key: text or cast or bare for key, text, cast, bare in _PAIR.findall(found)}
             if any("loss" in key for key in row):
@@ -138,15 +138,16 @@ def assignments(text: str) -> list[Row]:
     totals: list[Row] = []
     both: list[Row] = []
     # Most lines of a long log have a loss by that name.
-    lines = (line if "loss" in line else _SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in _lines(text))
-    for line in _without_other_parts(_kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line)):
+    lines = (line if "loss" in line else _SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in lines_of(text))
+    for line in _without_other_parts(kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line)):
         row: Row = {}
         has_total = False
         evaluated = _EVALUATED.match(line) is not None
         line = _INDEXED.sub(_without_brackets, _LOSS_AT.sub(r"\1=\2 loss=", _BEST.sub("", line)))
         if "loss train:" in line:  # litgpt
             line = _LITGPT_VAL.sub("val_loss:", line.replace("loss train:", "train_loss:"))
-        for key, value, percent in _ASSIGNED.findall(line):
+        for key, given, percent in _ASSIGNED.findall(line):
+            value = given.replace(",", "")
             named = re.sub("[ /-]", "_", key.lower())
             plain = _KERAS.sub("", _AVERAGE.sub("", named))
             # Beside a step's own loss, a running mean of it is not wanted; beside parts of it, the total is.
@@ -188,14 +189,14 @@ def _without_brackets(found: re.Match[str]) -> str:
 
 def numbered_losses(text: str) -> Iterator[Row]:
     """Yields the rows of a log with lines such as `250 val 6.4` and `251 train 6.3`."""
-    for line in _kept(_lines(text)):
+    for line in kept(lines_of(text)):
         if (found := _STEP_SET_LOSS.fullmatch(line.strip())) is not None:
             yield {"step": found[1], f"{found[2]}_loss": found[3]}
 
 
 def marian(text: str) -> Iterator[Row]:
     """Yields the rows of a log of Marian: costs of training, cross-entropies of evaluations."""
-    for line in _kept(line for line in _lines(text) if "Up." in line):
+    for line in kept(line for line in lines_of(text) if "Up." in line):
         if (found := _MARIAN.search(line)) is not None:
             epoch, update, name, value = found.groups()
             yield {"epoch": epoch, "step": update, "loss" if name == "Cost" else "eval_loss": value}
@@ -203,7 +204,7 @@ def marian(text: str) -> Iterator[Row]:
 
 def printed_tensors(text: str) -> Iterator[Row]:
     """Yields the losses of a log that consists of what `print(loss)` writes: `tensor(3.22, device='cuda:0')`."""
-    lines = [line.strip() for line in _lines(text) if line.strip()]
+    lines = [line.strip() for line in lines_of(text) if line.strip()]
     found = [_TENSOR.fullmatch(line) for line in lines]
     if lines and sum(one is not None for one in found) >= 0.8 * len(lines):
         yield from ({"loss": one[1]} for one in found if one is not None)
@@ -212,7 +213,7 @@ def printed_tensors(text: str) -> Iterator[Row]:
 def aligned_columns(text: str) -> Iterator[Row]:
     """Yields the rows of a table of tabs or spaces with a header anywhere, as `epoch   Step     Loss`."""
     header: list[str] = []
-    for line in _lines(text):
+    for line in lines_of(text):
         cells = [cell.strip() for cell in re.split(r"\t|\s{2,}", line.strip())]
         if not any(map(_NUMBER.fullmatch, cells)):
             if any("loss" in cell.lower() for cell in cells):
@@ -225,7 +226,7 @@ def aligned_columns(text: str) -> Iterator[Row]:
 
 def bare_columns(text: str) -> Iterator[Row]:
     """Yields the rows of a table without a header: a step, a loss, and perhaps an eval loss."""
-    cells = [re.split(r"[,;\s]+", line.strip()) for line in _lines(text) if line.strip()]
+    cells = [re.split(r"[,;\s]+", line.strip()) for line in lines_of(text) if line.strip()]
     known = [row for row in cells if 2 <= len(row) <= 3 and row[0].isdigit() and all(map(_NUMBER.fullmatch, row[1:]))]
     if len(known) >= 0.9 * len(cells) and all("." in row[1] for row in known if row[1].lower() not in ("nan", "inf")):
         yield from (dict(zip(("step", "loss", "eval_loss"), row, strict=False)) for row in known)

@@ -436,7 +436,9 @@ def test_a_perplexity_alone_is_read_as_a_loss(tmp_path: Path) -> None:
     assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS], abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "we test 12 models\n"])
+@pytest.mark.parametrize(
+    "text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "we test 12 models\n"]
+)
 def test_what_is_no_loss_is_none_under_any_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_text(text)
     with pytest.raises(InputError, match="holds no losses"):
@@ -463,3 +465,16 @@ def test_a_curve_that_tensorboards_page_exports_is_read(tmp_path: Path) -> None:
     found = read(tmp_path / "log")
     assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
     assert list(found.loss.steps) == list(STEPS)
+
+
+def test_a_column_with_a_longer_name_is_a_loss(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("\n".join(["train_loss_batch,epoch,step", *(f"{falling(s)},0,{s}" for s in STEPS)]))
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
+    assert list(found.loss.steps) == list(STEPS)
+
+
+def test_options_in_braces_before_the_losses_are_no_json(tmp_path: Path) -> None:
+    lines = [f"step {s} loss {falling(s)}" for s in STEPS]
+    (tmp_path / "log").write_text("\n".join(["{", "  hflip : true", "  epoch_step : {1 : 60}", "}", *lines]))
+    assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS])

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import kendalltau, norm
 
 from lrsweep.analysis import log_readers
-from lrsweep.analysis.diagnosis import Diagnosis, diagnose, trend
+from lrsweep.analysis.diagnosis import Diagnosis, diagnose, no_fault, trend
 from lrsweep.analysis.diagnosis.curve import CERTAIN, Curve, curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
@@ -724,3 +724,47 @@ def test_a_training_loss_that_rises_is_not_called_healthy() -> None:
     assert diagnose(curve(numbered)).label == "unknown"
     lower = [{**row, "eval_loss": 1.0} if row.get("eval_loss") == 1.47 else row for row in numbered]
     assert diagnose(curve(lower)).label == "healthy"
+
+
+def test_losses_that_end_at_the_chance_of_a_hundred_classes_have_collapsed() -> None:
+    evals = [4.928, 5.22, 5.01, 4.8, *[4.605170 + 1e-5 * (i % 3) for i in range(30)]]
+    rows = [{"step": i, "loss": loss, "eval_loss": loss} for i, loss in enumerate(evals)]
+    assert diagnose(curve(rows)).label == "collapsed"
+    passing = [{"step": i, "loss": 5.0 - 0.03 * i, "eval_loss": 5.0 - 0.03 * i} for i in range(34)]
+    assert diagnose(curve(passing)).label == "healthy"
+
+
+def test_a_part_of_a_log_that_does_not_move_is_not_called_healthy() -> None:
+    noise = np.random.default_rng(0).uniform(0, 1, 18)
+    assert diagnose(curve([{"step": 220 + i, "loss": 43.5 + 0.1 * noise[i]} for i in range(18)])).label == "unknown"
+    assert diagnose(curve([{"step": 220 + i, "loss": 2.5 + 0.006 * noise[i]} for i in range(18)])).label == "healthy"
+    assert diagnose(curve([{"step": 220 + i, "loss": 43.5 - i + noise[i]} for i in range(18)])).label == "healthy"
+
+
+def test_one_accuracy_at_all_evaluations_is_not_called_healthy() -> None:
+    rows = [{"epoch": i, "step": i, "eval_loss": 1.7 + 2.2 * math.exp(-i), "eval_accuracy": 0.2} for i in range(10, 18)]
+    rows += [{"epoch": i, "step": i, "loss": 2.5 - 0.05 * i} for i in range(10, 18)]
+    assert diagnose(curve(rows)).label == "unknown"
+    better = [{**row, "eval_accuracy": 0.01 * row["step"]} if "eval_loss" in row else row for row in rows]
+    assert diagnose(curve(better)).label == "healthy"
+
+
+def test_swings_that_have_come_to_nothing_are_not_called_healthy() -> None:
+    swings = Diagnosis("oscillating", {"reason": "loss rises 20 times and falls again"}, confidence=0.7)
+    assert no_fault.healthy(training([350.0, 4e3, 900.0, 2e3, 90.0, 3e3, 400.0, 310.0]), swings).label == "unknown"
+    assert no_fault.healthy(training([350.0, 4e3, 900.0, 2e3, 300.0, 900.0, 90.0, 80.0]), swings).label == "healthy"
+
+
+def test_a_start_that_is_low_by_luck_is_no_rise() -> None:
+    """A start is the median of three points, so it has more noise than an end of many."""
+    labels = []
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(0, 0.05, 60)
+        rows = [{"step": i, "loss": 1.0 + float(one), "learning_rate": 1e-3} for i, one in enumerate(noise)]
+        labels.append(diagnose(curve(rows)).label)
+    assert labels.count("too_high") <= 1
+
+
+def test_the_smallest_loss_that_there_is_is_not_called_healthy() -> None:
+    assert diagnose(training([3.04, 2.1, 1.3, 0.8, 0.44, *[1.1921e-07] * 5])).label == "unknown"
+    assert diagnose(training([3.04, 2.1, 1.3, 0.8, 0.44, *[2.1921e-07] * 5])).label == "healthy"

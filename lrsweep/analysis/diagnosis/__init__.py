@@ -61,6 +61,7 @@ def diagnose(curve: Curve, other_runs: Sequence[Curve] = ()) -> Diagnosis:
             or unclear_logs.too_coarse(curve)
             or unclear_logs.sums_over_epochs(curve)
             or unclear_logs.mostly_zeros(curve)
+            or unclear_logs.smallest_of_all(curve)
             or unclear_logs.ends_in_a_jump(curve)
         )
         if certain is not None:

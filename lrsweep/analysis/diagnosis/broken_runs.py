@@ -168,8 +168,8 @@ def breaks(curve: Curve) -> Diagnosis | None:
         if highest > EXPLODED * level and lowest_to_come[at] > bound * max(level, float(before.max())):
             step, last = float(losses.steps[at]), float(np.median(values[-len(values) // 8 :]))
             reason = (
-                f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and is {last:.4g} at the end: it "
-                "never comes back"
+                f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and is {last:.4g} at the end: "
+                "it never comes back"
             )
             evidence: Evidence = {"first": level, "highest": highest, "last": last, "step": step, "reason": reason}
             return Diagnosis("diverged", evidence, remedies.lower_lr(curve))

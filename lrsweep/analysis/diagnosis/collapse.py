@@ -111,10 +111,14 @@ def _classes(losses: Floats | float, slack: float) -> int | None:
     return next((k for k in range(2, 11) if np.all(np.abs(np.divide(losses, math.log(k)) - 1) < slack)), None)
 
 
+def _many_classes(losses: Floats, slack: float) -> int | None:
+    return next((k for k in _MORE_CLASSES if abs(losses / math.log(k) - 1).max() < slack), None)
+
+
 def _ends_at_chance(facts: _Facts) -> str:
     """The last third of the losses is the logarithm of a number of classes."""
     tail = facts.losses.values[-max(len(facts.losses) // 3, 5) :]
-    classes = _classes(tail, 0.001) if _digits(tail) >= 4 else None
+    classes = (_classes(tail, 0.001) or _many_classes(tail, 0.0002)) if _digits(tail) >= 4 else None
     if classes is None or not facts.supervised:
         return ""
     return (
@@ -197,7 +201,7 @@ def _even(facts: _Facts) -> str:
     if classes is None:
         # Of more classes the logarithms are close to each other, so all losses but the first must be next to one.
         later = facts.losses.values[1:]
-        classes = next((k for k in _MORE_CLASSES if abs(later / math.log(k) - 1).max() < 0.003), None)
+        classes = _many_classes(later, 0.003)
         steady = len(later) >= 2 * _ALWAYS and abs(float(np.median(later)) / math.log(classes or 2) - 1) < 0.0005
     if classes is None or not steady or not facts.supervised:
         return ""

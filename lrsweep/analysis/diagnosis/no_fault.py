@@ -11,8 +11,8 @@ from lrsweep.analysis.diagnosis.smoothing import FEWEST_EVALS, falls
 from lrsweep.analysis.diagnosis.training_kind import training_kind
 from lrsweep.analysis.diagnosis.trend import FLAT, ROOM, Trend, eval_trend, trend
 
-# No cross-entropy is this large.
-_HUGE = 1e3
+# No mean cross-entropy stays as large as this, over the largest vocabulary.
+_HUGE = 12.5
 # A run that falls by a smaller share has not moved; a loss below the other is low from the start.
 _FLAT_RUN, _LOW = 0.02, 0.1
 # Accuracies that go up by less may be noise.
@@ -48,6 +48,9 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
     label: Label = "unknown" if found.fall < (-FLAT if too_high_seen else -0.1) else "healthy"
     if too_high_seen and found.end > found.first > ROOM:
         label = "unknown"
+    swings = seen is not None and seen.label == "oscillating"
+    if swings and found.end > 0.8 * found.first and found.end > 1.1 * found.low:
+        label = "unknown"
     if seen is not None and seen.label in ("overfitting", "too_high") and not len(curve.loss):
         label = "unknown"
         reason += "; without training losses, overfitting and a rate that is too high look alike"
@@ -62,6 +65,8 @@ def healthy(curve: Curve, seen: Diagnosis | None = None) -> Diagnosis:
 
 def _doubt(curve: Curve, found: Trend, evaluations: int) -> str:
     """Why a run that no rule accuses is not called healthy; empty if it is."""
+    if evaluations and _guesses(curve, found):
+        return "the accuracy is that of a guess at every evaluation"
     if not _moves(curve, found):
         return "it hardly moves: there is little to learn, or nothing is learned"
     if curve.begins and (chance := _leaves_no_chance(found)):
@@ -90,6 +95,15 @@ def _learns_by_heart(curve: Curve, evals: Trend) -> bool:
     if accuracies is not None and len(accuracies) and accuracies.values[-1] > accuracies.values[0] + 0.02:
         return False
     return losses is not None and losses.fall > 0.2 and evals.fall < 0.01 and evals.end > losses.end
+
+
+def _guesses(curve: Curve, found: Trend) -> bool:
+    """Whether every accuracy is one over the number of classes, and the loss is no lower than its logarithm."""
+    accuracies = accuracies_of(curve)
+    if accuracies is None or len(accuracies) < 5 or not 0 < accuracies.values[0] < 0.75:
+        return False
+    classes = round(1 / float(accuracies.values[0]))
+    return bool((abs(accuracies.values * classes - 1) < 0.001).all()) and found.end > 0.99 * math.log(classes)
 
 
 def _rises_in_training(curve: Curve, evals: Trend) -> bool:

@@ -1,5 +1,7 @@
 """Too high: a loss that ends above its start, gives back what it had gained, or stays near it after a blow-up."""
 
+import math
+
 import numpy as np
 
 from lrsweep.analysis.diagnosis import remedies
@@ -63,6 +65,7 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     evidence: Evidence = {"first": found.first, "highest": found.high, "step": found.high_step, "last": found.end}
     few = evals and len(series) < DENSE
     noise = 0.0 if few else ERRORS * found.noise
+    of_rise = 0.0 if few else ERRORS * math.hypot(found.noise, found.start_noise)
     waves = 0.0 if evals else (ERRORS - failed) * max(found.point_noise, 0.0 if room else found.waves)
     bounds = _bounds(room, failed, evals, untrained)
     # Where a log does not show the start, its first point is no measure.
@@ -70,7 +73,7 @@ def _rises(name: str, curve: Curve, series: Series) -> Diagnosis | None:
     at, low_at = curve.place(found.high_step), curve.place(found.low_step)
     candidates = [
         (
-            shown * _sure(-found.fall, bounds[0], max(noise, waves / 2)),
+            shown * _sure(-found.fall, bounds[0], max(of_rise, waves / 2)),
             f"{name} rises from {found.start:.4g} to {found.end:.4g}",
         ),
         (

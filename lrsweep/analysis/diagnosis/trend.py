@@ -38,6 +38,7 @@ class Trend:
         waves: The standard deviation of a point about the straight line through the run, as a share of the level. It is
             larger than the noise where batches differ in a pattern, as with rows sorted by length.
         noise: The standard deviation of a level that noise alone causes, as a share of the level.
+        start_noise: The same of the level at the start, which is of fewer points.
         smoothed: The levels on the way.
     """
 
@@ -51,6 +52,7 @@ class Trend:
     point_noise: float
     waves: float
     noise: float
+    start_noise: float
     smoothed: Series
 
     @property
@@ -91,6 +93,7 @@ def _trend(series: Series, size: int, starting: int) -> Trend | None:
         waves=_about_a_line(values),
         # The standard error of a median is 1.25 times that of a mean, for normal noise.
         noise=noise if size == 1 else 1.25 * noise / math.sqrt(size),
+        start_noise=noise if starting == 1 else 1.25 * noise / math.sqrt(starting),
         smoothed=Series(steps, smoothed),
     )
 

@@ -11,6 +11,8 @@ from lrsweep.analysis.diagnosis.trend import trend
 
 # A last loss so many times the highest before it is no noise.
 _FAR_ABOVE = 3.0
+# The spacing of float32 at 1.
+_SMALLEST = 2.0**-23
 # A cross-entropy over a vocabulary is useless from here (a perplexity of 1100) up to chance (the largest have 2 ** 18).
 _USELESS, _HIGHEST_CHANCE = 7.0, 12.5
 
@@ -72,6 +74,15 @@ def only_zeros(curve: Curve) -> Diagnosis | None:
         return Diagnosis("inert", {"reason": reason}, remedies.CHECK)
     reason = "every loss is exactly 0: no row has a label, the log has too few digits, or transformers logged NaN as 0"
     return Diagnosis("unknown", {"reason": reason}, remedies.CHECK)
+
+
+def smallest_of_all(curve: Curve) -> Diagnosis | None:
+    """Unknown: the loss ends at the smallest that Keras logs, where each label has all of the probability."""
+    losses = curve.loss.finite().values
+    if len(losses) < FEWEST_LOSSES or len(curve.eval_loss) or abs(losses[-3:] / _SMALLEST - 1).max() > 0.001:
+        return None
+    reason = f"the last losses are {losses[-1]:.5g}, the smallest that there is: all labels may be the same"
+    return Diagnosis("unknown", {"last": float(losses[-1]), "reason": reason}, remedies.CHECK)
 
 
 def ends_in_a_jump(curve: Curve) -> Diagnosis | None:

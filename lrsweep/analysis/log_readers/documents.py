@@ -23,7 +23,7 @@ def is_document(text: str) -> bool:
     if head.startswith("["):
         # A console line may begin with a time or a level in brackets.
         return head[1:].lstrip()[:1] in ("{", "[") or (head[1:2] != "" and head.rstrip().endswith("]"))
-    if not head.startswith("{") or head[1:].lstrip().startswith("'"):
+    if not head.startswith("{") or head[1:].lstrip()[:1] not in ('"', "}", ""):
         return False
     line, _, rest = head.partition("\n")
     return not line.rstrip().endswith("}") or not rest.strip() or '"log_history"' in line

@@ -14,7 +14,7 @@ _NAMED = re.compile(
     r"([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))(?![\w:])",
     re.IGNORECASE,
 )
-_WORDS = re.compile(r"[^a-z]+")
+_SEPARATORS = re.compile(r"[^a-z]+")
 _LOSS = {"loss", "losses", "nll", "xent", "logloss", "perplexity", "ppl"}
 _PERPLEXITY = {"perplexity", "ppl"}
 _HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
@@ -31,8 +31,8 @@ def losses_by_other_names(text: str) -> Iterator[Row]:
     """
     lines = [_NAMED.findall(line) for line in kept(lines_of(text))]
     counts = Counter(name.lower() for line in lines for name, _ in line)
-    of_training = _chosen([name for name in counts if _is_loss(name) and not _words(name) & _HELD_OUT], counts)
-    of_evaluation = _chosen([name for name in counts if _is_loss(name) and _words(name) & _HELD_OUT], counts)
+    of_training = _chosen([name for name in counts if _is_loss(name) and not _parts(name) & _HELD_OUT], counts)
+    of_evaluation = _chosen([name for name in counts if _is_loss(name) and _parts(name) & _HELD_OUT], counts)
     if not of_training and not of_evaluation and counts["train"] and counts["val"]:
         of_training, of_evaluation = "train", "val"
     for line in lines:
@@ -47,24 +47,24 @@ def losses_by_other_names(text: str) -> Iterator[Row]:
             yield row
 
 
-def _words(name: str) -> set[str]:
-    return set(_WORDS.split(name))
+def _parts(name: str) -> set[str]:
+    return set(_SEPARATORS.split(name))
 
 
 def _is_loss(name: str) -> bool:
-    words = _words(name)
-    return bool(words & _LOSS) and not words & _ADVERSARIAL
+    parts = _parts(name)
+    return bool(parts & _LOSS) and not parts & _ADVERSARIAL
 
 
 def _chosen(names: list[str], counts: Counter[str]) -> str:
     """The name to read; empty if there is none. Names are in the order of their first lines."""
     return max(
-        names, key=lambda name: (not _words(name) & _PERPLEXITY, bool(_words(name) & _WHOLE), counts[name]), default=""
+        names, key=lambda name: (not _parts(name) & _PERPLEXITY, bool(_parts(name) & _WHOLE), counts[name]), default=""
     )
 
 
 def _loss(name: str, value: str) -> float | str:
     found = number(value)
-    if not _words(name) & _PERPLEXITY or found is None or not found > 0:
+    if not _parts(name) & _PERPLEXITY or found is None or not found > 0:
         return value
     return math.log(found)

@@ -12,7 +12,6 @@ from lrsweep.analysis.log_readers.rows import Row, column, name
 from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
-
 # What TensorBoard's page exports of one curve. The curve's name is in the file's name only.
 _TENSORBOARD = "Wall time,Step,Value"
 
@@ -29,7 +28,7 @@ def is_table(text: str) -> bool:
     if separator == "," and re.search(r"\d:\d\d,\d{3}", head):
         return False  # the comma is part of a time
     cells = (_split(cell.strip(' "'))[1] or "" for cell in head.split(separator))
-    return any(name(cell).endswith("loss") for cell in cells)
+    return any(map(_is_loss, cells))
 
 
 def _separator(head: str) -> str:
@@ -61,9 +60,7 @@ def _runs(text: str) -> dict[str, list[Row]]:
     columns = [_split(column) for column in header]
     every = -(-len(lines) // MOST_STEPS) or 1
     kept = [line for at, line in enumerate(lines[1:], 1) if at % every == 0 or at == len(lines) - 1]
-    runs: dict[str, list[Row]] = {
-        run: [] for run, measure in columns if measure is not None and name(measure).endswith("loss")
-    }
+    runs: dict[str, list[Row]] = {run: [] for run, measure in columns if measure is not None and _is_loss(measure)}
     for values in csv.reader(kept, delimiter=separator):
         cells = [
             (run, measure, value)
@@ -98,6 +95,11 @@ def _without_filler(rows: list[Row]) -> list[Row]:
         {key: value for key, value in row.items() if key not in keys or key in here}
         for row, keys, here in zip(rows, losses, filled, strict=True)
     ]
+
+
+def _is_loss(measure: str) -> bool:
+    """Whether a column is a loss, such as `val_loss` or `train_loss_batch`."""
+    return name(measure).endswith("loss") or re.fullmatch(r"\w+_loss_\w+", measure) is not None
 
 
 def _split(column: str) -> tuple[str, str | None]:

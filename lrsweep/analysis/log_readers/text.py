@@ -128,8 +128,8 @@ def _without_other_parts(lines: Iterable[str]) -> list[str]:
     names = Counter(found[1].lower() for line in known for found in _PART.finditer(line))
     if len(names) < 2 or any(map(_WHOLE.fullmatch, names)):
         return known
-    kept = max(names, key=lambda name: names[name])
-    return [_PART.sub(lambda found: found[0] if found[1].lower() == kept else "", line) for line in known]
+    chosen = max(names, key=lambda name: names[name])
+    return [_PART.sub(lambda found: found[0] if found[1].lower() == chosen else "", line) for line in known]
 
 
 def assignments(text: str) -> list[Row]:
@@ -138,7 +138,10 @@ def assignments(text: str) -> list[Row]:
     totals: list[Row] = []
     both: list[Row] = []
     # Most lines of a long log have a loss by that name.
-    lines = (line if "loss" in line else _SETS.sub(r"step \1 train loss \2 val loss \3", line) for line in lines_of(text))
+    lines = (
+        line if "loss" in line or " | train " not in line else _SETS.sub(r"step \1 train loss \2 val loss \3", line)
+        for line in lines_of(text)
+    )
     for line in _without_other_parts(kept(line for line in _with_epochs(lines) if "loss" in line or "Loss" in line)):
         row: Row = {}
         has_total = False
@@ -213,7 +216,7 @@ def printed_tensors(text: str) -> Iterator[Row]:
 def aligned_columns(text: str) -> Iterator[Row]:
     """Yields the rows of a table of tabs or spaces with a header anywhere, as `epoch   Step     Loss`."""
     header: list[str] = []
-    for line in lines_of(text):
+    for line in lines_of(text) if re.search("loss", text, re.IGNORECASE) else ():
         cells = [cell.strip() for cell in re.split(r"\t|\s{2,}", line.strip())]
         if not any(map(_NUMBER.fullmatch, cells)):
             if any("loss" in cell.lower() for cell in cells):
@@ -226,7 +229,8 @@ def aligned_columns(text: str) -> Iterator[Row]:
 
 def bare_columns(text: str) -> Iterator[Row]:
     """Yields the rows of a table without a header: a step, a loss, and perhaps an eval loss."""
-    cells = [re.split(r"[,;\s]+", line.strip()) for line in lines_of(text) if line.strip()]
+    lines = kept(line for line in map(str.strip, lines_of(text)) if line)
+    cells = [re.split(r"[,;\s]+", line) for line in lines]
     known = [row for row in cells if 2 <= len(row) <= 3 and row[0].isdigit() and all(map(_NUMBER.fullmatch, row[1:]))]
     if len(known) >= 0.9 * len(cells) and all("." in row[1] for row in known if row[1].lower() not in ("nan", "inf")):
         yield from (dict(zip(("step", "loss", "eval_loss"), row, strict=False)) for row in known)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test coverage lint types wheel base interop chaos faults scale gpu gpu-smoke gpu-wheels clean
+.PHONY: sweep test coverage lint types wheel base interop chaos faults thorough scale gpu gpu-smoke gpu-wheels clean
 
 sweep: .venv/.installed ## install if need be, then run the default sweep
 	$(BIN)/python -m lrsweep +sweep=lora_lr
@@ -63,6 +63,9 @@ clean:
 
 chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
+
+thorough: .venv/.installed-test ## more cases of what the tests show (ten minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m thorough
 
 faults: .venv/.installed-test ## everything that can go wrong, the long way round (three hours)
 	$(BIN)/python -m pytest -m faults

@@ -151,7 +151,7 @@ def sweeps(draw: st.DrawFn) -> list[Trained]:
     return trials
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sweeps(), st.sampled_from(LADDER))
 def test_nothing_that_is_said_contradicts_the_rest(trials: list[Trained], prior: float) -> None:
     summary = summary_of(trials, 40, guess(prior))

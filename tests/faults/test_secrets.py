@@ -56,7 +56,9 @@ def test_of_the_environment_nothing_stays(tmp_path: Path) -> None:
     assert [secret for secret in IN_ENVIRONMENT.values() if secret in run.stdout + run.stderr] == []
 
 
-@pytest.mark.parametrize(("script", "code"), [(TRAINER, 0), (FAILING, 3)], ids=["trains", "fails"])
+@pytest.mark.parametrize(
+    ("script", "code"), [(TRAINER, 0), pytest.param(FAILING, 3, marks=pytest.mark.thorough)], ids=["trains", "fails"]
+)
 def test_of_a_trainers_command_nothing_stays(tmp_path: Path, script: str, code: int) -> None:
     token, key, known = IN_COMMAND
     (tmp_path / "work").mkdir()

@@ -52,7 +52,13 @@ def test_a_full_stdout(tmp_path: Path) -> None:
 _NOWHERE = {"HOME": "/proc/nowhere", "HF_HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
 
 
-@pytest.mark.parametrize("home", [{"LC_ALL": "C"}, _NOWHERE], ids=["no home, no locale", "none that can be written to"])
+@pytest.mark.parametrize(
+    "home",
+    [
+        pytest.param({"LC_ALL": "C"}, id="no home, no locale", marks=pytest.mark.thorough),
+        pytest.param(_NOWHERE, id="none that can be written to"),
+    ],
+)
 def test_without_a_home(home: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "é🙂"
     folder.mkdir()

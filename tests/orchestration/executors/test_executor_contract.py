@@ -11,10 +11,11 @@ from tests.orchestration.executors.sweeps import check_complete, grid, start
 
 # Those that need a cluster's stand-ins take longer.
 OPTIONS = {"slurm": ["executor.cluster=local"], "ray": ["executor.workers=2"]}
+MARKS = {"slurm": pytest.mark.scale, "ray": pytest.mark.scale, "inline": pytest.mark.thorough}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.scale) if name in OPTIONS else name for name in EXECUTORS]
+    "name", [pytest.param(name, marks=MARKS[name]) if name in MARKS else name for name in EXECUTORS]
 )
 def test_an_interrupted_sweep_is_resumed_to_its_end(name: str, tmp_path: Path) -> None:
     if name == "ray":

@@ -136,7 +136,9 @@ def adapters(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-@pytest.mark.parametrize("stop_at", [2, 4, 7])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(2, marks=pytest.mark.thorough), 4, pytest.param(7, marks=pytest.mark.thorough)]
+)
 def test_a_trial_goes_on_to_the_bit(tmp_path: Path, engine: str, stop_at: int) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     one = ENGINES[engine]()  # which measures once how many trials a pass takes

@@ -64,7 +64,7 @@ clean:
 chaos: .venv/.installed-test ## 200 kills at random points of sweeps (an hour)
 	$(BIN)/python benchmarks/chaos.py
 
-thorough: .venv/.installed-test ## more cases of what the tests show (ten minutes)
+thorough: .venv/.installed-test ## more cases of what the tests show (three minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m thorough
 
 faults: .venv/.installed-test ## everything that can go wrong, the long way round (three hours)

@@ -1,7 +1,8 @@
 """Measures how long commands take before any training: `python benchmarks/startup.py`, about five minutes.
 
 Each command runs in a new process, in random order, and is compared with a bare import of the library that it cannot do
-without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for a log of 100 MB, Python's own reading of JSON.
+without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for logs of 100 MB, Python's own reading of JSON and
+of lines.
 Then the default sweep is started, and stopped at its first optimizer step, and compared with a bare import of torch,
 transformers and peft. Seconds of CPU count, of all processes: they depend less on what else the machine does.
 `--before CHECKOUT` starts the default sweep of an earlier checkout in turn with this one's.
@@ -27,6 +28,7 @@ BARE = {
     "import hydra": ["-c", "import hydra"],
     "import numpy, yaml": ["-c", "import numpy, yaml"],
     "json.load of the 100 MB": ["-c", "import json; json.load(open('large.json'))"],
+    "the lines of the 100 MB": ["-c", "open('large.log').read().split('\\n')"],
     "import torch, transformers, peft": [
         "-c",
         "import torch, transformers, peft; peft.LoraConfig; transformers.Trainer",
@@ -42,6 +44,7 @@ COMMANDS = {
     "an error: optimizer.lr=-1": (["+sweep=lora_lr", "optimizer.lr=-1"], "import hydra"),
     "lrsweep diagnose metrics.jsonl": (["diagnose", "metrics.jsonl"], "import numpy, yaml"),
     "lrsweep diagnose large.json, 100 MB": (["diagnose", "large.json"], "json.load of the 100 MB"),
+    "lrsweep diagnose large.log, 100 MB of printed lines": (["diagnose", "large.log"], "the lines of the 100 MB"),
 }
 FIRST_STEP = "the default sweep, to its first step"
 BEFORE = f"{FIRST_STEP}, before"
@@ -55,6 +58,14 @@ def large_log() -> str:
         for step in range(1_000_000)
     )
     return json.dumps({"log_history": list(rows)})
+
+
+def printed_log() -> str:
+    """100 MB of what a loop prints."""
+    return "".join(
+        f"12:00:01 INFO step={step} train_loss={2 / (1 + step / 1e5):.4f} lr=1e-4 time 23ms tokens 1234\n"
+        for step in range(1_350_000)
+    )
 
 
 def cpu_seconds(arguments: Sequence[str], folder: str) -> float:
@@ -103,6 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "metrics.jsonl").write_text(LOG)
         (Path(folder) / "large.json").write_text(large_log())
+        (Path(folder) / "large.log").write_text(printed_log())
         for name in calls:
             cpu_seconds(calls[name], folder)  # fills the disk cache
         for repeat in range(arguments.repeats):

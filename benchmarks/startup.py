@@ -1,8 +1,8 @@
 """Measures how long commands take before any training: `python benchmarks/startup.py`, about five minutes.
 
 Each command runs in a new process, in random order, and is compared with a bare import of the library that it cannot do
-without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for logs of 100 MB, Python's own reading of JSON and
-of lines.
+without: Hydra for the config, NumPy and PyYAML for a diagnosis, and for logs of 100 MB, Python's own reading of JSON
+and of lines.
 Then the default sweep is started, and stopped at its first optimizer step, and compared with a bare import of torch,
 transformers and peft. Seconds of CPU count, of all processes: they depend less on what else the machine does.
 `--before CHECKOUT` starts the default sweep of an earlier checkout in turn with this one's.

@@ -437,7 +437,7 @@ def test_a_perplexity_alone_is_read_as_a_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "we test 12 models\n"]
+    "text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "train: 0.8, val: 0.2\n" * 2]
 )
 def test_what_is_no_loss_is_none_under_any_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_text(text)

@@ -156,17 +156,17 @@ def breaks(curve: Curve) -> Diagnosis | None:
     values = losses.values
     if len(values) < _MANY or values.min() <= 0 or evaluations_fall(curve):
         return None
-    # From here on nothing is as low as this: of the last part of the run, the lowest.
+    # The lowest loss from each point on.
     lowest_to_come = np.minimum.accumulate(values[::-1])[::-1]
     for at in range(1, len(values) - len(values) // 4):
         before = values[max(at - 5, 0) : at]
         # Above next to nothing, all is far.
         level = max(float(np.median(before)), 0.2 * float(values[0]))
         highest = float(values[at : at + 3].max())
-        # Where one point is all there was, everything is far above it, for good.
+        # A few first points are hardly a level, so what is above them has to be far above.
         bound = 1.5 if at > 3 else EXPLODED
         if highest > EXPLODED * level and lowest_to_come[at] > bound * max(level, float(before.max())):
-            step, last = float(losses.steps[at]), float(np.median(values[-len(values) // 8 :]))
+            step, last = float(losses.steps[at]), float(np.median(values[-(len(values) // 8) :]))
             reason = (
                 f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and is {last:.4g} at the end: "
                 "it never comes back"

@@ -119,7 +119,10 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         # A row or two may stand beside the log that is meant: the last evaluation under a table.
         if len(found) >= 3:
             break
-    return {"": found or list(other_names.losses_by_other_names(content))}, {}
+    if not found:
+        found = list(other_names.losses_by_other_names(content))
+        found = found if len(found) >= 3 else []  # a line or two may say how the rows were split
+    return {"": found}, {}
 
 
 def _has_loss(row: Row) -> bool:

@@ -39,9 +39,9 @@ class PassSizes:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        # From the one that counts more to the one that counts less; without a home, the cache's path is a relative one.
-        cache = platformdirs.user_cache_path("lrsweep") / "pass_sizes.json"
         self._file = file
+        cache = platformdirs.user_cache_path("lrsweep") / "pass_sizes.json"
+        # Without a home, the path is a relative one.
         self._cache = cache if file is not None and cache.is_absolute() else None
         self._best: dict[str, int] = {}
         # How many trials were active at the measurement.

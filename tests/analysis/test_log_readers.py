@@ -419,6 +419,11 @@ def test_short_names_of_a_training_and_a_validation_loss_are_read(tmp_path: Path
         ("[LightGBM] [{s}]\ttraining's multi_logloss: {a}", False),
         ("Epoch {s}/1000 | train: {a} (1.3238 bpd) | val: {b} (1.2658 bpd) | z_mean: 0.001", True),
         ("Iter[{s}]/[120] mace: 31.01 loss sum: {a} loss unsuper: 1.7513 lr=0.00027823", False),
+        ("epoch {s} nll {a} best nll 0.1", False),
+        ("best_nll 0.1 | nll {a}.", False),
+        ("nll_weight: 1.0 nll: {a}", False),
+        ("step {s} | train {a} | val {b} | best val loss 1.2", True),
+        ("step {s}: train perplexity: 1.0 nll: {a} val nll: {b}", True),
         ("[iter {s}] d_adv_loss: 3.1856  f_slf_loss: {a}  f_adv_loss: 1.3287", False),
     ],
 )
@@ -436,18 +441,67 @@ def test_a_perplexity_alone_is_read_as_a_loss(tmp_path: Path) -> None:
     assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS], abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "text", ["d_loss: 66.7, g_loss: 0.0\n" * 9, "train: yes\nval: no\n" * 9, "train: 0.8, val: 0.2\n" * 2]
+NO_LOSSES = (
+    "d_loss: 66.7, g_loss: 0.0\n" * 9,
+    "train: yes\nval: no\n" * 9,
+    "train: 0.8, val: 0.2\n" * 2,
+    "acc 0.5 loss_scale: 128\n" * 9,
+    "fold 1 train: 4500 | val: 500\n" * 9,
+    "acc train: 0.9 | val: 0.8\n" * 9,
+    "took train: 12.3 s, val: 1.3 s\n" * 9,
+    "no_loss: 3\n" * 9,
+    "train nan\nval nan\n" * 9,
+    "We train 100 models and val 20.\n" * 9,
+    "nll: 2.9nats\n" * 9,
+    "best nll 1.2\n" * 9,
 )
+
+
+@pytest.mark.parametrize("text", NO_LOSSES)
 def test_what_is_no_loss_is_none_under_any_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "log").write_text(text)
     with pytest.raises(InputError, match="holds no losses"):
         read(tmp_path / "log")
 
 
+def test_perplexities_of_training_and_of_evaluations_are_told_apart(tmp_path: Path) -> None:
+    a, b = (600, 200, 100, 60, 30, 15, 8, 5), (620, 260, 180, 150, 140, 160, 190, 230)
+    lines = [
+        f"Epoch: {i} Train Perplexity: {x:.3f}\nEpoch: {i} Valid Perplexity: {y:.3f}"
+        for i, (x, y) in enumerate(zip(a, b, strict=True), 1)
+    ]
+    (tmp_path / "log").write_text("\n".join(lines))
+    found = read(tmp_path / "log")
+    assert found.loss.values == pytest.approx(np.log(a))
+    assert found.eval_loss.values == pytest.approx(np.log(b))
+    assert diagnose(found).label == "overfitting"
+    (tmp_path / "log").write_text("\n".join(f"step {i} ppl {45231.2 - i:,}" for i in range(9)))
+    assert read(tmp_path / "log").loss.values == pytest.approx(np.log(45231.2 - np.arange(9)))
+
+
+def test_steps_beside_losses_of_other_names_are_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("\n".join(f"step {50_000 + s}: xent {falling(s)}" for s in STEPS))
+    found = read(tmp_path / "log")
+    assert list(found.loss.steps) == [50_000 + s for s in STEPS]
+    assert not found.begins
+
+
 def test_thousands_with_a_comma_are_one_number(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"loss: {loss}, x: 4\n" for loss in ("8.30", "113.17", "1,703.49", "9,1")))
     assert list(read(tmp_path / "log").loss.values) == [8.30, 113.17, 1703.49, 9.0]
+
+
+def test_a_semicolon_in_a_header_with_commas_is_no_separator(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("\n".join(["step,loss,notes (a;b)", *(f"{s},{falling(s)},x" for s in STEPS)]))
+    assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS])
+    lines = ["Training with Adam; logging train_loss", *(f"step {s} loss {falling(s)}" for s in STEPS)]
+    (tmp_path / "log").write_text("\n".join(lines))
+    assert read(tmp_path / "log").loss.values == pytest.approx([falling(s) for s in STEPS])
+
+
+def test_large_numbers_of_a_table_with_semicolons_are_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("step;loss\n1;2,5\n2;1.204,1\n3;12.440.000,2\n4;1,234.5\n5;7.25\n")
+    assert list(read(tmp_path / "log").loss.values) == [2.5, 1204.1, 12440000.2, 1234.5, 7.25]
 
 
 @pytest.mark.parametrize("point", [".", ","])
@@ -465,6 +519,25 @@ def test_a_curve_that_tensorboards_page_exports_is_read(tmp_path: Path) -> None:
     found = read(tmp_path / "log")
     assert found.loss.values == pytest.approx([falling(s) for s in STEPS])
     assert list(found.loss.steps) == list(STEPS)
+
+
+def test_the_tag_in_tensorboards_name_says_what_the_curve_is(tmp_path: Path) -> None:
+    table = "\n".join(['"Wall time","Step","Value"', *(f"1688704569.35,{s},{falling(s)}" for s in STEPS), "1,1"])
+    names = {"train_loss": (12, 0), "loss": (12, 0), "eval_loss": (0, 12)}
+    for tag, (losses, evaluations) in names.items():
+        (tmp_path / f"run-x-tag-{tag}.csv").write_text(table)
+        found = read(tmp_path / f"run-x-tag-{tag}.csv")
+        assert (len(found.loss), len(found.eval_loss)) == (losses, evaluations), tag
+    for tag in ("train_grad_norm", "train_epoch", "learning_rate", "eval_accuracy"):
+        (tmp_path / f"run-x-tag-{tag}.csv").write_text(table)
+        with pytest.raises(InputError, match="holds no losses"):
+            read(tmp_path / f"run-x-tag-{tag}.csv")
+
+
+def test_a_third_column_that_is_no_eval_loss_is_left_out(tmp_path: Path) -> None:
+    for header, evaluations in (("step,nll,ppl", 0), ("step,nll,val_nll", 12)):
+        (tmp_path / "log").write_text("\n".join([header, *(f"{s},{falling(s)},9.5" for s in STEPS)]))
+        assert len(read(tmp_path / "log").eval_loss) == evaluations, header
 
 
 def test_a_column_with_a_longer_name_is_a_loss(tmp_path: Path) -> None:

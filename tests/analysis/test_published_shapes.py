@@ -648,15 +648,15 @@ def test_a_loss_that_never_leaves_that_of_a_guess_is_not_called_healthy() -> Non
 
 def test_a_loss_that_breaks_and_never_comes_back_is_a_divergence_whatever_its_rate() -> None:
     """The log says no learning rate, so a rise alone says nothing."""
-    losses = [30 + 70 * math.exp(-i / 30) for i in range(120)]
+    losses = [30 + 3 * math.exp(-i / 30) for i in range(120)]
     broken = [*losses, *(62 + 134 * math.exp(-i / 6) for i in range(60))]
     assert diagnose(training(broken)).label == "diverged"
     assert diagnose(training([*losses, *(31 + 134 * math.exp(-i / 6) for i in range(60))])).label != "diverged"
-    # What was known by heart is no level: new rows cost more, and are learned as well.
-    rows = [1.7 * math.exp(-i / 20) for i in range(100)]
-    assert diagnose(training([*rows, *(0.12 + 3 * math.exp(-i / 6) for i in range(60))])).label != "diverged"
     at_once = [7.9, *(45 + 8 * math.sin(i) for i in range(48))]
     assert diagnose(training(at_once)).label == "diverged"
+    # New rows, or a new part of the loss: it jumps as well, and then falls.
+    stages = [2.0, 1.44, 1.06, 0.81, 0.64, 0.53, 0.45, 0.4, 0.37, 0.35]
+    assert diagnose(training([*stages, *(0.8 + 0.8 * math.exp(-i / 3) for i in range(10))])).label != "diverged"
 
 
 def test_losses_that_end_one_far_above_the_other_run_away() -> None:
@@ -692,6 +692,16 @@ def test_a_training_loss_that_only_seems_to_fall_is_no_overfitting() -> None:
     assert diagnose(curve(rows)).label != "overfitting"
     falling = [{**row, "loss": 0.1 * math.exp(-row["step"] / 20)} for row in rows]
     assert diagnose(curve(falling)).label == "overfitting"
+
+
+def test_noise_of_the_training_loss_does_not_hide_overfitting() -> None:
+    labels = []
+    for seed in range(25):
+        noise = np.random.default_rng(seed).normal(0, 0.15, 200)
+        rows = [{"step": i, "loss": 2.0 - 0.007 * min(i, 100) - 0.001 * max(i - 100, 0) + noise[i]} for i in range(200)]
+        rows += [{"step": i, "eval_loss": 1.25 + 0.35 * (1 - i / 100) ** 2} for i in range(0, 200, 10)]
+        labels.append(diagnose(curve(rows)).label)
+    assert labels.count("overfitting") >= 20
 
 
 def test_both_losses_rising_is_no_overfitting_however_dense_the_evaluations() -> None:

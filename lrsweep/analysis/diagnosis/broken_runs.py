@@ -151,26 +151,24 @@ def jumps(curve: Curve) -> Diagnosis | None:
 
 
 def breaks(curve: Curve) -> Diagnosis | None:
-    """Diverged: within a step or a few the loss jumps far above all that was, and it never comes back near it."""
+    """Diverged: within a step or a few the loss jumps far above all that was, and ends above its start."""
     losses = curve.loss.finite()
     values = losses.values
     if len(values) < _MANY or values.min() <= 0 or evaluations_fall(curve):
         return None
+    last = float(np.median(values[-(len(values) // 8) :]))
     # The lowest loss from each point on.
     lowest_to_come = np.minimum.accumulate(values[::-1])[::-1]
     for at in range(1, len(values) - len(values) // 4):
         before = values[max(at - 5, 0) : at]
-        # Above next to nothing, all is far.
-        level = max(float(np.median(before)), 0.2 * float(values[0]))
+        level = float(np.median(before))
         highest = float(values[at : at + 3].max())
         # A few first points are hardly a level, so what is above them has to be far above.
         bound = 1.5 if at > 3 else EXPLODED
-        if highest > EXPLODED * level and lowest_to_come[at] > bound * max(level, float(before.max())):
-            step, last = float(losses.steps[at]), float(np.median(values[-(len(values) // 8) :]))
-            reason = (
-                f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and is {last:.4g} at the end: "
-                "it never comes back"
-            )
+        # A loss with a new part, or on new rows, jumps as well, and then falls.
+        if highest > EXPLODED * level and lowest_to_come[at] > bound * float(before.max()) and last > 1.5 * values[0]:
+            step = float(losses.steps[at])
+            reason = f"loss jumps from {level:.4g} to {highest:.4g} at {curve.place(step)}, and ends at {last:.4g}"
             evidence: Evidence = {"first": level, "highest": highest, "last": last, "step": step, "reason": reason}
             return Diagnosis("diverged", evidence, remedies.lower_lr(curve))
     return None

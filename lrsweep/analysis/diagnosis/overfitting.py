@@ -10,8 +10,8 @@ from lrsweep.analysis.diagnosis.smoothing import DENSE, ERRORS, FEWEST_EVALS
 from lrsweep.analysis.diagnosis.trend import ascending, eval_trend, relative_noise, rises_beyond_noise, trend
 
 Evidence = dict[str, float | str]
-# A training loss that falls by more than this share does so whatever its noise.
-_NO_FALL = 0.1
+# A training loss that has not fallen by this share, from its start, has hardly fallen.
+_NO_FALL = 0.05
 # From this many evaluations on, their scatter says how much is noise.
 _SEVERAL = 8
 
@@ -123,9 +123,10 @@ def _training_falls(curve: Curve, since: float, low: float, by: float = 0.02) ->
     if found is not None and len(before) < len(losses) // 20:
         # Of dense evaluations the lowest level is that of many steps, and so is the training loss beside it.
         here = min(here, float(np.interp(since, found.smoothed.steps, found.smoothed.values)))
-    # Two deviations of the difference of two medians.
-    noise = 2 * 1.25 * math.sqrt(2) * relative_noise(losses) / math.sqrt(max(len(after) // 4, 1))
-    return end < (1 - max(by, min(noise, _NO_FALL))) * here
+    if found is not None and found.fall < _NO_FALL:
+        # It has hardly fallen from the start, so it must fall by two deviations of the difference of two medians.
+        by = max(by, 2 * 1.25 * math.sqrt(2) * relative_noise(losses) / math.sqrt(max(len(after) // 4, 1)))
+    return end < (1 - by) * here
 
 
 def _by_heart(curve: Curve) -> bool:

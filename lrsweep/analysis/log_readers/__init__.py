@@ -99,7 +99,9 @@ def _raw_rows(path: Path) -> tuple[Mapping[str, Iterable[Row]], Mapping[str, Any
         rows, arguments = documents.document(path, content)
         return {"": rows}, arguments
     if tables.is_table(content):
-        return tables.table_runs(path, content), {}
+        runs = tables.table_runs(path, content)
+        if any(_has_loss(row) for rows in runs.values() for row in rows):
+            return runs, {}
     if content.lstrip().startswith(('{"', '{ "', "{}")):
         return {"": text.json_lines(path, content)}, {}
     content = text.costs_as_losses(content)

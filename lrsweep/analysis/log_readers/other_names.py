@@ -5,23 +5,32 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from lrsweep.analysis.log_readers.rows import Row, number
+from lrsweep.analysis.log_readers.rows import Row
 from lrsweep.analysis.log_readers.text import kept, lines_of
 
-# A name, and the number after it.
+# A number that nothing follows which would make it another: no unit, no second colon of a time, no share.
+_NUMBER = r"([-+]?(?>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))(?!\w|%|:\d)"
+# A name, with the rows that it is of before it, and the number after it.
 _NAMED = re.compile(
-    r"(?<![\w.])([a-z][\w'-]{0,30}(?: (?:loss|sum|rate|total))?)(?:\s{0,3}[:=]\s{0,9}|\s{1,9})"
-    r"([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))(?![\w:])",
+    r"(?<![\w.-])((?:(?:train|training|val|valid|validation|eval|test|dev) )?[a-z][\w'-]{0,30}"
+    rf"(?: (?:loss|sum|rate|total))?)(?:\s{{0,3}}[:=]\s{{0,9}}|\s{{1,9}}){_NUMBER}",
     re.IGNORECASE,
 )
+# `train: 719.4 | val: 687.8`.
+_PAIR = re.compile(rf"\btrain\s?[:=]?\s{{0,9}}{_NUMBER}.{{0,99}}?\bval\s?[:=]?\s{{0,9}}{_NUMBER}", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[^a-z]+")
 _LOSS = {"loss", "losses", "nll", "xent", "logloss", "perplexity", "ppl"}
 _PERPLEXITY = {"perplexity", "ppl"}
 _HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 _WHOLE = {"total", "sum", "overall"}
+# What is named after a loss and is none, or that of another step.
+_NONE = {"scale", "weight", "weights", "coef", "rate", "factor", "ratio", "no", "packet", "best", "min", "lowest"}
 # Two networks against each other: that one loses is no sign of how well they learn.
 _ADVERSARIAL = {"d", "g", "gan", "adv", "disc", "discriminator", "gen", "generator", "critic"}
-_RATE = {"lr", "learning_rate"}
+_PLACES = {"step": "step", "iter": "step", "iteration": "step", "epoch": "epoch", "lr": "learning_rate"}
+_BEST = re.compile(r"\b(?:best|min|lowest)\b.{1,40}?\d[\d.]*", re.IGNORECASE)
+# A line with these has numbers of the rows that are no losses.
+_OTHER_MEASURES = re.compile(r"\b(?:acc|accuracy|f1|auc|score|took|time|fold|samples|rows|examples)\b", re.IGNORECASE)
 
 
 def losses_by_other_names(text: str) -> Iterator[Row]:
@@ -29,20 +38,24 @@ def losses_by_other_names(text: str) -> Iterator[Row]:
 
     A log of `train: 719.4 | val: 687.8` has the losses that it names by their rows only. Perplexities become losses.
     """
-    lines = [_NAMED.findall(line) for line in kept(lines_of(text))]
-    counts = Counter(name.lower() for line in lines for name, _ in line)
+    lines = [_BEST.sub("", line) for line in kept(lines_of(text))]
+    named = [[(name.lower(), value) for name, value in _NAMED.findall(line)] for line in lines]
+    counts = Counter(name for pairs in named for name, _ in pairs)
     of_training = _chosen([name for name in counts if _is_loss(name) and not _parts(name) & _HELD_OUT], counts)
     of_evaluation = _chosen([name for name in counts if _is_loss(name) and _parts(name) & _HELD_OUT], counts)
-    if not of_training and not of_evaluation and counts["train"] and counts["val"]:
-        of_training, of_evaluation = "train", "val"
-    for line in lines:
+    for line, pairs in zip(lines, named, strict=True):
         row: Row = {}
-        for given, value in line:
-            name = given.lower()
-            if name in (of_training, of_evaluation):
-                row["loss" if name == of_training else "eval_loss"] = _loss(name, value)
-            elif name in _RATE:
-                row["learning_rate"] = value
+        for name, value in pairs:
+            if name == of_training:
+                row.setdefault("loss", _loss(name, value))
+            elif name == of_evaluation:
+                row.setdefault("eval_loss", _loss(name, value))
+            elif name in _PLACES:
+                row.setdefault(_PLACES[name], value)
+        if not of_training and not of_evaluation and (pair := _PAIR.search(line)) and not _OTHER_MEASURES.search(line):
+            train, val = pair.groups()
+            if "." in train and "." in val:
+                row |= {"loss": train, "eval_loss": val}
         if "loss" in row or "eval_loss" in row:
             yield row
 
@@ -53,7 +66,7 @@ def _parts(name: str) -> set[str]:
 
 def _is_loss(name: str) -> bool:
     parts = _parts(name)
-    return bool(parts & _LOSS) and not parts & _ADVERSARIAL
+    return bool(parts & _LOSS) and not parts & (_NONE | _ADVERSARIAL)
 
 
 def _chosen(names: list[str], counts: Counter[str]) -> str:
@@ -63,8 +76,6 @@ def _chosen(names: list[str], counts: Counter[str]) -> str:
     )
 
 
-def _loss(name: str, value: str) -> float | str:
-    found = number(value)
-    if not _parts(name) & _PERPLEXITY or found is None or not found > 0:
-        return value
-    return math.log(found)
+def _loss(name: str, value: str) -> float:
+    found = float(value.replace(",", ""))
+    return math.log(found) if _parts(name) & _PERPLEXITY and found > 0 else found

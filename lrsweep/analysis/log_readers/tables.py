@@ -12,15 +12,20 @@ from lrsweep.analysis.log_readers.rows import Row, column, name
 from lrsweep.analysis.log_readers.text import MOST_STEPS
 from lrsweep.errors import InputError
 
-# What TensorBoard's page exports of one curve. The curve's name is in the file's name only.
-_TENSORBOARD = "Wall time,Step,Value"
+# What TensorBoard's page exports of one curve, whose name is in the file's name only: run-RUN-tag-train_loss.csv.
+_TENSORBOARD = ["Wall time", "Step", "Value"]
+_TAG = re.compile(r"-tag-(?:(?:train|training)_)?(.+)")
+# 1.204,5 and 1,204.5 and 0,5.
+_POINTS, _COMMAS, _COMMA = (
+    re.compile(pattern) for pattern in (r"-?\d{1,3}(?:\.\d{3})+,\d+", r"-?\d{1,3}(?:,\d{3})+\.\d+", r"-?\d+,\d+")
+)
 
 
 def is_table(text: str) -> bool:
     """Returns whether the first line is a header of a CSV table with a loss in it."""
     head = text.lstrip().split("\n", 1)[0]
     # A run's name may have digits in it, but no header says "loss 1.25".
-    if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")) or head.strip() == _TENSORBOARD:
+    if {"metric", "step", "value"} <= set(head.replace('"', "").strip().split(",")) or _of_tensorboard(head):
         return True
     separator = _separator(head)
     if separator not in head or re.search(r"[{}]|loss\W+\d", head.lower()):
@@ -32,7 +37,11 @@ def is_table(text: str) -> bool:
 
 
 def _separator(head: str) -> str:
-    return next((mark for mark in "\t;" if mark in head), ",")
+    return next((mark for mark in "\t,;" if mark in head), ",")
+
+
+def _of_tensorboard(head: str) -> bool:
+    return [cell.strip(' "') for cell in head.strip().split(",")] == _TENSORBOARD
 
 
 def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
@@ -42,26 +51,27 @@ def table_runs(path: Path, text: str) -> dict[str, list[Row]]:
         InputError: It is no CSV.
     """
     try:
-        return _runs(text)
+        return _runs(path, text)
     except csv.Error as fault:
         raise InputError(f"{path}: not CSV: {fault}") from None
 
 
-def _runs(text: str) -> dict[str, list[Row]]:
+def _runs(path: Path, text: str) -> dict[str, list[Row]]:
     lines = text.lstrip().splitlines()
     separator = _separator(lines[0])
-    if separator == ";":
-        lines = [re.sub(r"(?<=\d),(?=\d)", ".", line) for line in lines]  # where the decimal point is a comma
     header = next(csv.reader(lines[:1], delimiter=separator))
-    if lines[0].strip() == _TENSORBOARD:
-        return {"": [{"step": row["Step"], "loss": row["Value"]} for row in csv.DictReader(lines)]}
+    if _of_tensorboard(lines[0]):
+        tag = _TAG.search(path.stem)
+        measure = "loss" if tag is None else tag[1]
+        return {"": [{"step": row["Step"], measure: row["Value"]} for row in csv.DictReader(lines) if row["Value"]]}
     if {"metric", "step", "value"} <= set(header):
         return _long(csv.DictReader(lines, delimiter=separator))
     columns = [_split(column) for column in header]
     every = -(-len(lines) // MOST_STEPS) or 1
     kept = [line for at, line in enumerate(lines[1:], 1) if at % every == 0 or at == len(lines) - 1]
     runs: dict[str, list[Row]] = {run: [] for run, measure in columns if measure is not None and _is_loss(measure)}
-    for values in csv.reader(kept, delimiter=separator):
+    for given in csv.reader(kept, delimiter=separator):
+        values = given if separator != ";" else list(map(_with_a_point, given))
         cells = [
             (run, measure, value)
             for (run, measure), value in zip(columns, values, strict=False)
@@ -95,6 +105,13 @@ def _without_filler(rows: list[Row]) -> list[Row]:
         {key: value for key, value in row.items() if key not in keys or key in here}
         for row, keys, here in zip(rows, losses, filled, strict=True)
     ]
+
+
+def _with_a_point(cell: str) -> str:
+    """A number as Python writes it; the cell as it is if it is none."""
+    if _POINTS.fullmatch(cell) or _COMMA.fullmatch(cell):
+        return cell.replace(".", "").replace(",", ".")
+    return cell.replace(",", "") if _COMMAS.fullmatch(cell) else cell
 
 
 def _is_loss(measure: str) -> bool:

@@ -11,7 +11,7 @@ from lrsweep.errors import InputError
 
 # Of a longer log only every k-th step is read: this many points show the same as a million. Rare rows are always read.
 MOST_STEPS = 20_000
-_RARE = re.compile("eval|val_|NaN|nan|Infinity|inf|null")
+_RARE = re.compile(r"eval|val_|NaN|\bnan\b|Infinity|\binf\b|null")
 _DICT = re.compile(r"\{[^{}]*\}")
 # A value is text, or a number, which may be wrapped as np.float64(1.2) or tensor(1.2).
 _PAIR = re.compile(
@@ -233,7 +233,10 @@ def bare_columns(text: str) -> Iterator[Row]:
     cells = [re.split(r"[,;\s]+", line) for line in lines]
     known = [row for row in cells if 2 <= len(row) <= 3 and row[0].isdigit() and all(map(_NUMBER.fullmatch, row[1:]))]
     if len(known) >= 0.9 * len(cells) and all("." in row[1] for row in known if row[1].lower() not in ("nan", "inf")):
-        yield from (dict(zip(("step", "loss", "eval_loss"), row, strict=False)) for row in known)
+        # If there are words above the columns after all, they say what the third is.
+        words = cells[0][2] if len(cells[0]) == 3 and cells[0] != known[0] else "val"
+        columns = 3 if re.match("val|eval|test|dev", words, re.IGNORECASE) else 2
+        yield from (dict(zip(("step", "loss", "eval_loss"), row[:columns], strict=False)) for row in known)
 
 
 def _every(lines: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 import torch
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from lrsweep import hardware
 from lrsweep.errors import StorageError
@@ -61,16 +62,20 @@ class PassSizes:
             active: Trials in the pack now.
             run: Does one pass of so many trials.
         """
-        if key not in self._active and (kept := self._kept(_digest(key))) is not None:
+        if key not in self._active and (kept := _read(self._file).get(_digest(key))) is not None:
             self._best[key], self._active[key] = kept
         if active > self._active.get(key, 1):
-            phase("measuring how many trials share a pass")
-            self._best[key] = _fastest(_candidates(active), run)
-            self._active[key] = active
-            self._write(self._file, key)
-            with contextlib.suppress(StorageError):  # the next sweep then measures again
-                self._write(self._cache, key)
-            phase(NONE)
+            # With another number of active trials another size may be fastest: an entry is of one number.
+            digest = _digest(f"{key} {active}")
+            remembered = _read(self._cache).get(digest)
+            if remembered is None:
+                phase("measuring how many trials share a pass")
+                remembered = _fastest(_candidates(active), run), active
+                phase(NONE)
+                with contextlib.suppress(StorageError):  # the next sweep then measures again
+                    _write(self._cache, digest, remembered)
+            self._best[key], self._active[key] = remembered
+            _write(self._file, _digest(key), remembered)
         return min(self.current(key), active)
 
     def take_over(self, key: str, size: int, active: int) -> None:
@@ -83,28 +88,28 @@ class PassSizes:
         self._best[key] = size // 2
         # What did not fit is not measured again in this sweep; in a later one there may be more memory.
         self._active[key] = 10**9
-        self._write(self._file, key)
+        _write(self._file, _digest(key), (self._best[key], self._active[key]))
         return size // 2
 
     def forget(self, key: str) -> None:
         """Has the size of this pack key measured anew: there is more memory for a pass."""
         self._best[key], self._active[key] = 1, 0
 
-    def _kept(self, digest: str) -> list[int] | None:
-        return _read(self._file).get(digest) or _read(self._cache).get(digest)
 
-    def _write(self, file: Path | None, key: str) -> None:
-        if file is not None:
-            found = {**_read(file), _digest(key): [self._best[key], self._active[key]]}
-            write_text(file, json.dumps(found))
+# A size and how many trials were active, by digest.
+_Sizes = TypeAdapter(dict[str, tuple[PositiveInt, PositiveInt]])
 
 
-def _read(file: Path | None) -> dict[str, list[int]]:
+def _read(file: Path | None) -> dict[str, tuple[int, int]]:
     try:
-        found = json.loads(file.read_text()) if file is not None else {}
-    except (OSError, ValueError):
+        return _Sizes.validate_json(file.read_bytes()) if file is not None else {}
+    except (OSError, ValidationError):
         return {}  # missing or damaged: measured again
-    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path | None, digest: str, measured: tuple[int, int]) -> None:
+    if file is not None:
+        write_text(file, json.dumps({**_read(file), digest: measured}))
 
 
 def _digest(key: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsweep.training.packing.pass_size import PassSizes
+from lrsweep.training.packing.pass_size import PassSizes, _digest
 
 
 class Passes:
@@ -75,6 +75,22 @@ def test_another_sweep_of_the_same_pack_need_not_measure(
     assert passes.done
 
 
+def test_a_sweep_that_is_run_again_has_the_same_sizes_whatever_ran_in_between(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = Passes(monkeypatch, each=0.02, trial=0.02)
+
+    def sizes(name: str) -> list[int]:
+        sweep = PassSizes(tmp_path / name / "pass_sizes.json")
+        return [sweep.fastest("key", active, passes) for active in (2, 5, 3)]
+
+    first = sizes("first")
+    passes.each, passes.trial = 0.0002, 0.2  # small passes are as fast now
+    PassSizes(tmp_path / "between" / "pass_sizes.json").fastest("key", 12, passes)
+    passes.done.clear()
+    assert (sizes("again"), passes.done) == (first, [])
+
+
 def test_what_ran_out_of_memory_is_remembered_in_its_sweep_only(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,12 +103,15 @@ def test_what_ran_out_of_memory_is_remembered_in_its_sweep_only(
     assert PassSizes(tmp_path / "second" / "pass_sizes.json").fastest("key", 8, passes) == 8
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{"])
+DAMAGED = ("", "[]", "{", *(f'{{"DIGEST": {entry}}}' for entry in ("3", "[8]", "[8, 8, 8]", '["a", 8]', "[0, 8]")))
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_or_unwritable_cache_is_measured_again(
     content: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.mkdir(parents=True)
-    cache.write_text(content)
+    cache.write_text(content.replace("DIGEST", _digest("key 8")))
     passes = Passes(monkeypatch, each=0.02, trial=0.0002)
     assert PassSizes(tmp_path / "sweep" / "pass_sizes.json").fastest("key", 8, passes) == 8
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")

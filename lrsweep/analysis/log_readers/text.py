@@ -233,9 +233,9 @@ def bare_columns(text: str) -> Iterator[Row]:
     cells = [re.split(r"[,;\s]+", line) for line in lines]
     known = [row for row in cells if 2 <= len(row) <= 3 and row[0].isdigit() and all(map(_NUMBER.fullmatch, row[1:]))]
     if len(known) >= 0.9 * len(cells) and all("." in row[1] for row in known if row[1].lower() not in ("nan", "inf")):
-        # If there are words above the columns after all, they say what the third is.
-        words = cells[0][2] if len(cells[0]) == 3 and cells[0] != known[0] else "val"
-        columns = 3 if re.match("val|eval|test|dev", words, re.IGNORECASE) else 2
+        # If there is a header after all, it says what the third is.
+        title = cells[0][2] if len(cells[0]) == 3 and cells[0] != known[0] else "val"
+        columns = 3 if re.match("val|eval|test|dev", title, re.IGNORECASE) else 2
         yield from (dict(zip(("step", "loss", "eval_loss"), row[:columns], strict=False)) for row in known)
 
 
